@@ -1,0 +1,60 @@
+# Functions that every room and test uses, so that flags stand in one place.
+
+add_library(espalier_flags INTERFACE)
+target_include_directories(espalier_flags INTERFACE ${PROJECT_SOURCE_DIR}/include)
+target_compile_options(espalier_flags INTERFACE
+  -Wall -Wextra -Wpedantic -Wshadow -Wnon-virtual-dtor -Woverloaded-virtual -Wcast-align=strict -Wundef)
+if(ESPALIER_WERROR)
+  target_compile_options(espalier_flags INTERFACE -Werror)
+endif()
+if(ESPALIER_SANITIZE)
+  target_compile_options(espalier_flags INTERFACE
+    -fsanitize=${ESPALIER_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
+  target_link_options(espalier_flags INTERFACE -fsanitize=${ESPALIER_SANITIZE})
+endif()
+
+# espalier_room(NAME SOURCES a.cpp ... ROOMS core ... LIBRARIES yaml-cpp ...)
+# One static library per room: espalier::NAME. ROOMS are public, LIBRARIES private unless in PUBLIC_LIBRARIES.
+function(espalier_room name)
+  cmake_parse_arguments(ROOM "" "" "SOURCES;ROOMS;LIBRARIES;PUBLIC_LIBRARIES" ${ARGN})
+  add_library(espalier_${name} STATIC ${ROOM_SOURCES})
+  add_library(espalier::${name} ALIAS espalier_${name})
+  set_target_properties(espalier_${name} PROPERTIES POSITION_INDEPENDENT_CODE ON)
+  target_link_libraries(espalier_${name} PUBLIC ${ROOM_PUBLIC_LIBRARIES})
+  foreach(room IN LISTS ROOM_ROOMS)
+    target_link_libraries(espalier_${name} PUBLIC espalier::${room})
+  endforeach()
+  target_link_libraries(espalier_${name} PUBLIC espalier_flags PRIVATE ${ROOM_LIBRARIES})
+endfunction()
+
+# espalier_test(NAME SOURCES ... ROOMS ... [RANKS 1 2 4] [LABELS ...] [TIMEOUT s] [LIBRARIES ...] [ENVIRONMENT ...])
+# Without RANKS: one process, gtest_main. With RANKS: the MPI test main of tests/support, run once per count;
+# 77 means skipped on every rank.
+function(espalier_test name)
+  cmake_parse_arguments(TEST "" "TIMEOUT" "SOURCES;ROOMS;RANKS;LABELS;LIBRARIES;ENVIRONMENT" ${ARGN})
+  if(NOT TEST_TIMEOUT)
+    set(TEST_TIMEOUT 120)
+  endif()
+  add_executable(${name} ${TEST_SOURCES})
+  foreach(room IN LISTS TEST_ROOMS)
+    target_link_libraries(${name} PRIVATE espalier::${room})
+  endforeach()
+  target_link_libraries(${name} PRIVATE espalier_flags ${TEST_LIBRARIES} GTest::gtest)
+  target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR}/tests)
+  set(environment "OMP_NUM_THREADS=1;${TEST_ENVIRONMENT}")
+  if(TEST_RANKS)
+    target_link_libraries(${name} PRIVATE espalier_mpi_test_main)
+    foreach(ranks IN LISTS TEST_RANKS)
+      add_test(NAME ${name}.np${ranks}
+        COMMAND ${MPIEXEC_EXECUTABLE} ${ESPALIER_MPIEXEC_FLAGS} ${MPIEXEC_NUMPROC_FLAG} ${ranks} $<TARGET_FILE:${name}>)
+      set_tests_properties(${name}.np${ranks} PROPERTIES
+        PROCESSORS ${ranks} TIMEOUT ${TEST_TIMEOUT} LABELS "mpi;${TEST_LABELS}" SKIP_RETURN_CODE 77
+        ENVIRONMENT "${environment};OMPI_ALLOW_RUN_AS_ROOT=1;OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1")
+    endforeach()
+  else()
+    target_link_libraries(${name} PRIVATE GTest::gtest_main)
+    add_test(NAME ${name} COMMAND ${name})
+    set_tests_properties(${name} PROPERTIES
+      TIMEOUT ${TEST_TIMEOUT} LABELS "unit;${TEST_LABELS}" ENVIRONMENT "${environment}")
+  endif()
+endfunction()

@@ -1,0 +1,42 @@
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "espalier/comm/communicator.h"
+#include "espalier/core/error.h"
+
+namespace espalier {
+
+/// The ranks as a grid of tensor x data: rank = data_index * tensor + tensor_index, so that the ranks of
+/// one tensor group are neighbours (and share a node wherever the launcher fills nodes in order).
+class ProcessGrid {
+ public:
+  /// Collective over `world`. Throws Error(unsuitable) naming the counts that would work unless
+  /// world.size() is a multiple of `tensor`.
+  ProcessGrid(Communicator& world, int tensor);
+
+  Communicator& world() const { return *world_; }
+  /// Ranks that share one replica of the model.
+  Communicator& tensor() const { return *tensor_; }
+  /// Ranks that hold the same shard for different data.
+  Communicator& data() const { return *data_; }
+
+  int tensor_index() const { return tensor_->rank(); }
+  int data_index() const { return data_->rank(); }
+  int tensor_size() const { return tensor_->size(); }
+  int data_size() const { return data_->size(); }
+  bool is_root() const { return world_->rank() == 0; }
+
+ private:
+  Communicator* world_;
+  std::unique_ptr<Communicator> tensor_;
+  std::unique_ptr<Communicator> data_;
+};
+
+/// Runs rank-local work, then agrees: if any rank threw, every rank throws the same Error (all ranks'
+/// distinct problems, each with its rank in `where`; the lowest code). Collective over `comm`.
+void together(Communicator& comm, const std::string& phase, const std::function<void()>& local_work);
+
+}  // namespace espalier

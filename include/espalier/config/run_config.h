@@ -1,0 +1,146 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "espalier/core/dtype.h"
+#include "espalier/core/error.h"
+
+namespace espalier {
+
+enum class DeviceChoice { automatic, cpu, cuda };
+enum class Objective { causal_lm, sft };
+enum class Combine { pooled, weighted_mean };
+enum class Criterion { taylor, taylor_gate, taylor_gate_sample, magnitude, random };
+enum class Normalization { gisp, param_mean, block_mean, block_l2, block_standardize, none };
+enum class Reduction { gradients, scores };
+enum class Accumulate { automatic, float32, float64, bfloat16 };
+enum class AttentionUnit { query_head, kv_group };
+enum class Ranking { global, global_by_kind, local };
+enum class Measure { structures, parameters, total_parameters };
+enum class ScheduleShape { linear, gisp, cosine, exponential, geometric };
+enum class Order { automatic, sample_major };
+enum class AttentionBackend { automatic, flash, math };
+enum class ExportFormat { exact, uniform };
+
+struct DomainConfig {
+  std::string name;
+  std::filesystem::path tokens;
+  std::optional<std::int64_t> sequences;  ///< absent = all rows
+  double weight = 1.0;
+  Objective objective = Objective::causal_lm;
+};
+
+struct CalibrationConfig {
+  std::vector<DomainConfig> domains;
+  Combine combine = Combine::pooled;
+  bool resample = false;
+  std::int64_t micro_batch_tokens = 8192;
+  std::int64_t seed = 0;
+};
+
+struct ImportanceConfig {
+  Criterion criterion = Criterion::taylor;
+  Normalization normalization = Normalization::gisp;
+  Reduction reduction = Reduction::gradients;
+  Accumulate accumulate = Accumulate::automatic;
+};
+
+struct ProtectConfig {
+  std::optional<std::int64_t> first_layers;  ///< absent ("auto") = int(0.1 * layers)
+  std::int64_t last_layers = 1;
+  std::vector<std::int64_t> layers;
+  std::int64_t min_heads = 1;
+  std::int64_t min_channels = 1;
+};
+
+struct PruneConfig {
+  bool attention = true;  ///< kinds contains attention
+  bool mlp = true;        ///< kinds contains mlp
+  AttentionUnit attention_unit = AttentionUnit::query_head;
+  Ranking ranking = Ranking::global;
+  std::optional<double> target;
+  Measure measure = Measure::structures;
+  std::int64_t iterations = 100;
+  ScheduleShape shape = ScheduleShape::linear;
+  double rate = 3.0;      ///< of shape exponential
+  ProtectConfig protect;
+};
+
+struct NamedTokens {
+  std::string name;
+  std::filesystem::path tokens;
+};
+
+struct EvaluationConfig {
+  std::int64_t every = 10;
+  std::vector<NamedTokens> perplexity;
+};
+
+struct ExportConfig {
+  ExportFormat format = ExportFormat::exact;
+  std::filesystem::path path;
+};
+
+/// The validated configuration: one value, resolved, with absolute paths.
+struct RunConfig {
+  std::filesystem::path source;  ///< the YAML file
+  std::filesystem::path model_path;
+  std::optional<DType> dtype;    ///< absent = as_stored
+  DeviceChoice device = DeviceChoice::automatic;
+  std::int64_t tensor = 1;
+  double rebalance = 1.10;
+  CalibrationConfig calibration;
+  ImportanceConfig importance;
+  PruneConfig prune;
+  Order order = Order::automatic;
+  AttentionBackend attention = AttentionBackend::automatic;
+  EvaluationConfig evaluation;
+  std::int64_t keep_last = 2;
+  std::int64_t keep_every = 10;
+  std::vector<ExportConfig> exports;
+
+  /// Where each resolved value came from: "default", "file:line", "--set", "environment".
+  std::map<std::string, std::string> origin;
+  /// Notes (numbered and printed; never an error).
+  std::vector<std::string> notes;
+};
+
+/// What the caller needs; decides which keys are required (`prune.target` for run).
+enum class ConfigUse { run, score, eval, print };
+
+/// Reads, overrides (--set a.b=c) and validates. Every problem at once, with line and column,
+/// Error(config); a file that is absent is missing_input. Hostile YAML (aliases, depth, size, duplicate
+/// keys) is refused before it is walked.
+RunConfig read_run_config(const std::filesystem::path& file, const std::vector<std::string>& overrides,
+                          ConfigUse use);
+
+/// The complete YAML that reproduces the configuration, every key written, paths absolute.
+std::string to_yaml(const RunConfig& config);
+
+/// One configuration key as the schema knows it.
+struct KeyInfo {
+  std::string key;           ///< "importance.criterion"
+  std::string type;          ///< "string", "integer", "number", "boolean", "list of ..."
+  std::string default_value; ///< as YAML; "(required)" where there is none
+  std::vector<std::string> values;  ///< permitted values of an enumeration
+  std::string meaning;       ///< one or two sentences, with the unit and the paper where one defines it
+  bool free_at_resume = false;      ///< may differ when a run is resumed
+};
+/// Every key, in the order of reference.yaml.
+const std::vector<KeyInfo>& config_keys();
+/// The text of configs/reference.yaml, generated from config_keys().
+std::string reference_yaml();
+
+/// Keys whose values differ and that are frozen at resume: key, old value, new value.
+struct ConfigDifference {
+  std::string key, before, after;
+};
+std::vector<ConfigDifference> frozen_differences(const RunConfig& before, const RunConfig& after);
+
+}  // namespace espalier

@@ -1,0 +1,81 @@
+#pragma once
+
+#include <exception>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace espalier {
+
+/// Process exit codes: the numbers of sysexits.h, so that a batch system can decide without reading
+/// logs. 75 is the only one that says "run the same command again and it continues".
+enum class ExitCode : int {
+  ok = 0,
+  usage = 64,          ///< the command line cannot be understood
+  bad_content = 65,    ///< an input was read and is wrong (NaN, shapes, truncation, hostile file)
+  missing_input = 66,  ///< a named input does not exist, or no valid checkpoint where one is required
+  unsuitable = 69,     ///< ranks, devices or memory do not suit the configuration
+  internal = 70,       ///< a bug in espalier
+  cannot_create = 73,  ///< an output exists already, or the run directory is in use
+  write_failed = 74,   ///< a write failed: disk full, quota, I/O error
+  stopped = 75,        ///< stopped on request after a commit; resumable
+  peer_lost = 76,      ///< another rank died or hangs
+  permission = 77,     ///< an input may not be read or an output may not be written
+  config = 78,         ///< the configuration is wrong, or a frozen key changed at resume
+};
+
+/// One thing that is wrong, in the project's message form: *what (why) do this*, with the values.
+struct Problem {
+  ExitCode code = ExitCode::internal;
+  std::string what;   ///< one sentence with the values
+  std::string why;    ///< the rule that was broken; may be empty
+  std::string remedy; ///< what to do; may be empty
+  std::string where;  ///< "file:line:column", "rank 1, phase save, ..."; may be empty
+
+  /// "where: what (why). remedy" in one line, leaving out what is empty.
+  std::string message() const;
+};
+
+/// The one exception type of the project. Carries every problem that was found, not only the first.
+class Error : public std::exception {
+ public:
+  Error(ExitCode code, std::string what, std::string why = {}, std::string remedy = {},
+        std::string where = {});
+  /// Precondition: `problems` is not empty. code() is the lowest code among them.
+  explicit Error(std::vector<Problem> problems);
+
+  ExitCode code() const noexcept { return code_; }
+  const std::vector<Problem>& problems() const noexcept { return problems_; }
+  const char* what() const noexcept override { return text_.c_str(); }
+
+ private:
+  ExitCode code_;
+  std::vector<Problem> problems_;
+  std::string text_;  // all messages, one a line
+};
+
+/// Collects problems so that a user sees all of them at once.
+class Problems {
+ public:
+  void add(Problem problem) { list_.push_back(std::move(problem)); }
+  void add(ExitCode code, std::string what, std::string why = {}, std::string remedy = {},
+           std::string where = {});
+  bool empty() const { return list_.empty(); }
+  const std::vector<Problem>& list() const { return list_; }
+  /// Throws Error with all collected problems, if there are any.
+  void throw_if_any() const;
+
+ private:
+  std::vector<Problem> list_;
+};
+
+/// Always-on check of our own logic; throws Error(ExitCode::internal) naming the place.
+void check_internal(bool condition, std::string_view what, const char* file, int line);
+
+/// The candidate nearest to `word` by edit distance, or "" when none is near enough to be meant.
+std::string nearest_name(std::string_view word, const std::vector<std::string>& candidates);
+
+}  // namespace espalier
+
+#define ESPALIER_CHECK(condition, what) \
+  ::espalier::check_internal(static_cast<bool>(condition), (what), __FILE__, __LINE__)

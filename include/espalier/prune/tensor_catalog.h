@@ -1,0 +1,66 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "espalier/config/model_config.h"
+#include "espalier/prune/widths.h"
+#include "espalier/store/tensor_layout.h"
+
+namespace espalier {
+
+/// What the entries along one axis of a tensor belong to.
+enum class AxisKind {
+  whole,       ///< never sliced (hidden size, norms, one head's norm)
+  query,       ///< query heads x head_dim
+  kv,          ///< KV heads x head_dim
+  channel,     ///< MLP channels
+  vocabulary,  ///< vocabulary rows (split over tensor ranks, never pruned)
+};
+
+/// The part a tensor plays in the decoder.
+enum class TensorRole {
+  embedding, final_norm, head,
+  attention_norm, q, k, v, o, q_bias, k_bias, v_bias, q_norm, k_norm,
+  mlp_norm, gate, up, down,
+};
+
+/// One tensor of the checkpoint under its Hugging Face name.
+struct TensorSpec {
+  std::string name;                ///< "model.layers.3.self_attn.q_proj.weight"
+  TensorRole role;
+  int layer = -1;                  ///< -1 outside the decoder layers
+  std::vector<std::int64_t> shape; ///< dense
+  std::array<AxisKind, 2> axes{AxisKind::whole, AxisKind::whole};  ///< second unused for vectors
+};
+
+/// Every tensor that the dense model needs, in checkpoint order. A tied model has no head.
+std::vector<TensorSpec> tensor_catalog(const ModelConfig& config);
+
+/// Rows and columns of one tensor; columns is all(1) for vectors.
+struct TensorSlice {
+  IndexRuns rows;
+  IndexRuns columns;
+};
+
+/// **The slicing rule.** The part of `spec`, *as held with widths `have`*, that belongs to `want`: the loader
+/// (have = the file's widths, want = the rank's shard), the live model (have = the shard before, want = the
+/// shard after) and the exporter (have = the file's, want = the plan's) all ask this one function.
+/// Vocabulary axes are taken by `want_vocabulary` relative to `have_vocabulary`. Pure.
+TensorSlice slice_of(const TensorSpec& spec, const ModelConfig& config, const ModelWidths& have,
+                     Range have_vocabulary, const ModelWidths& want, Range want_vocabulary);
+
+/// Shape of `spec` when only `widths` is left.
+std::vector<std::int64_t> shape_with(const TensorSpec& spec, const ModelConfig& config, const ModelWidths& widths);
+
+/// Parameters of the decoder layers (norms included), of the whole model, for the given widths.
+/// A tied head is counted once.
+struct ParameterCount {
+  std::int64_t decoder = 0;
+  std::int64_t total = 0;
+};
+ParameterCount count_parameters(const ModelConfig& config, const ModelWidths& widths);
+
+}  // namespace espalier

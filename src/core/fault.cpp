@@ -1,0 +1,228 @@
+#include "espalier/core/fault.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <csignal>
+#include <cstdint>
+#include <cstdlib>
+#include <optional>
+#include <set>
+#include <thread>
+
+#include <fmt/format.h>
+
+#include "espalier/core/error.h"
+#include "espalier/core/hash.h"
+
+namespace espalier::fault {
+namespace {
+
+struct Action {
+  enum class Kind { kill9, stop, raise, slow, nan, short_write, io_error, alloc_fail } kind;
+  int argument = 0;  // milliseconds, or errno
+};
+
+struct Spec {
+  std::string point;
+  std::optional<int> rank;
+  std::optional<int> iteration;
+  std::int64_t nth = 0;  // 0 = every hit
+  std::optional<std::int64_t> seed;
+  double probability = 1.0;
+  Action action{};
+  std::int64_t hits = 0;
+};
+
+struct State {
+  bool initialised = false;
+  int rank = 0;
+  int iteration = 0;
+  std::string text;
+  std::vector<Spec> specs;
+  std::string trace_file;
+  std::set<std::string, std::less<>> traced;
+};
+State& state() {
+  static State instance;
+  return instance;
+}
+
+const std::vector<std::pair<std::string, int>> kErrnos{
+    {"ENOSPC", ENOSPC}, {"EIO", EIO},       {"EDQUOT", EDQUOT}, {"EFBIG", EFBIG},
+    {"EACCES", EACCES}, {"EROFS", EROFS},   {"EEXIST", EEXIST}, {"ENOENT", ENOENT},
+};
+
+[[noreturn]] void usage(const std::string& what, const std::string& remedy) {
+  throw Error(ExitCode::usage, "ESPALIER_FAULT: " + what, {}, remedy);
+}
+
+std::vector<std::string> split(std::string_view text, char separator) {
+  std::vector<std::string> parts;
+  std::size_t begin = 0;
+  while (begin <= text.size()) {
+    const std::size_t end = std::min(text.find(separator, begin), text.size());
+    parts.emplace_back(text.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  return parts;
+}
+
+double number(const std::string& key, const std::string& text) {
+  char* end = nullptr;
+  const double value = std::strtod(text.c_str(), &end);
+  if (text.empty() || *end != '\0') usage(fmt::format("{}={} is not a number", key, text), {});
+  return value;
+}
+
+Action parse_action(const std::string& text) {
+  using Kind = Action::Kind;
+  static const std::vector<std::pair<std::string, Kind>> plain{
+      {"kill9", Kind::kill9}, {"stop", Kind::stop},
+      {"throw", Kind::raise}, {"nan", Kind::nan},
+      {"short-write", Kind::short_write}, {"alloc-fail", Kind::alloc_fail}};
+  for (const auto& [name, kind] : plain)
+    if (text == name) return {kind, 0};
+  if (text.starts_with("slow:")) return {Kind::slow, static_cast<int>(number("slow", text.substr(5)))};
+  if (text.starts_with("errno:"))
+    for (const auto& [name, value] : kErrnos)
+      if (text.substr(6) == name) return {Kind::io_error, value};
+  usage(fmt::format("unknown action '{}'", text),
+        "Actions: kill9, stop, throw, slow:MS, nan, short-write, errno:NAME, alloc-fail.");
+}
+
+void require_known_point(const std::string& name) {
+  std::vector<std::string> names;
+  for (const Point& point : points()) names.push_back(point.name);
+  if (std::find(names.begin(), names.end(), name) != names.end()) return;
+  const std::string near = nearest_name(name, names);
+  usage(fmt::format("unknown point '{}'", name),
+        near.empty() ? "espalier doctor --list-faults prints all points."
+                     : fmt::format("Did you mean '{}'?", near));
+}
+
+Spec parse_spec(const std::string& text) {
+  Spec spec;
+  bool has_action = false;
+  for (const std::string& field : split(text, ';')) {
+    const std::size_t equals = field.find('=');
+    if (equals == std::string::npos) usage(fmt::format("'{}' is not key=value", field), {});
+    const std::string key = field.substr(0, equals);
+    const std::string value = field.substr(equals + 1);
+    if (key == "point") spec.point = value;
+    else if (key == "rank") spec.rank = static_cast<int>(number(key, value));
+    else if (key == "iter") spec.iteration = static_cast<int>(number(key, value));
+    else if (key == "nth") spec.nth = static_cast<std::int64_t>(number(key, value));
+    else if (key == "seed") spec.seed = static_cast<std::int64_t>(number(key, value));
+    else if (key == "p") spec.probability = number(key, value);
+    else if (key == "action") {
+      spec.action = parse_action(value);
+      has_action = true;
+    } else usage(fmt::format("unknown key '{}'", key), "Keys: point, rank, iter, nth, seed, p, action.");
+  }
+  if (!has_action) usage(fmt::format("'{}' has no action", text), {});
+  require_known_point(spec.point);
+  return spec;
+}
+
+bool fires(Spec& spec, const State& s) {
+  if (spec.rank && *spec.rank != s.rank) return false;
+  if (spec.iteration && *spec.iteration != s.iteration) return false;
+  ++spec.hits;
+  if (spec.nth != 0 && spec.hits != spec.nth) return false;
+  if (spec.probability >= 1.0) return true;
+  const std::uint64_t words[] = {static_cast<std::uint64_t>(spec.seed.value_or(0)),
+                                 static_cast<std::uint64_t>(s.rank),
+                                 static_cast<std::uint64_t>(spec.hits)};
+  return counter_uniform(words) < spec.probability;
+}
+
+Outcome perform(const Spec& spec, const State& s) {
+  using Kind = Action::Kind;
+  switch (spec.action.kind) {
+    case Kind::kill9: ::raise(SIGKILL); break;
+    case Kind::stop: ::raise(SIGSTOP); break;
+    case Kind::raise:
+      throw Error(ExitCode::internal, fmt::format("fault injected at {}", spec.point), {}, {},
+                  fmt::format("rank {}", s.rank));
+    case Kind::slow:
+      std::this_thread::sleep_for(std::chrono::milliseconds(spec.action.argument));
+      break;
+    case Kind::nan: return {Effect::nan, 0};
+    case Kind::short_write: return {Effect::short_write, ENOSPC};
+    case Kind::io_error: return {Effect::io_error, spec.action.argument};
+    case Kind::alloc_fail: return {Effect::alloc_fail, ENOMEM};
+  }
+  return {};
+}
+
+void trace(State& s, std::string_view name) {
+  if (s.traced.contains(name)) return;
+  s.traced.emplace(name);
+  const int fd = ::open(s.trace_file.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+  if (fd < 0) return;
+  const std::string line = std::string(name) + "\n";
+  [[maybe_unused]] const ssize_t written = ::write(fd, line.data(), line.size());
+  ::close(fd);
+}
+
+}  // namespace
+
+void initialise(int rank) {
+  State& s = state();
+  s = State{};
+  s.initialised = true;
+  s.rank = rank;
+  if (const char* file = std::getenv("ESPALIER_FAULT_TRACE")) s.trace_file = file;
+  const char* text = std::getenv("ESPALIER_FAULT");
+  if (text == nullptr || *text == '\0') return;
+  s.text = text;
+  for (const std::string& part : split(s.text, '|')) s.specs.push_back(parse_spec(part));
+}
+
+bool armed() { return !state().specs.empty(); }
+std::string specification() { return state().text; }
+void set_iteration(int iteration) { state().iteration = iteration; }
+
+Outcome hit(std::string_view name) {
+  State& s = state();
+  if (!s.trace_file.empty()) [[unlikely]] trace(s, name);
+  if (s.specs.empty()) [[likely]] return {};
+  Outcome outcome;
+  for (Spec& spec : s.specs) {
+    if (spec.point != name || !fires(spec, s)) continue;
+    const Outcome now = perform(spec, s);
+    if (now.effect != Effect::none) outcome = now;
+  }
+  return outcome;
+}
+
+const std::vector<Point>& points() {
+  static const std::vector<Point> all = [] {
+    std::vector<Point> list;
+    for (const char* phase : {"load", "calibrate", "forward", "backward", "reduce", "rank", "slice",
+                              "evaluate", "save", "export", "resume"}) {
+      list.push_back({fmt::format("{}.enter", phase), fmt::format("at the start of phase {}", phase)});
+      list.push_back({fmt::format("{}.exit", phase), fmt::format("at the end of phase {}", phase)});
+    }
+    const std::vector<std::pair<const char*, const char*>> steps{
+        {"open", "before a file is created"},       {"write", "before bytes are written"},
+        {"flush", "before a file's last bytes are handed over"}, {"close", "before a file is closed"},
+        {"fsync", "before fsync of a file"},        {"pre_rename", "before the rename that publishes"},
+        {"post_rename", "after the rename that publishes"},
+        {"fsync_dir", "before fsync of a directory"}, {"unlink", "before a file or directory is removed"}};
+    for (const char* scope : {"save", "export"})
+      for (const auto& [step, meaning] : steps)
+        list.push_back({fmt::format("{}.{}", scope, step), fmt::format("{} ({})", meaning, scope)});
+    list.push_back({"save.readback", "before a saved file is read back and compared"});
+    list.push_back({"save.manifest", "before the manifest of a commit is written"});
+    std::sort(list.begin(), list.end(), [](const Point& a, const Point& b) { return a.name < b.name; });
+    return list;
+  }();
+  return all;
+}
+
+}  // namespace espalier::fault

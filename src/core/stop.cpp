@@ -1,0 +1,44 @@
+#include "espalier/core/stop.h"
+
+#include <csignal>
+#include <ctime>
+
+#include <atomic>
+#include <cstdint>
+
+namespace espalier::stop {
+namespace {
+
+std::atomic<int> count{0};
+std::atomic<std::int64_t> last_milliseconds{-1000};
+static_assert(std::atomic<std::int64_t>::is_always_lock_free && std::atomic<int>::is_always_lock_free,
+              "the handler may only touch lock-free atomics");
+
+void on_signal(int) {
+  timespec now{};
+  clock_gettime(CLOCK_MONOTONIC, &now);  // async-signal-safe
+  const std::int64_t milliseconds = now.tv_sec * 1000 + now.tv_nsec / 1000000;
+  const std::int64_t before = last_milliseconds.exchange(milliseconds);
+  if (milliseconds - before >= 2000) count.fetch_add(1);
+}
+
+}  // namespace
+
+void install_handlers() {
+  last_milliseconds = -1000000;
+  struct sigaction action {};
+  action.sa_handler = on_signal;
+  action.sa_flags = SA_RESTART;
+  sigemptyset(&action.sa_mask);
+  sigaction(SIGUSR1, &action, nullptr);
+  std::signal(SIGXFSZ, SIG_IGN);
+}
+
+int requests() { return count.load(); }
+void request() { count.fetch_add(1); }
+void reset() {
+  count = 0;
+  last_milliseconds = -1000000;
+}
+
+}  // namespace espalier::stop
