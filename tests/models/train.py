@@ -234,6 +234,7 @@ def save(model, tokenizer, splits, out, torch):
     if bad:
         raise SystemExit(f"train.py: not finite after training: {', '.join(bad)}")
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    (out / "model.safetensors").chmod(0o644)
     tokenizer.save(str(out / "tokenizer.json"))
     write_json(out / "config.json", model_config(SHAPE))
     write_json(out / "generation_config.json", {"eos_token_id": 0, "pad_token_id": 0, "do_sample": False})
