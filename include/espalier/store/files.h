@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <filesystem>
 #include <memory>
 #include <span>
@@ -34,7 +35,7 @@ void remove_tree(const std::filesystem::path& path, WriteScope scope);
 /// Throws Error(write_failed) unless the file system of `directory` has `needed` bytes free.
 void require_free_space(const std::filesystem::path& directory, std::uint64_t needed);
 
-/// SHA-256 of a file's bytes through mmap. `progress` (may be empty) is called with bytes done.
+/// SHA-256 of a file's bytes, read in blocks (a mapped file that shrinks would kill the process).
 std::string sha256_of_file(const std::filesystem::path& path);
 
 /// Copies a regular file (following links at the source, never at the target) and fsyncs.

@@ -1,0 +1,182 @@
+#include "espalier/store/files.h"
+
+#include <fcntl.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <vector>
+
+#include <fmt/format.h>
+
+#include "espalier/core/error.h"
+#include "espalier/core/hash.h"
+#include "posix.h"
+
+namespace espalier {
+namespace {
+
+using posix::Access;
+
+std::filesystem::path directory_of(const std::filesystem::path& path) {
+  return path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
+}
+
+/// A name beside `path` that no other process uses.
+std::filesystem::path temporary_beside(const std::filesystem::path& path) {
+  std::uint64_t number = 0;
+  if (::getrandom(&number, sizeof number, 0) != static_cast<ssize_t>(sizeof number))
+    posix::fail("getrandom", path, errno, Access::write);
+  return directory_of(path) / fmt::format(".{}.tmp-{:016x}", path.filename().string(), number);
+}
+
+void unlink_one(const std::filesystem::path& path, bool is_directory, WriteScope scope) {
+  posix::pass_or_fail(scope, "unlink", is_directory ? "rmdir" : "unlink", path);
+  const int result = is_directory ? ::rmdir(path.c_str()) : ::unlink(path.c_str());
+  if (result != 0 && errno != ENOENT)
+    posix::fail(is_directory ? "rmdir" : "unlink", path, errno, Access::write);
+}
+
+}  // namespace
+
+std::string read_file(const std::filesystem::path& path, std::size_t limit) {
+  limit = std::min(limit, SIZE_MAX / 4);  // so that limit + 1 below cannot wrap
+  const posix::Descriptor file = posix::open_regular(path);
+  const std::uint64_t size = posix::size_of_file(file, path);
+  if (size > limit)
+    throw Error(ExitCode::bad_content,
+                fmt::format("{} has {} bytes", posix::shown(path.string()), size),
+                fmt::format("at most {} are read here", limit));
+  // One byte more than the size tells a file that grew; files of /proc say 0 and are read by
+  // blocks.
+  std::string text(static_cast<std::size_t>(size) + 1, '\0');
+  std::size_t done = 0;
+  for (;;) {
+    const std::size_t got =
+        posix::read_at(file, path, done, std::as_writable_bytes(std::span(text).subspan(done)));
+    done += got;
+    if (done < text.size()) break;
+    if (done > limit)
+      throw Error(ExitCode::bad_content,
+                  fmt::format("{} grew while it was read", posix::shown(path.string())),
+                  fmt::format("at most {} bytes are read here", limit));
+    text.resize(std::min(text.size() * 2 + 4096, std::max(limit, text.size()) + 1));
+  }
+  text.resize(done);
+  return text;
+}
+
+void write_new_file(const std::filesystem::path& path, std::span<const std::byte> bytes,
+                    WriteScope scope) {
+  posix::OutputFile file(path, scope, bytes.size());
+  file.write(bytes);
+  file.finish();
+}
+
+void write_new_file(const std::filesystem::path& path, std::string_view text, WriteScope scope) {
+  write_new_file(path, std::as_bytes(std::span(text)), scope);
+}
+
+void replace_file(const std::filesystem::path& path, std::string_view text, WriteScope scope) {
+  const std::filesystem::path temporary = temporary_beside(path);
+  write_new_file(temporary, text, scope);
+  try {
+    posix::pass_or_fail(scope, "pre_rename", "rename", path);
+    if (::rename(temporary.c_str(), path.c_str()) != 0)
+      posix::fail("rename", path, errno, Access::write);
+  } catch (...) {
+    ::unlink(temporary.c_str());
+    throw;
+  }
+  posix::pass_or_fail(scope, "post_rename", "rename", path);
+  fsync_directory(directory_of(path), scope);
+}
+
+void fsync_directory(const std::filesystem::path& path, WriteScope scope) {
+  const posix::Descriptor directory{::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)};
+  if (directory.get() < 0) posix::fail("open", path, errno, Access::write);
+  posix::pass_or_fail(scope, "fsync_dir", "fsync", path);
+  // Some network file systems know no fsync of directories; their renames are synchronous.
+  if (::fsync(directory.get()) != 0 && errno != EINVAL && errno != ENOTSUP)
+    posix::fail("fsync", path, errno, Access::write);
+}
+
+void rename_path(const std::filesystem::path& from, const std::filesystem::path& to,
+                 WriteScope scope) {
+  posix::pass_or_fail(scope, "pre_rename", "rename", to);
+  if (::rename(from.c_str(), to.c_str()) != 0) {
+    const int number = errno;
+    struct stat info {};
+    posix::fail("rename", ::lstat(from.c_str(), &info) != 0 ? from : to, number, Access::write);
+  }
+  posix::pass_or_fail(scope, "post_rename", "rename", to);
+}
+
+void remove_tree(const std::filesystem::path& path, WriteScope scope) {
+  struct stat info {};
+  if (::lstat(path.c_str(), &info) != 0) {
+    if (errno == ENOENT) return;
+    posix::fail("lstat", path, errno, Access::write);
+  }
+  const bool is_directory = S_ISDIR(info.st_mode);
+  if (is_directory) {
+    std::error_code failure;
+    std::vector<std::filesystem::path> entries;
+    for (std::filesystem::directory_iterator at(path, failure), end; !failure && at != end;
+         at.increment(failure))
+      entries.push_back(at->path());
+    if (failure) posix::fail("readdir", path, failure.value(), Access::write);
+    std::sort(entries.begin(), entries.end());
+    for (const std::filesystem::path& entry : entries) remove_tree(entry, scope);
+  }
+  unlink_one(path, is_directory, scope);
+}
+
+void require_free_space(const std::filesystem::path& directory, std::uint64_t needed) {
+  struct statvfs info {};
+  if (::statvfs(directory.c_str(), &info) != 0)
+    posix::fail("statvfs", directory, errno, Access::write);
+  const std::uint64_t free = static_cast<std::uint64_t>(info.f_bavail) * info.f_frsize;
+  if (free >= needed) return;
+  throw Error(ExitCode::write_failed,
+              fmt::format("not enough space for {}: {} bytes are needed, {} bytes are free",
+                          posix::shown(directory.string()), needed, free),
+              "checked before writing", "Free space, or write elsewhere.");
+}
+
+std::string sha256_of_file(const std::filesystem::path& path) {
+  const posix::Descriptor file = posix::open_regular(path);
+  Sha256 hash;
+  std::vector<std::byte> block(std::size_t{1} << 20);
+  std::uint64_t offset = 0;
+  while (const std::size_t got = posix::read_at(file, path, offset, block)) {
+    hash.update(std::span(block).first(got));
+    offset += got;
+  }
+  return hash.hex();
+}
+
+void copy_file_checked(const std::filesystem::path& from, const std::filesystem::path& to,
+                       WriteScope scope) {
+  const posix::Descriptor source = posix::open_regular(from);
+  const std::uint64_t size = posix::size_of_file(source, from);
+  posix::OutputFile target(to, scope, size);
+  std::vector<std::byte> block(
+      static_cast<std::size_t>(std::min<std::uint64_t>(size + 1, posix::kBlock)));
+  std::uint64_t offset = 0;
+  while (const std::size_t got = posix::read_at(source, from, offset, block)) {
+    target.write(std::span(block).first(got));
+    offset += got;
+  }
+  if (offset != size)
+    throw Error(ExitCode::bad_content,
+                fmt::format("{} changed while it was copied", posix::shown(from.string())),
+                fmt::format("{} bytes at first, {} read", size, offset));
+  target.finish();
+}
+
+}  // namespace espalier

@@ -1,0 +1,97 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "espalier/core/fault.h"
+#include "espalier/core/hash.h"
+#include "espalier/store/files.h"
+
+/// System calls with the project's messages; shared by the files of this room only.
+namespace espalier::posix {
+
+/// Largest piece handed to one read or write call.
+inline constexpr std::size_t kBlock = std::size_t{16} << 20;
+
+/// Whether a failed call was about reading an input or writing an output: some errno values mean
+/// different things for the two.
+enum class Access { read, write };
+
+/// Throws Error for `call` on `path` that failed with `number`. `needed` (bytes, 0 = unknown) is
+/// put beside the free bytes when the disk is full.
+[[noreturn]] void fail(const char* call, const std::filesystem::path& path, int number,
+                       Access access, std::uint64_t needed = 0);
+
+/// Passes the fault point `<scope>.<step>`; returns the errno value to behave as, or 0. Scope
+/// `other` has no points.
+fault::Outcome pass(WriteScope scope, std::string_view step);
+/// As pass(), for calls that know no partial effect: every armed effect makes them fail.
+void pass_or_fail(WriteScope scope, std::string_view step, const char* call,
+                  const std::filesystem::path& path);
+
+/// `text` in single quotes, shortened and without control characters, for messages about hostile
+/// input.
+std::string shown(std::string_view text);
+
+/// Owns a file descriptor.
+class Descriptor {
+ public:
+  Descriptor() = default;
+  explicit Descriptor(int fd) : fd_(fd) {}
+  Descriptor(Descriptor&& other) noexcept : fd_(other.release()) {}
+  Descriptor& operator=(Descriptor&& other) noexcept;
+  ~Descriptor();
+  int get() const { return fd_; }
+  int release();
+
+ private:
+  int fd_ = -1;
+};
+
+/// Opens a regular file for reading (links are followed). Anything else is refused: a pipe or
+/// device could block or never end.
+Descriptor open_regular(const std::filesystem::path& path);
+std::uint64_t size_of_file(const Descriptor& file, const std::filesystem::path& path);
+
+/// Reads `out.size()` bytes at `offset`; returns how many there were (fewer only at the file's
+/// end).
+std::size_t read_at(const Descriptor& file, const std::filesystem::path& path, std::uint64_t offset,
+                    std::span<std::byte> out);
+
+/// A new file that is written once from front to back: small pieces are gathered, every call is
+/// checked, and a file that was not finished is removed again.
+class OutputFile {
+ public:
+  /// O_EXCL and O_NOFOLLOW: neither an existing file nor the target of a planted link is written.
+  /// `expected_bytes` is only for the disk-full message.
+  OutputFile(const std::filesystem::path& path, WriteScope scope, std::uint64_t expected_bytes);
+  ~OutputFile();
+  OutputFile(const OutputFile&) = delete;
+  OutputFile& operator=(const OutputFile&) = delete;
+
+  void write(std::span<const std::byte> bytes);
+  /// Flushes, fsyncs, reads back (scope save) and closes. Returns the SHA-256 of all bytes written.
+  std::string finish();
+
+ private:
+  void hand_over(std::span<const std::byte> bytes);
+  void write_block(std::span<const std::byte> block);
+  void read_back(const std::string& digest);
+
+  std::filesystem::path path_;
+  WriteScope scope_;
+  std::uint64_t expected_bytes_;
+  std::uint64_t written_ = 0;
+  Descriptor file_;
+  std::vector<std::byte> buffer_;
+  Sha256 hash_;
+  bool finished_ = false;
+};
+
+}  // namespace espalier::posix
