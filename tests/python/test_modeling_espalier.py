@@ -1,11 +1,11 @@
 """The bundled modelling file against the masked dense model, inside transformers.
 
-Every test draws a plan for a tiny random model, writes it with the small writer below (which shares nothing
-with the C++ exporter), and compares the loaded checkpoint with the unpruned model whose removed units are
-zero. Run it once for each transformers version of interest:
+Every test draws a plan for a tiny random model, writes it with the small writer below (which shares
+nothing with the C++ exporter), and compares the loaded checkpoint with the unpruned model whose
+removed units are zero. Run it once for each transformers version of interest:
 
-    python -m unittest tests/python/test_modeling_espalier.py
-    PYTHONPATH=<folder with another transformers> python -m unittest tests/python/test_modeling_espalier.py
+    python tests/python/test_modeling_espalier.py
+    PYTHONPATH=<folder with another transformers> python tests/python/test_modeling_espalier.py
 """
 
 import functools
@@ -16,6 +16,7 @@ import random
 import shutil
 import tempfile
 import unittest
+import warnings
 from pathlib import Path
 
 _SCRATCH = tempfile.mkdtemp(prefix="espalier-modeling-")
@@ -103,7 +104,7 @@ PLANS = {
     "no attention at all": drawn_plan(6, no_heads=range(LAYERS)),
     "nothing but norms": drawn_plan(7, no_heads=range(LAYERS), no_channels=range(LAYERS)),
 }
-PLANS.update({f"drawn {seed}": drawn_plan(seed, no_heads=(seed % LAYERS,)) for seed in range(10, 13)})
+PLANS.update({f"drawn {s}": drawn_plan(s, no_heads=(s % LAYERS,)) for s in range(10, 13)})
 
 
 # ---------------------------------------------------------------- the reference writer
@@ -137,7 +138,7 @@ def sliced(tensors, plan):
 
 
 def write_pruned(model, plan, directory):
-    """The `exact` form: true shapes, the dense config.json with two keys more, the modelling file."""
+    """The `exact` form: true shapes, the dense config.json and two keys, the modelling file."""
     directory.mkdir(parents=True)
     tensors = dict(model.state_dict())
     if model.config.tie_word_embeddings:
@@ -225,7 +226,8 @@ def each_case(plans=tuple(PLANS)):
                 with self.subTest(family=family, plan=name, tied=tied,
                                   transformers=transformers.__version__):
                     model = dense_model(family, tied)
-                    test(self, model, PLANS[name], self.write(model, PLANS[name], f"{family}-{name}"))
+                    directory = self.write(model, PLANS[name], f"{family}-{name}")
+                    test(self, model, PLANS[name], directory)
         return run
     return decorate
 
@@ -286,7 +288,10 @@ class SameAsMasked(PrunedCase):
         for checkpointing in (False, True):
             loaded = self.load(directory).train()
             if checkpointing:
-                loaded.gradient_checkpointing_enable({"use_reentrant": False})
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", FutureWarning)  # renamed in 5.x, absent in 4.57
+                    loaded.gradient_checkpointing_enable({"use_reentrant": False})
+                self.assertTrue(all(b.gradient_checkpointing for b in loaded.model.layers))
             loaded(**batch, labels=labels, use_cache=False).loss.backward()
             for name, parameter in loaded.named_parameters():
                 self.assertIsNotNone(parameter.grad, name)
@@ -315,7 +320,7 @@ class Generation(PrunedCase):
         return model.generate(**batch, max_new_tokens=self.NEW, do_sample=False, **settings)
 
     @each_case()
-    def test_dynamic_static_and_no_cache_give_the_masked_models_tokens(self, model, plan, directory):
+    def test_every_cache_gives_the_masked_models_tokens(self, model, plan, directory):
         expected = self.generate(masked(model, plan), use_cache=False)
         self.assertEqual(expected.shape[1], 14 + self.NEW)
         for attention in ("eager", "sdpa"):
@@ -349,8 +354,7 @@ class Generation(PrunedCase):
         static = StaticCache(config=loaded.config, max_cache_len=20)
         with torch.no_grad():
             for cache in (dynamic, static):
-                positions = {"cache_position": torch.arange(14)}
-                loaded(**batch, past_key_values=cache, use_cache=True, **positions)
+                loaded(**batch, past_key_values=cache, use_cache=True)
         for cache, length in ((dynamic, 14), (static, 20)):
             self.assertEqual([tuple(l.keys.shape) for l in cache.layers],
                              [(3, n, length, HEAD_DIM) for n in kept])
@@ -390,9 +394,7 @@ class SavingAndLoading(PrunedCase):
     def test_sharded_and_stored_in_bfloat16(self, model, plan, directory):
         tensors = {n: t.bfloat16() for n, t in load_file(directory / "model.safetensors").items()}
         save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-        loaded = self.load(directory, dtype="auto" if "dtype" in str(
-            (directory / "config.json").read_text()) else torch.bfloat16)
-        loaded = loaded.to(torch.bfloat16)
+        loaded = self.load(directory, dtype=torch.bfloat16)
         again = self.directory / ("sharded-" + directory.name)
         loaded.save_pretrained(again, max_shard_size="20KB")
         self.assertTrue((again / "model.safetensors.index.json").exists())
@@ -408,7 +410,7 @@ class SavingAndLoading(PrunedCase):
         self.assertRegex(str(caught.exception).lower(), "size mismatch|mismatch")
 
     @each_case(plans=["uneven", "middle layers empty"])
-    def test_a_model_made_from_the_config_has_the_familys_initial_values(self, model, plan, directory):
+    def test_from_config_it_has_the_familys_initial_values(self, model, plan, directory):
         config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=True)
         torch.manual_seed(3)
         fresh = AutoModelForCausalLM.from_config(config, trust_remote_code=True)
@@ -436,7 +438,7 @@ class WrongConfigurations(PrunedCase):
         self.refused(lambda c: c["espalier"]["layers"].pop(), "3 entries for 4 layers")
 
     def test_more_groups_than_kv_heads(self):
-        self.refused(lambda c: c["espalier"]["layers"][1].update(groups=[1] * 5), "layers.1..groups")
+        self.refused(lambda c: c["espalier"]["layers"][1].update(groups=[1] * 5), "1..groups")
 
     def test_a_group_wider_than_the_models(self):
         self.refused(lambda c: c["espalier"]["layers"][2].update(groups=[4]), "1 to 3 heads")
