@@ -1,0 +1,154 @@
+#include <array>
+#include <vector>
+
+#include <fmt/format.h>
+
+#include "model_fields.h"
+
+namespace espalier::config_detail {
+namespace {
+
+constexpr std::int64_t kMaxPositions = std::int64_t{1} << 31;
+constexpr double kDefaultTheta = 10000.0;
+
+// Keys of a rope dictionary that are read, or that belong to a type that is refused by its name.
+constexpr std::array<std::string_view, 12> kKnownRopeKeys{"rope_type",
+                                                          "type",
+                                                          "rope_theta",
+                                                          "factor",
+                                                          "low_freq_factor",
+                                                          "high_freq_factor",
+                                                          "original_max_position_embeddings",
+                                                          "partial_rotary_factor",
+                                                          "attention_factor",
+                                                          "beta_fast",
+                                                          "beta_slow",
+                                                          "truncate"};
+
+bool is_known(std::string_view key) {
+  for (const std::string_view known : kKnownRopeKeys)
+    if (key == known) return true;
+  return false;
+}
+
+std::optional<RopeConfig::Type> rope_type(const ModelFields& rope) {
+  const std::optional<std::string> fifth = rope.text("rope_type");
+  const std::optional<std::string> fourth = rope.text("type");
+  if (fifth && fourth && *fifth != *fourth)
+    rope.problem("type", fmt::format("rope_type says \"{}\"", *fifth),
+                 "Keep the one that is true.");
+  const char* key = fifth ? "rope_type" : "type";
+  const std::string name = fifth.value_or(fourth.value_or("default"));
+  if (name == "default") return RopeConfig::Type::standard;
+  if (name == "llama3") return RopeConfig::Type::llama3;
+  rope.problem(key, "rope types that work: default, llama3",
+               "Use a checkpoint without this scaling of the rotary embedding.");
+  return std::nullopt;
+}
+
+double required_factor(const ModelFields& rope, const char* name, double above, bool inclusive) {
+  if (!rope.has(name)) {
+    rope.problem_text(fmt::format("a rope of type llama3 has no '{}'", name),
+                      "factor, low_freq_factor and high_freq_factor are needed");
+    return 1.0;
+  }
+  return rope.number(name, above, inclusive).value_or(1.0);
+}
+
+struct RopeContext {
+  double theta = kDefaultTheta;                ///< when the dictionary names none
+  std::optional<std::int64_t> outer_original;  ///< original_max_position_embeddings beside it
+  std::int64_t max_positions = 0;
+};
+
+void read_llama3(const ModelFields& rope, const RopeContext& context, RopeConfig& out) {
+  out.factor = required_factor(rope, "factor", 1.0, true);
+  out.low_freq_factor = required_factor(rope, "low_freq_factor", 0.0, false);
+  out.high_freq_factor = required_factor(rope, "high_freq_factor", 0.0, false);
+  if (rope.has("low_freq_factor") && rope.has("high_freq_factor") &&
+      out.high_freq_factor <= out.low_freq_factor)
+    rope.problem("high_freq_factor",
+                 fmt::format("it must be above low_freq_factor = {}", out.low_freq_factor));
+  const auto inner = rope.integer("original_max_position_embeddings", 1, kMaxPositions);
+  if (inner && context.outer_original && *inner != *context.outer_original)
+    rope.problem("original_max_position_embeddings",
+                 fmt::format("the field of the same name outside says {}", *context.outer_original),
+                 "Keep the one that is true.");
+  out.original_max_positions =
+      inner.value_or(context.outer_original.value_or(context.max_positions));
+}
+
+RopeConfig read_dictionary(const ModelFields& rope, const RopeContext& context) {
+  RopeConfig out;
+  out.theta = rope.number("rope_theta", 0.0).value_or(context.theta);
+  const auto type = rope_type(rope);
+  if (!type) return out;
+  out.type = *type;
+  for (const auto& [key, value] : rope.object().items())
+    if (!value.is_null() && !is_known(key))
+      rope.problem(key, "a rotary setting that is not implemented");
+  if (rope.has("partial_rotary_factor") &&
+      rope.number("partial_rotary_factor", 0.0).value_or(1.0) != 1.0)
+    rope.problem("partial_rotary_factor",
+                 "rotary embedding of a part of a head is not implemented");
+  if (out.type == RopeConfig::Type::llama3) read_llama3(rope, context, out);
+  return out;
+}
+
+bool same_scaling(const RopeConfig& a, const RopeConfig& b) {
+  if (a.type != b.type) return false;
+  return a.type == RopeConfig::Type::standard ||
+         (a.factor == b.factor && a.low_freq_factor == b.low_freq_factor &&
+          a.high_freq_factor == b.high_freq_factor &&
+          a.original_max_positions == b.original_max_positions);
+}
+
+/// rope_parameters may be one dictionary per layer type; all of them must then say the same.
+RopeConfig read_parameters(const ModelFields& fields, const char* name,
+                           const RopeContext& context) {
+  const ModelFields rope = fields.nested(name);
+  std::vector<RopeConfig> per_type;
+  for (const auto& [key, value] : rope.object().items())
+    if (value.is_object()) per_type.push_back(read_dictionary(rope.nested(key), context));
+  if (per_type.empty()) return read_dictionary(rope, context);
+  for (const RopeConfig& other : per_type)
+    if (!same_scaling(per_type.front(), other) || per_type.front().theta != other.theta) {
+      fields.problem(name, "rotary settings that differ between layer types are not implemented");
+      break;
+    }
+  return per_type.front();
+}
+
+/// The field as an object that says something; anything else but null is a problem.
+bool is_dictionary(const ModelFields& fields, const char* name) {
+  if (!fields.has(name)) return false;
+  if (fields.find(name)->is_object()) return !fields.find(name)->empty();
+  fields.problem(name, "an object or null is needed");
+  return false;
+}
+
+}  // namespace
+
+RopeConfig read_rope(const ModelFields& fields, std::int64_t max_positions) {
+  RopeContext context;
+  const std::optional<double> outer_theta = fields.number("rope_theta", 0.0);
+  context.theta = outer_theta.value_or(kDefaultTheta);
+  context.outer_original = fields.integer("original_max_position_embeddings", 1, kMaxPositions);
+  context.max_positions = max_positions;
+  const bool fourth = is_dictionary(fields, "rope_scaling");
+  const bool fifth = is_dictionary(fields, "rope_parameters");
+
+  RopeConfig plain;
+  plain.theta = context.theta;
+  const RopeConfig old_form = fourth ? read_parameters(fields, "rope_scaling", context) : plain;
+  const RopeConfig rope = fifth ? read_parameters(fields, "rope_parameters", context) : old_form;
+  if (outer_theta && rope.theta != *outer_theta)
+    fields.problem("rope_theta", fmt::format("the rotary settings say {}", rope.theta),
+                   "Keep the one that is true.");
+  // An explicit null is what transformers 4 would act on, so it has to agree as well.
+  if (fifth && fields.find("rope_scaling") != nullptr && !same_scaling(rope, old_form))
+    fields.problem("rope_scaling", "rope_parameters says otherwise", "Keep the one that is true.");
+  return rope;
+}
+
+}  // namespace espalier::config_detail
