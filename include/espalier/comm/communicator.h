@@ -13,11 +13,11 @@ namespace espalier {
 
 enum class ReduceOp { sum, max, min };
 
-/// Memory that a collective works on. `device` memory belongs to the rank's GPU and the operation is
-/// ordered on `stream` (a cudaStream_t); host implementations refuse it and the caller stages.
+/// Memory that a collective works on. `device` memory belongs to the rank's GPU and the operation
+/// is ordered on `stream` (a cudaStream_t); host implementations refuse it and the caller stages.
 struct CommBuffer {
   void* data = nullptr;
-  std::size_t count = 0;   ///< elements
+  std::size_t count = 0;  ///< elements
   DType dtype = DType::f32;
   enum class Memory { host, device } memory = Memory::host;
   void* stream = nullptr;
@@ -30,9 +30,10 @@ struct CommCounters {
   double seconds = 0;             ///< spent inside
 };
 
-/// A group of ranks. Every method that is not const-and-local is collective over the group and must be
-/// called by all its ranks in the same order, from the main thread only. Implementations: `self` (one
-/// rank, no library) and `mpi`. Foreign failures throw Error(internal) with the library's own words.
+/// A group of ranks. Every method that is not const-and-local is collective over the group and must
+/// be called by all its ranks in the same order, from the main thread only. Implementations: `self`
+/// (one rank, no library) and `mpi`. Foreign failures throw Error(internal) with the library's own
+/// words.
 class Communicator {
  public:
   virtual ~Communicator() = default;
@@ -44,15 +45,16 @@ class Communicator {
   /// True when device memory may be passed.
   virtual bool accepts_device_memory() const = 0;
 
-  /// In-place reduction; every rank gets the result. f32, f64, i32, i64, u64 and u8; sums of 16-bit floats
-  /// are refused, since MPI has no such type: accumulate wide.
+  /// In-place reduction; every rank gets the result. f32, f64, i32, i64, u64 and u8; sums of 16-bit
+  /// floats are refused, since MPI has no such type: accumulate wide.
   virtual void all_reduce(CommBuffer buffer, ReduceOp op) = 0;
   /// Rank `root`'s content to everybody.
   virtual void broadcast(CommBuffer buffer, int root) = 0;
   /// Concatenates the ranks' contributions (of any lengths) in rank order on every rank.
   virtual std::vector<std::byte> all_gather(std::span<const std::byte> contribution) = 0;
   virtual void barrier() = 0;
-  /// Groups by color, ordered by key. Every rank of this communicator calls it.
+  /// Groups by color, ordered by key. Every rank of this communicator calls it; one with a negative
+  /// color joins no group and gets nullptr. A group of one rank is a `self` communicator.
   virtual std::unique_ptr<Communicator> split(int color, int key) = 0;
 
   const CommCounters& counters() const { return counters_; }

@@ -9,8 +9,9 @@
 
 namespace espalier {
 
-/// The ranks as a grid of tensor x data: rank = data_index * tensor + tensor_index, so that the ranks of
-/// one tensor group are neighbours (and share a node wherever the launcher fills nodes in order).
+/// The ranks as a grid of tensor x data: rank = data_index * tensor + tensor_index, so that the
+/// ranks of one tensor group are neighbours (and share a node wherever the launcher fills nodes in
+/// order).
 class ProcessGrid {
  public:
   /// Collective over `world`. Throws Error(unsuitable) naming the counts that would work unless
@@ -35,8 +36,10 @@ class ProcessGrid {
   std::unique_ptr<Communicator> data_;
 };
 
-/// Runs rank-local work, then agrees: if any rank threw, every rank throws the same Error (all ranks'
-/// distinct problems, each with its rank in `where`; the lowest code). Collective over `comm`.
-void together(Communicator& comm, const std::string& phase, const std::function<void()>& local_work);
+/// Runs rank-local work, then agrees: if any rank threw, every rank throws the same Error (all
+/// ranks' distinct problems, each with its rank in `where`; the lowest code). Collective over
+/// `comm`.
+void together(Communicator& comm, const std::string& phase,
+              const std::function<void()>& local_work);
 
 }  // namespace espalier

@@ -7,14 +7,16 @@
 
 namespace espalier {
 
-/// Owns MPI for the process. Without a launcher's variables in the environment MPI is not initialised at
-/// all and world() is a `self` communicator, so a single process needs no MPI at run time.
+/// Owns MPI for the process. Without a launcher's variables in the environment MPI is not
+/// initialised at all and world() is a `self` communicator, so a single process needs no MPI at run
+/// time.
 class CommRuntime {
  public:
-  /// Initialises MPI (MPI_THREAD_SERIALIZED at least) when OMPI_COMM_WORLD_SIZE, PMIX_RANK, PMI_RANK or a
-  /// SLURM_STEP_NUM_TASKS above 1 says that a launcher started us. Throws Error(unsuitable) when the
-  /// launcher says several ranks and MPI says one ("started by a launcher that this MPI does not
-  /// understand"). SLURM_NTASKS is not consulted: it is set inside salloc too.
+  /// Initialises MPI (MPI_THREAD_SERIALIZED at least) when OMPI_COMM_WORLD_SIZE, PMIX_RANK,
+  /// PMI_RANK or a SLURM_STEP_NUM_TASKS above 1 says that a launcher started us. Throws
+  /// Error(unsuitable) when the launcher says several ranks and MPI says one ("started by a
+  /// launcher that this MPI does not understand"). SLURM_NTASKS is not consulted: it is set inside
+  /// salloc too.
   CommRuntime();
   /// Barrier-free finalisation; call finish() first when ranks end with a code together.
   ~CommRuntime();
