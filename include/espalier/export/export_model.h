@@ -1,0 +1,128 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "espalier/config/model_config.h"
+#include "espalier/config/run_config.h"
+#include "espalier/prune/plan.h"
+#include "espalier/prune/widths.h"
+#include "espalier/store/safetensors.h"
+
+namespace espalier {
+
+/// What the model card (README.md of the export) says besides what the exporter knows itself.
+struct ModelCard {
+  /// Name or hub id of the unpruned model; empty = taken from the source directory.
+  std::string base_model;
+  /// Rows of the card's table, e.g. {"Decoder parameters", "1.2 M of 3.0 M"}.
+  std::vector<std::pair<std::string, std::string>> facts;
+  /// Markdown appended to the card; may be empty.
+  std::string text;
+};
+
+/// Where an export goes and what goes into it besides the weights.
+struct ExportOptions {
+  std::filesystem::path out;                      ///< must not exist; parents are made
+  std::uint64_t max_shard_bytes = 5'000'000'000;  ///< a tensor larger than this gets its own file
+  std::vector<std::byte> plan_image;              ///< bytes of espalier_plan.h5, see plan_image_of
+  std::string plan_digest;                        ///< config.json repeats it; empty = left out
+  /// Text of provenance.json, one JSON object; the exporter adds the key `files`: SHA-256 of every
+  /// other file.
+  std::string provenance = "{}";
+  ModelCard card;
+  /// Called before each tensor and between the parts of large ones (at most 64 MiB apart). May
+  /// throw to stop the export: nothing is left behind.
+  std::function<void()> between_tensors;
+};
+
+/// What was written.
+struct ExportReport {
+  std::filesystem::path directory;
+  std::int64_t tensors = 0;
+  std::uint64_t weight_bytes = 0;
+  ParameterCount parameters;                  ///< of the exported model
+  ParameterCount dense_parameters;            ///< of the unpruned model
+  std::string model_type;                     ///< of the written config.json
+  std::map<std::string, std::string> sha256;  ///< of every file but provenance.json, by name
+  std::vector<std::string> notes;             ///< things a user should know, one sentence each
+};
+
+/// An HDF5 image of `plan` alone: the contents of espalier_plan.h5.
+std::vector<std::byte> plan_image_of(const PruningPlan& plan);
+
+/// Writes `source` (whose tensors have the widths `held`: dense_widths(dense), or those of the
+/// exact export it is) with the widths `kept`, in the `exact` form: true shapes per layer, the
+/// unpruned model's config.json with the key `espalier`, and the modelling file that stock
+/// transformers needs with trust_remote_code. Tensors without elements (a layer that lost all heads
+/// or channels) are stored with a zero dimension.
+///
+/// The stored dtype and bits of every tensor are kept. All other files of the source are copied,
+/// except weights, config.json and README.md. Streams: no more than 64 MiB of weights are held. The
+/// directory appears, complete and flushed to disk, by one rename from `<out>.tmp-<pid>`; on any
+/// error nothing of it is left.
+///
+/// Not collective: one process alone. Throws Error: cannot_create when `out` exists; bad_content
+/// when a tensor is missing or has other shapes than `held` says (all at once); write_failed,
+/// permission from the file system; internal when `kept` is not inside `held`.
+ExportReport export_exact(const CheckpointReader& source, const ModelConfig& dense,
+                          const ModelWidths& held, const ModelWidths& kept,
+                          const ExportOptions& options);
+
+/// As export_exact, in the `uniform` form: a plain checkpoint that stock transformers loads, with
+/// explicit head_dim, num_attention_heads, num_key_value_heads and intermediate_size. Llama whose
+/// hidden size is no multiple of the heads that are left is written as `mistral` (transformers 5
+/// refuses the llama type then; same arithmetic). Throws Error(config) by require_uniform before
+/// anything is written.
+ExportReport export_uniform(const CheckpointReader& source, const ModelConfig& dense,
+                            const ModelWidths& held, const ModelWidths& kept,
+                            const ExportOptions& options);
+
+/// One of the two above.
+ExportReport export_model(ExportFormat format, const CheckpointReader& source,
+                          const ModelConfig& dense, const ModelWidths& held,
+                          const ModelWidths& kept, const ExportOptions& options);
+
+/// Throws Error(config), naming the layer, the reason and the form that would work, unless all
+/// layers of `kept` have the same non-zero numbers of query heads, KV heads and channels, with
+/// groups of one size. Pure.
+void require_uniform(const ModelConfig& dense, const ModelWidths& kept);
+
+/// config.json of an export, made from the text of the source's: every key that is not about the
+/// pruned shape is kept; rope and dtype stand in the spellings of transformers 4 and 5 both.
+/// `stored` is the dtype of the weights, used when the source's config.json names none. Pure.
+std::string exact_config_json(const ModelConfig& dense, const ModelWidths& kept, DType stored,
+                              std::string_view plan_digest);
+std::string uniform_config_json(const ModelConfig& dense, const ModelWidths& kept, DType stored,
+                                std::string_view plan_digest);
+
+/// The bundled modelling file, as copied into every exact export.
+std::string_view modeling_file_text();
+
+/// What an exact export holds.
+struct ExportedWidths {
+  ModelWidths widths;
+  /// From espalier_plan.h5. Absent when the directory has no such file (the export was saved again
+  /// by another tool): `widths` then number the units of each layer by their places, which is
+  /// enough to run the model.
+  std::optional<PruningPlan> plan;
+};
+
+/// Reads the widths of the exact export in `directory`, whose config.json is `config`.
+/// Precondition: config.exported. Throws Error(bad_content) when espalier_plan.h5 is damaged, or
+/// says other widths than config.json, naming the layer and both.
+ExportedWidths read_exported_widths(const std::filesystem::path& directory,
+                                    const ModelConfig& config);
+
+/// dense_widths, or those of the exact export that the directory is.
+ModelWidths widths_of_source(const std::filesystem::path& directory, const ModelConfig& config);
+
+}  // namespace espalier
