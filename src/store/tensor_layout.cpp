@@ -57,8 +57,8 @@ IndexRuns IndexRuns::of_units(std::span<const std::int32_t> units, std::int64_t 
   IndexRuns result;
   std::int64_t previous = -1;
   for (const std::int32_t unit : units) {
-    ESPALIER_CHECK(unit > previous,
-                   fmt::format("unit {} after unit {}: not ascending", unit, previous));
+    if (unit <= previous)  // the message is only built when it is needed
+      ESPALIER_CHECK(false, fmt::format("unit {} after unit {}: not ascending", unit, previous));
     result.append({unit * width, (unit + std::int64_t{1}) * width});
     previous = unit;
   }
@@ -126,8 +126,9 @@ std::vector<std::int32_t> positions(std::span<const std::int32_t> wanted,
   std::size_t at = 0;
   for (const std::int32_t number : wanted) {
     while (at < have.size() && have[at] < number) ++at;
-    ESPALIER_CHECK(at < have.size() && have[at] == number,
-                   fmt::format("unit {} is not among the {} present", number, have.size()));
+    if (at == have.size() || have[at] != number)
+      ESPALIER_CHECK(false,
+                     fmt::format("unit {} is not among the {} present", number, have.size()));
     places.push_back(static_cast<std::int32_t>(at));
   }
   return places;
