@@ -20,21 +20,22 @@ std::vector<int> divisors(int number) {
   return result;
 }
 
+/// Every rank sees the same numbers, so all throw together.
 void require_grid(int ranks, int tensor) {
   const std::string works = fmt::format("{}", fmt::join(divisors(ranks), ", "));
   if (tensor < 1) {
-    throw Error(ExitCode::unsuitable, fmt::format("parallel.tensor = {}", tensor),
-                "at least 1 is needed",
-                fmt::format("With {} ranks --tensor {} works", ranks, works));
+    throw AgreedError(ExitCode::unsuitable, fmt::format("parallel.tensor = {}", tensor),
+                      "at least 1 is needed",
+                      fmt::format("With {} ranks --tensor {} works", ranks, works));
   }
   if (ranks % tensor == 0) return;
   const int fewer = ranks / tensor * tensor;
   const std::string counts =
       fewer > 0 ? fmt::format("{} or {}", fewer, fewer + tensor) : fmt::format("{}", tensor);
-  throw Error(ExitCode::unsuitable,
-              fmt::format("parallel.tensor = {} with {} ranks", tensor, ranks),
-              "ranks must be a multiple of tensor",
-              fmt::format("Use --tensor {}, or start {} ranks", works, counts));
+  throw AgreedError(ExitCode::unsuitable,
+                    fmt::format("parallel.tensor = {} with {} ranks", tensor, ranks),
+                    "ranks must be a multiple of tensor",
+                    fmt::format("Use --tensor {}, or start {} ranks", works, counts));
 }
 
 /// Problems as bytes. Not JSON: a message may quote bytes of a file that are no UTF-8.
@@ -151,7 +152,7 @@ void together(Communicator& comm, const std::string& phase,
               const std::function<void()>& local_work) {
   std::vector<Problem> mine = problems_of(phase, local_work);
   if (comm.size() == 1) {
-    if (!mine.empty()) throw Error(std::move(mine));
+    if (!mine.empty()) throw AgreedError(std::move(mine));
     return;
   }
   Encoder encoder;
@@ -161,7 +162,7 @@ void together(Communicator& comm, const std::string& phase,
     reported.problem.where = place(reported, comm.size(), phase);
     all.push_back(std::move(reported.problem));
   }
-  if (!all.empty()) throw Error(std::move(all));
+  if (!all.empty()) throw AgreedError(std::move(all));
 }
 
 }  // namespace espalier

@@ -36,8 +36,16 @@ class ProcessGrid {
   std::unique_ptr<Communicator> data_;
 };
 
-/// Runs rank-local work, then agrees: if any rank threw, every rank throws the same Error (all
-/// ranks' distinct problems, each with its rank in `where`; the lowest code). Collective over
+/// An Error that every rank of a group throws at the same place. Any other exception of a run with
+/// several ranks is a lone one: its peers may wait in a collective, so the process must end the
+/// whole job.
+class AgreedError : public Error {
+ public:
+  using Error::Error;
+};
+
+/// Runs rank-local work, then agrees: if any rank threw, every rank throws the same AgreedError
+/// (all ranks' distinct problems, each with its rank in `where`; the lowest code). Collective over
 /// `comm`.
 void together(Communicator& comm, const std::string& phase,
               const std::function<void()>& local_work);

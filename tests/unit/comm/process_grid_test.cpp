@@ -34,7 +34,7 @@ TEST(ProcessGrid, EveryDivisorGivesNeighboursOneTensorGroup) {
 std::string refusal(int tensor) {
   try {
     const ProcessGrid grid(testing::world(), tensor);
-  } catch (const Error& error) {
+  } catch (const AgreedError& error) {
     EXPECT_EQ(error.code(), ExitCode::unsuitable);
     return error.what();
   }
@@ -70,7 +70,7 @@ struct Outcome {
 Outcome outcome_of(const std::function<void()>& work) {
   try {
     together(testing::world(), "load", work);
-  } catch (const Error& error) {
+  } catch (const AgreedError& error) {
     return {error.code(), error.what()};
   }
   return {};
