@@ -104,7 +104,7 @@ class SliceReader {
 
   /// The next bytes of `out`.
   std::span<std::byte> take(std::int64_t bytes) {
-    const auto piece = out_.subspan(used_, static_cast<std::size_t>(bytes));
+    const auto piece = out_.subspan(used_).first(static_cast<std::size_t>(bytes));
     used_ += piece.size();
     return piece;
   }
