@@ -28,10 +28,26 @@ FAMILIES = {  # model_type, class, defaults that differ
 }
 DTYPES = ("float32", "bfloat16", "float16")
 ROPE_THETA = 10000.0
-LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-          "original_max_position_embeddings": 32}
-SHAPE = {"layers": 3, "hidden": 64, "heads": 4, "kv_heads": 2, "head_dim": None, "channels": 96, "vocab": 128,
-         "max_positions": 256, "tied": False, "rope": "default", "sliding_window": None}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+SHAPE = {
+    "layers": 3,
+    "hidden": 64,
+    "heads": 4,
+    "kv_heads": 2,
+    "head_dim": None,
+    "channels": 96,
+    "vocab": 128,
+    "max_positions": 256,
+    "tied": False,
+    "rope": "default",
+    "sliding_window": None,
+}
 
 
 def settle(family, shape):
@@ -55,11 +71,26 @@ def config_fields(family, s, dtype, spelling):
     """config.json with the field names of transformers 4 or 5."""
     model_type, architecture, _ = FAMILIES[family]
     fields = {
-        "architectures": [architecture], "model_type": model_type, "vocab_size": s["vocab"], "hidden_size": s["hidden"],
-        "intermediate_size": s["channels"], "num_hidden_layers": s["layers"], "num_attention_heads": s["heads"],
-        "num_key_value_heads": s["kv_heads"], "head_dim": s["head_dim"], "hidden_act": "silu", "rms_norm_eps": 1e-5,
-        "max_position_embeddings": s["max_positions"], "tie_word_embeddings": s["tied"], "attention_dropout": 0.0,
-        "initializer_range": 0.02, "use_cache": True, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
+        "architectures": [architecture],
+        "model_type": model_type,
+        "vocab_size": s["vocab"],
+        "hidden_size": s["hidden"],
+        "intermediate_size": s["channels"],
+        "num_hidden_layers": s["layers"],
+        "num_attention_heads": s["heads"],
+        "num_key_value_heads": s["kv_heads"],
+        "head_dim": s["head_dim"],
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": s["max_positions"],
+        "tie_word_embeddings": s["tied"],
+        "attention_dropout": 0.0,
+        "initializer_range": 0.02,
+        "use_cache": True,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": None,
+    }
     if model_type == "llama":
         fields.update(attention_bias=False, mlp_bias=False)
     if model_type == "mistral":
@@ -69,8 +100,11 @@ def config_fields(family, s, dtype, spelling):
     if model_type in ("qwen2", "qwen3"):
         fields.update(use_sliding_window=False, sliding_window=None, max_window_layers=s["layers"])
     if spelling == 4:
-        fields.update(rope_theta=ROPE_THETA, rope_scaling=dict(LLAMA3) if s["rope"] == "llama3" else None,
-                      torch_dtype=dtype)
+        fields.update(
+            rope_theta=ROPE_THETA,
+            rope_scaling=dict(LLAMA3) if s["rope"] == "llama3" else None,
+            torch_dtype=dtype,
+        )
     else:
         rope = dict(LLAMA3) if s["rope"] == "llama3" else {"rope_type": "default"}
         fields.update(rope_parameters={**rope, "rope_theta": ROPE_THETA}, dtype=dtype)
@@ -100,15 +134,22 @@ def random_tensors(family, fields, seed, dtype):
     config = config_class(**{k: v for k, v in fields[own].items() if k not in skipped})
     with torch.device("meta"):
         model = getattr(transformers, FAMILIES[family][1])(config)
-    shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}  # a tied head is not listed twice
+    shapes = {
+        name: tuple(value.shape) for name, value in model.named_parameters()
+    }  # a tied head is not listed twice
     generator = torch.Generator().manual_seed(seed)
-    return {name: draw(name, shapes[name], generator, torch).to(getattr(torch, dtype)) for name in sorted(shapes)}
+    return {
+        name: draw(name, shapes[name], generator, torch).to(getattr(torch, dtype))
+        for name in sorted(shapes)
+    }
 
 
 def cut(tensors, shards):
     """The tensors in `shards` contiguous runs of about equal bytes, none empty."""
     if not 1 <= shards <= len(tensors):
-        raise ValueError(f"shards = {shards} (it must be from 1 to {len(tensors)}, the number of tensors)")
+        raise ValueError(
+            f"shards = {shards} (it must be from 1 to {len(tensors)}, the number of tensors)"
+        )
     total = sum(t.nbytes for t in tensors.values())
     parts, done = [{}], 0
     left = len(tensors)
@@ -126,7 +167,9 @@ def write_json(path, value):
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def make(path, family, seed=0, *, dtype="float32", shards=1, spelling=5, config=None, without=(), **shape):
+def make(
+    path, family, seed=0, *, dtype="float32", shards=1, spelling=5, config=None, without=(), **shape
+):
     """Writes a checkpoint directory and returns its path.
 
     `shape`: layers, hidden, heads, kv_heads, head_dim, channels, vocab, max_positions, tied, rope
@@ -145,15 +188,22 @@ def make(path, family, seed=0, *, dtype="float32", shards=1, spelling=5, config=
     tensors = random_tensors(family, fields, seed, dtype)
     parts = cut(tensors, shards)
     path.mkdir(parents=True, exist_ok=True)
-    names = ["model.safetensors"] if shards == 1 else [
-        f"model-{i + 1:05d}-of-{shards:05d}.safetensors" for i in range(shards)]
+    names = (
+        ["model.safetensors"]
+        if shards == 1
+        else [f"model-{i + 1:05d}-of-{shards:05d}.safetensors" for i in range(shards)]
+    )
     for name, part in zip(names, parts):
         save_file(part, path / name, metadata={"format": "pt"})
         (path / name).chmod(0o644)
     if shards > 1:
-        write_json(path / "model.safetensors.index.json", {
-            "metadata": {"total_size": sum(t.nbytes for t in tensors.values())},
-            "weight_map": {tensor: name for name, part in zip(names, parts) for tensor in part}})
+        write_json(
+            path / "model.safetensors.index.json",
+            {
+                "metadata": {"total_size": sum(t.nbytes for t in tensors.values())},
+                "weight_map": {tensor: name for name, part in zip(names, parts) for tensor in part},
+            },
+        )
     written = {**fields[spelling], **(config or {})}
     write_json(path / "config.json", {k: v for k, v in written.items() if k not in without})
     write_json(path / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2})
@@ -167,13 +217,27 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--shards", type=int, default=1)
-    parser.add_argument("--spelling", type=int, choices=(4, 5), default=5,
-                        help="field names of config.json: transformers 4 or 5")
+    parser.add_argument(
+        "--spelling",
+        type=int,
+        choices=(4, 5),
+        default=5,
+        help="field names of config.json: transformers 4 or 5",
+    )
     tied = parser.add_mutually_exclusive_group()
     tied.add_argument("--tied", dest="tied", action="store_true", default=None)
     tied.add_argument("--untied", dest="tied", action="store_false")
-    for key in ("layers", "hidden", "heads", "kv-heads", "head-dim", "channels", "vocab", "max-positions",
-                "sliding-window"):
+    for key in (
+        "layers",
+        "hidden",
+        "heads",
+        "kv-heads",
+        "head-dim",
+        "channels",
+        "vocab",
+        "max-positions",
+        "sliding-window",
+    ):
         parser.add_argument(f"--{key}", type=int)
     parser.add_argument("--rope", choices=("default", "llama3"))
     args = vars(parser.parse_args())

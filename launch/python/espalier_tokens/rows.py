@@ -1,0 +1,172 @@
+"""Rows: documents packed behind one another, or one document a row with its loss mask."""
+
+import sys
+
+from .stop import BAD_CONTENT, Stop
+
+PIECE_BYTES = 1 << 22  # longer plain documents are encoded in pieces cut at line ends
+BATCH_BYTES = 1 << 20  # text encoded in one call of the tokenizer
+BATCH_DOCUMENTS = 512
+
+
+class Counts:
+    def __init__(self):
+        self.documents = self.empty = self.overlong = self.truncated = self.unlearned = 0
+        self.rest = self.tokens = self.counted = 0
+
+
+def cut_before(text, begin, end):
+    """Where to cut text[begin:end] so that the tokens on both sides stay what they were.
+
+    Tokenizers cut behind a line end that no white space follows and before a single space.
+    """
+    for mark, before in (("\n", 0), (" ", 1)):
+        at = text.rfind(mark, begin + 1, end)
+        while at > begin:
+            if not text[at + 1].isspace() and not (before and text[at - 1].isspace()):
+                return at + 1 - before
+            at = text.rfind(mark, begin + 1, at)
+    return end
+
+
+def pieces_of(text):
+    """A long text in pieces, a short one whole."""
+    begin = 0
+    while len(text) - begin > PIECE_BYTES:
+        end = cut_before(text, begin, begin + PIECE_BYTES)
+        yield text[begin:end]
+        begin = end
+    yield text[begin:]
+
+
+def batches(reader, counts):
+    """Documents in batches worth one call of the tokenizer: ([(text, spans)], bytes so far)."""
+    batch, size, done = [], 0, 0
+    for source, document in reader.order():
+        text, spans, bytes_ = reader.read(source, document)
+        counts.documents += 1
+        done += bytes_
+        if not text:
+            counts.empty += 1
+            continue
+        batch.append((text, spans))
+        size += bytes_
+        if size >= BATCH_BYTES or len(batch) == BATCH_DOCUMENTS:
+            yield batch, done
+            batch, size = [], 0
+    if batch:
+        yield batch, done
+
+
+def check_ids(ids, coder, text):
+    top = max(ids, default=0)
+    if top >= coder.vocab_size:
+        raise Stop(
+            BAD_CONTENT,
+            f"token {top} ({coder.plain.id_to_token(top)!r}) is beyond the vocabulary "
+            f"of {coder.vocab_size}",
+            f"it occurs in a document that begins with {text[:40]!r}",
+            "use the tokenizer that belongs to the model, or give the model's --vocab-size",
+        )
+
+
+def pack(batch, coder, width, carry):
+    """Appends the documents to `carry` and yields every full row."""
+    texts, last = [], []
+    for text, _ in batch:
+        cut = list(pieces_of(text))
+        texts += cut
+        last += [False] * (len(cut) - 1) + [True]
+    fresh = True
+    for piece, ends, encoding in zip(texts, last, coder.encode(texts, offsets=False)):
+        check_ids(encoding.ids, coder, piece)
+        carry += (coder.prefix if fresh else []) + encoding.ids + (coder.suffix if ends else [])
+        fresh = ends
+        full = len(carry) // width * width
+        for begin in range(0, full, width):
+            yield carry[begin : begin + width]
+        del carry[:full]
+
+
+def separate(batch, coder, args, counts):
+    """(ids, length, mask) of the documents, each padded to a row of its own."""
+    width = args.sequence_tokens
+    encodings = coder.encode([text for text, _ in batch], offsets=bool(args.loss_on))
+    for (text, spans), encoding in zip(batch, encodings):
+        check_ids(encoding.ids, coder, text)
+        ids = coder.prefix + encoding.ids + coder.suffix
+        mask = None
+        if args.loss_on:
+            mask = (
+                [0] * len(coder.prefix)
+                + answer_mask(encoding.offsets, spans)
+                + [0] * len(coder.suffix)
+            )
+            mask[0] = 0  # nothing comes before the first token: it is never predicted
+        if len(ids) > width and args.overlong == "drop":
+            counts.overlong += 1
+            continue
+        length = min(len(ids), width)
+        if length < 2 or (mask is not None and not any(mask[:width])):
+            counts.unlearned += 1
+            continue
+        counts.truncated += len(ids) > width
+        counts.counted += sum(mask[:width]) if mask is not None else length - 1
+        space = width - length
+        yield (
+            ids[:width] + [coder.padding] * space,
+            length,
+            None if mask is None else mask[:width] + [0] * space,
+        )
+
+
+def answer_mask(offsets, spans):
+    """1 for each token that holds at least one character of a span.
+
+    A merge may reach over the border of the answer: such a token cannot be predicted without
+    predicting the answer's first characters, so it counts.
+    """
+    return [
+        int(any(begin < stop and start < end for start, stop in spans)) for begin, end in offsets
+    ]
+
+
+def write_rows(reader, coder, out, args, counts, progress):
+    """All rows of the input, at most --max-sequences."""
+    limit = args.max_sequences or sys.maxsize
+    carry, width = [], args.sequence_tokens
+    for batch, done in batches(reader, counts):
+        rows = (
+            ((ids, width, None) for ids in pack(batch, coder, width, carry))
+            if args.pack
+            else separate(batch, coder, args, counts)
+        )
+        for ids, length, mask in rows:
+            out.add(ids, length, mask)
+            counts.tokens += length
+            if out.rows == limit:
+                return
+        progress.show(done, out.rows)
+    if args.keep_rest and len(carry) > 1:
+        out.add(carry + [coder.padding] * (width - len(carry)), len(carry))
+        counts.tokens += len(carry)
+    else:
+        counts.rest = len(carry)
+
+
+def no_rows(args, counts):
+    if args.pack:
+        return Stop(
+            BAD_CONTENT,
+            "no row was written",
+            f"the input has {counts.rest} tokens, a row needs {args.sequence_tokens}",
+            "use a smaller --sequence-tokens, more input, or --keep-rest",
+        )
+    return Stop(
+        BAD_CONTENT,
+        "no row was written",
+        f"of {counts.documents} documents {counts.overlong} were longer than "
+        f"{args.sequence_tokens} tokens, "
+        f"{counts.empty} empty, {counts.unlearned} without a token to predict",
+        "use a larger --sequence-tokens, --overlong truncate, or other input",
+    )
