@@ -1,0 +1,78 @@
+#include "budget.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include <fmt/format.h>
+
+#include "espalier/core/error.h"
+
+namespace espalier {
+namespace {
+
+std::int64_t floor_of(double parameters) {
+  const double rounding = 4 * std::numeric_limits<double>::epsilon() * parameters;
+  return static_cast<std::int64_t>(std::floor(parameters + std::max(1e-9, rounding)));
+}
+
+double measured_parameters(const ModelConfig& config, Measure measure) {
+  const ParameterCount dense = count_parameters(config, dense_widths(config));
+  return static_cast<double>(measure == Measure::total_parameters ? dense.total : dense.decoder);
+}
+
+}  // namespace
+
+std::int64_t floor_share(std::int64_t n, double ratio) {
+  return static_cast<std::int64_t>(std::floor(static_cast<double>(n) * ratio + 1e-9));
+}
+
+std::int64_t units_per_layer(const ModelConfig& config, AttentionUnit unit, UnitKind kind) {
+  if (kind == UnitKind::mlp) return config.channels;
+  return unit == AttentionUnit::kv_group ? config.kv_heads : config.heads;
+}
+
+bool is_listed(const PruneRules& rules, UnitKind kind) {
+  return kind == UnitKind::attention ? rules.attention : rules.mlp;
+}
+
+std::int64_t rankable_units(const ModelConfig& config, const PruneRules& rules,
+                            AttentionUnit unit) {
+  std::int64_t per_layer = 0;
+  for (const UnitKind kind : {UnitKind::attention, UnitKind::mlp})
+    if (is_listed(rules, kind)) per_layer += units_per_layer(config, unit, kind);
+  return per_layer * config.layers;
+}
+
+UnitCosts unit_costs(const ModelConfig& config) {
+  const std::int64_t matrix = config.head_dim * config.hidden;
+  const std::int64_t bias = config.qkv_bias ? config.head_dim : 0;
+  return {2 * matrix + bias, 2 * (matrix + bias), 3 * config.hidden};
+}
+
+std::int64_t unit_parameters(const ModelConfig& config, UnitKind kind) {
+  const UnitCosts costs = unit_costs(config);
+  if (kind == UnitKind::mlp) return config.layers * config.channels * costs.channel;
+  return config.layers * (config.heads * costs.query_head + config.kv_heads * costs.kv_head);
+}
+
+std::int64_t parameter_budget(const ModelConfig& config, Measure measure, double target) {
+  return floor_of(measured_parameters(config, measure) * target);
+}
+
+std::int64_t kind_budget(const ModelConfig& config, const PruneRules& rules, UnitKind kind,
+                         double target) {
+  double listed = 0;
+  for (const UnitKind each : {UnitKind::attention, UnitKind::mlp})
+    if (is_listed(rules, each)) listed += static_cast<double>(unit_parameters(config, each));
+  const double share = static_cast<double>(unit_parameters(config, kind)) / listed;
+  return floor_of(measured_parameters(config, rules.measure) * target * share);
+}
+
+void require_ratio(double target) {
+  if (target >= 0 && target <= 1) return;
+  throw Error(ExitCode::config, fmt::format("the pruning target is {}", target),
+              "a target is the share that is removed", "give a number from 0 to 1");
+}
+
+}  // namespace espalier

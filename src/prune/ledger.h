@@ -1,0 +1,64 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include "budget.h"
+#include "espalier/prune/plan.h"
+
+namespace espalier {
+
+/// One unit that may fall, and what it is ranked by.
+struct Candidate {
+  double key = 0;
+  std::int32_t layer = 0;
+  std::int32_t unit = 0;
+  UnitKind kind = UnitKind::attention;
+};
+
+/// The total order (key, layer, kind, unit): attention before MLP.
+bool falls_before(const Candidate& a, const Candidate& b);
+
+/// The least that a layer keeps.
+struct Floors {
+  std::int64_t heads = 0;  ///< query heads, also for kv_group
+  std::int64_t channels = 0;
+};
+
+/// What a model has lost while units fall one after the other: counts, parameters, and who still
+/// reads which KV head. Every question is answered in constant time.
+class Ledger {
+ public:
+  /// Starts with what `plan` already removed.
+  Ledger(const ModelConfig& config, const PruningPlan& plan, Floors floors);
+
+  /// False when removing the unit would break a floor.
+  bool may_fall(const Candidate& unit) const;
+  /// Parameters that go when this unit falls now: the last reader of a KV head takes k and v along.
+  std::int64_t cost(const Candidate& unit) const;
+  void remove(const Candidate& unit);
+
+  std::int64_t units(UnitKind kind) const;  ///< removed so far
+  std::int64_t units(UnitKind kind, std::int32_t layer) const;
+  std::int64_t parameters(UnitKind kind) const;  ///< removed so far
+  std::int64_t parameters() const;
+
+ private:
+  bool is_last_reader(const Candidate& head) const;
+  std::int64_t& readers(const Candidate& head);
+
+  UnitCosts costs_;
+  Floors floors_;
+  bool by_group_;
+  std::int64_t group_size_;
+  std::int64_t kv_heads_;
+  std::vector<std::int64_t> heads_;                   // kept query heads of each layer
+  std::vector<std::int64_t> channels_;                // kept channels of each layer
+  std::vector<std::int64_t> readers_;                 // kept query heads of each layer and KV head
+  std::array<std::vector<std::int64_t>, 2> removed_;  // units by kind and layer
+  std::array<std::int64_t, 2> removed_units_{0, 0};
+  std::array<std::int64_t, 2> removed_parameters_{0, 0};
+};
+
+}  // namespace espalier

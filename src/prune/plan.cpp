@@ -1,0 +1,137 @@
+#include "espalier/prune/plan.h"
+
+#include <algorithm>
+#include <bit>
+#include <span>
+
+#include <fmt/format.h>
+
+#include "budget.h"
+#include "espalier/core/error.h"
+#include "espalier/core/hash.h"
+
+namespace espalier {
+namespace {
+
+static_assert(std::endian::native == std::endian::little, "digests are over little-endian bytes");
+
+template <class T>
+UnitMatrix<T> all_kept(std::int64_t layers, std::int64_t units) {
+  return {layers, units, std::vector<T>(static_cast<std::size_t>(layers * units), T{-1})};
+}
+
+template <class T>
+void hash_matrix(Sha256& hash, const UnitMatrix<T>& matrix) {
+  hash.update_i64(matrix.layers);
+  hash.update_i64(matrix.units);
+  hash.update(std::as_bytes(std::span(matrix.values)));
+}
+
+std::int64_t count_removed(const UnitMatrix<std::int32_t>& removed_at) {
+  return std::count_if(removed_at.values.begin(), removed_at.values.end(),
+                       [](std::int32_t iteration) { return iteration >= 0; });
+}
+
+std::vector<std::int32_t> kept_units(const UnitMatrix<std::int32_t>& removed_at,
+                                     std::int64_t layer) {
+  std::vector<std::int32_t> kept;
+  for (std::int64_t unit = 0; unit < removed_at.units; ++unit)
+    if (removed_at.at(layer, unit) < 0) kept.push_back(static_cast<std::int32_t>(unit));
+  return kept;
+}
+
+std::vector<std::int32_t> heads_of_groups(const std::vector<std::int32_t>& kv_heads,
+                                          std::int64_t group_size) {
+  std::vector<std::int32_t> heads;
+  for (const std::int32_t kv_head : kv_heads)
+    for (std::int64_t i = 0; i < group_size; ++i)
+      heads.push_back(static_cast<std::int32_t>(kv_head * group_size + i));
+  return heads;
+}
+
+void check_shapes(const ModelConfig& config, const PruningPlan& plan) {
+  const std::int64_t units = units_per_layer(config, plan.attention_unit, UnitKind::attention);
+  const auto fits = [&](const auto& matrix, std::int64_t n) {
+    return matrix.layers == config.layers && matrix.units == n &&
+           static_cast<std::int64_t>(matrix.values.size()) == config.layers * n;
+  };
+  ESPALIER_CHECK(fits(plan.attention_removed_at, units) && fits(plan.attention_order, units) &&
+                     fits(plan.mlp_removed_at, config.channels) &&
+                     fits(plan.mlp_order, config.channels),
+                 fmt::format("the plan has [{}, {}] attention units and [{}, {}] channels, the "
+                             "model [{}, {}] and [{}, {}]",
+                             plan.attention_removed_at.layers, plan.attention_removed_at.units,
+                             plan.mlp_removed_at.layers, plan.mlp_removed_at.units, config.layers,
+                             units, config.layers, config.channels));
+}
+
+double share(std::int64_t left, std::int64_t dense) {
+  return dense == 0 ? 0.0 : static_cast<double>(dense - left) / static_cast<double>(dense);
+}
+
+}  // namespace
+
+std::int64_t PruningPlan::removed() const {
+  return count_removed(attention_removed_at) + count_removed(mlp_removed_at);
+}
+
+std::string PruningPlan::digest() const {
+  Sha256 hash;
+  hash_matrix(hash, attention_removed_at);
+  hash_matrix(hash, attention_order);
+  hash_matrix(hash, mlp_removed_at);
+  hash_matrix(hash, mlp_order);
+  return hash.hex();
+}
+
+PruningPlan dense_plan(const ModelConfig& config, AttentionUnit unit) {
+  const std::int64_t units = units_per_layer(config, unit, UnitKind::attention);
+  PruningPlan plan;
+  plan.attention_unit = unit;
+  plan.model_config_sha256 = config.sha256;
+  plan.attention_removed_at = all_kept<std::int32_t>(config.layers, units);
+  plan.attention_order = all_kept<std::int64_t>(config.layers, units);
+  plan.mlp_removed_at = all_kept<std::int32_t>(config.layers, config.channels);
+  plan.mlp_order = all_kept<std::int64_t>(config.layers, config.channels);
+  return plan;
+}
+
+ModelWidths widths_of(const ModelConfig& config, const PruningPlan& plan) {
+  check_shapes(config, plan);
+  ModelWidths widths;
+  for (std::int64_t i = 0; i < config.layers; ++i) {
+    LayerWidths layer;
+    layer.query_heads = kept_units(plan.attention_removed_at, i);
+    if (plan.attention_unit == AttentionUnit::kv_group)
+      layer.query_heads = heads_of_groups(layer.query_heads, config.group_size());
+    layer.kv_heads = kept_kv_heads(config, layer.query_heads);
+    layer.channels = kept_units(plan.mlp_removed_at, i);
+    widths.layers.push_back(std::move(layer));
+  }
+  return widths;
+}
+
+double Sparsity::of(Measure measure) const {
+  switch (measure) {
+    case Measure::structures:
+      return structures;
+    case Measure::parameters:
+      return parameters;
+    case Measure::total_parameters:
+      return total_parameters;
+  }
+  return structures;
+}
+
+Sparsity sparsity_of(const ModelConfig& config, const PruneRules& rules, const PruningPlan& plan) {
+  const ParameterCount dense = count_parameters(config, dense_widths(config));
+  const ParameterCount left = count_parameters(config, widths_of(config, plan));
+  const std::int64_t units = rankable_units(config, rules, plan.attention_unit);
+  std::int64_t removed = 0;
+  if (rules.attention) removed += count_removed(plan.attention_removed_at);
+  if (rules.mlp) removed += count_removed(plan.mlp_removed_at);
+  return {share(units - removed, units), share(left.decoder, dense.decoder),
+          share(left.total, dense.total)};
+}
+
+}  // namespace espalier

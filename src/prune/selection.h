@@ -1,0 +1,24 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "espalier/prune/plan.h"
+#include "ledger.h"
+
+namespace espalier {
+
+/// Which of the candidates fall, in the total order.
+struct Selection {
+  std::vector<Candidate> fallen;
+  double margin = 0;  ///< smallest relative gap between the lowest kept and the highest fallen
+  std::int64_t missing = 0;  ///< units that a target by structures wants and the floors refuse
+};
+
+/// Takes candidates, already in the total order, until the cumulative `target` is reached under the
+/// ranking, the measure and the ledger's floors. What the ledger already removed counts. Used with
+/// scores by advance() and with the removal order by truncate_plan().
+Selection select(const ModelConfig& config, const PruneRules& rules, AttentionUnit unit,
+                 const std::vector<Candidate>& candidates, Ledger ledger, double target);
+
+}  // namespace espalier

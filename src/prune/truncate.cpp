@@ -1,0 +1,104 @@
+#include <algorithm>
+
+#include <fmt/format.h>
+
+#include "espalier/core/error.h"
+#include "espalier/prune/plan.h"
+#include "ledger.h"
+#include "selection.h"
+
+namespace espalier {
+namespace {
+
+/// Everything that `plan` removed, in the order in which it fell (which is the key).
+std::vector<Candidate> removal_order(const PruningPlan& plan) {
+  std::vector<Candidate> order;
+  const auto append = [&order](UnitKind kind, const UnitMatrix<std::int64_t>& places) {
+    for (std::int64_t layer = 0; layer < places.layers; ++layer)
+      for (std::int64_t unit = 0; unit < places.units; ++unit)
+        if (places.at(layer, unit) >= 0)
+          order.push_back({static_cast<double>(places.at(layer, unit)),
+                           static_cast<std::int32_t>(layer), static_cast<std::int32_t>(unit),
+                           kind});
+  };
+  append(UnitKind::attention, plan.attention_order);
+  append(UnitKind::mlp, plan.mlp_order);
+  std::sort(order.begin(), order.end(), falls_before);
+  return order;
+}
+
+/// What the last step of a run by parameters may stay below its target: one unit of each list that
+/// was cut by itself, with the k and v rows that it may carry.
+std::int64_t largest_step(const ModelConfig& config, const PruneRules& rules, AttentionUnit unit) {
+  const UnitCosts costs = unit_costs(config);
+  const bool by_group = unit == AttentionUnit::kv_group;
+  const std::int64_t attention =
+      rules.attention ? (by_group ? config.group_size() : 1) * costs.query_head + costs.kv_head : 0;
+  const std::int64_t mlp = rules.mlp ? costs.channel : 0;
+  if (rules.ranking == Ranking::global) return std::max(attention, mlp);
+  return (attention + mlp) * (rules.ranking == Ranking::local ? config.layers : 1);
+}
+
+[[noreturn]] void refuse(const ModelConfig& config, const PruningPlan& plan, double target,
+                         const PruneRules& rules) {
+  throw Error(ExitCode::config,
+              fmt::format("sparsity {} is above what the plan reached, {:.6f}", target,
+                          sparsity_of(config, rules, plan).of(rules.measure)),
+              "a smaller plan is a part of this one", "ask for less, or prune further");
+}
+
+void check_reached(const ModelConfig& config, const PruningPlan& plan, double target,
+                   const PruneRules& rules) {
+  if (rules.measure == Measure::structures) return;  // the selection counts what is missing
+  const std::int64_t budget = parameter_budget(config, rules.measure, target);
+  const std::int64_t reached = Ledger(config, plan, {}).parameters();
+  if (budget - reached >= largest_step(config, rules, plan.attention_unit))
+    refuse(config, plan, target, rules);
+}
+
+/// `plan` cut down to `units`, which are in the removal order. Places are counted anew, so that
+/// they are a permutation also where a ranking by kind or by layer left gaps; a prefix keeps its
+/// places.
+PruningPlan only(const ModelConfig& config, const PruningPlan& plan,
+                 const std::vector<Candidate>& units) {
+  PruningPlan result = dense_plan(config, plan.attention_unit);
+  result.model_config_sha256 = plan.model_config_sha256;
+  std::int64_t place = 0;
+  for (const Candidate& unit : units) {
+    const bool attention = unit.kind == UnitKind::attention;
+    const auto& from = attention ? plan.attention_removed_at : plan.mlp_removed_at;
+    auto& removed_at = attention ? result.attention_removed_at : result.mlp_removed_at;
+    auto& order = attention ? result.attention_order : result.mlp_order;
+    removed_at.at(unit.layer, unit.unit) = from.at(unit.layer, unit.unit);
+    order.at(unit.layer, unit.unit) = place++;
+    result.iteration = std::max<std::int64_t>(result.iteration, from.at(unit.layer, unit.unit));
+  }
+  return result;
+}
+
+}  // namespace
+
+// Units that these rules do not rank (of protected layers, of a kind that is not listed) came with
+// the plan that the run started from; they stay removed.
+PruningPlan truncate_plan(const ModelConfig& config, const PruningPlan& plan, double target,
+                          const PruneRules& rules) {
+  require_ratio(target);
+  (void)widths_of(config, plan);  // refuses a plan of another shape
+  check_reached(config, plan, target, rules);
+  std::vector<Candidate> ranked;
+  std::vector<Candidate> result;
+  Ledger ledger(config, dense_plan(config, plan.attention_unit), {});
+  for (const Candidate& unit : removal_order(plan)) {
+    const bool is_ranked =
+        is_listed(rules, unit.kind) && !rules.protected_layer[static_cast<std::size_t>(unit.layer)];
+    (is_ranked ? ranked : result).push_back(unit);
+    if (!is_ranked) ledger.remove(unit);
+  }
+  const Selection selection = select(config, rules, plan.attention_unit, ranked, ledger, target);
+  if (selection.missing > 0) refuse(config, plan, target, rules);
+  result.insert(result.end(), selection.fallen.begin(), selection.fallen.end());
+  std::sort(result.begin(), result.end(), falls_before);
+  return only(config, plan, result);
+}
+
+}  // namespace espalier
