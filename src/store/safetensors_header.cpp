@@ -224,6 +224,9 @@ SafetensorsHeader parse_safetensors_header(std::span<const std::byte> head,
   if (text.front() != '{')
     refuse(origin, fmt::format("the header begins with {}", shown(text.substr(0, 1))),
            "it must begin with '{'");
+  // A JSON reader may take NUL for the end of its input and never see what comes after it.
+  if (text.find('\0') != std::string_view::npos)
+    refuse(origin, "the header contains NUL", "only spaces may pad it");
   JsonLimits limits;
   limits.depth = 8;  // the format itself needs 3
   const Json root = parse_json(text, origin, limits);
