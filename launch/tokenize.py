@@ -231,14 +231,12 @@ def run(argv):
     coder = Coder(args.tokenizer, args.bos, args.eos, args.pack, args.vocab_size)
     files = sources.find_sources(args.inputs, args.template)
     reader, counts = sources.Reader(files, args), rows.Counts()
-    out = output.TokenFile(
-        args.out,
-        args.sequence_tokens,
-        lengths=not args.pack or args.keep_rest,
-        masks=bool(args.loss_on),
-    )
+    out = output.TokenFile(args.out)
     progress = output.Progress(reader.bytes, args.quiet)
     try:
+        out.open(
+            args.sequence_tokens, lengths=not args.pack or args.keep_rest, masks=bool(args.loss_on)
+        )
         rows.write_rows(reader, coder, out, args, counts, progress)
         if out.rows == 0:
             raise rows.no_rows(args, counts)

@@ -97,13 +97,20 @@ class Packing(Case):
         )
 
     def test_long_document_in_pieces(self):
-        text = "\n\n    ".join(CORPUS * 30)
-        path = self.write("a.txt", text)
+        self.use(byte_bpe(), settings={"bos_token": END, "add_bos_token": True})
+        text = "\n\n    ".join(CORPUS * 30) + "\u4e2d\u00e9" * 40
+        path = self.write("a.jsonl", [{"text": text}, {"text": "short"}])
         whole = self.make(path)["tokens"]
-        with mock.patch.object(tokenize.rows, "PIECE_BYTES", 100):
+        with mock.patch.object(tokenize.rows, "PIECE_CHARACTERS", 100):
             pieces = self.make(path, "--force")["tokens"]
         np.testing.assert_array_equal(pieces, whole)
-        self.assertEqual("".join(tokenize.rows.pieces_of("x" * 9)), "x" * 9)
+        self.assertEqual((whole == self.tokenizer.token_to_id(END)).sum(), 3)  # begin, end, begin
+        path = self.write("a.txt", text)
+        whole = self.make(path, "--force")["tokens"]
+        for size in (1, 2, 3, 50):
+            with mock.patch.object(tokenize.sources, "CHUNK_BYTES", size):
+                chunks = self.make(path, "--force")["tokens"]
+            np.testing.assert_array_equal(chunks, whole)
 
     def test_pieces_join_to_the_text(self):
         texts = (
@@ -114,15 +121,20 @@ class Packing(Case):
             "abcde\n      x",
             "\n" * 5 + "a" * 11,
         )
-        with mock.patch.object(tokenize.rows, "PIECE_BYTES", 5):
+        with mock.patch.object(tokenize.rows, "PIECE_CHARACTERS", 5):
             for text in texts:
-                self.assertEqual("".join(tokenize.rows.pieces_of(text)), text)
+                for chunks in ((text,), tuple(text), (text[:4], text[4:], "")):
+                    pieces = list(tokenize.rows.pieces_of(chunks))
+                    self.assertEqual("".join(piece for piece, _ in pieces), text)
+                    self.assertEqual(
+                        [last for _, last in pieces], [False] * (len(pieces) - 1) + [True]
+                    )
             for text, pieces in (
                 ("a\nb\n  c\nd", ["a\n", "b\n  c", "\nd"]),
                 ("ab cd\n  ef", ["ab", " cd\n ", " ef"]),
                 ("a\nbc d", ["a\n", "bc d"]),
             ):
-                self.assertEqual(list(tokenize.rows.pieces_of(text)), pieces)
+                self.assertEqual([piece for piece, _ in tokenize.rows.pieces_of((text,))], pieces)
 
     def test_max_sequences(self):
         path = self.write("a.txt", "\n".join(CORPUS))
@@ -139,7 +151,7 @@ class Packing(Case):
         whole = self.make(path)["tokens"]
         with (
             mock.patch.object(tokenize.output, "BLOCK_TOKENS", 24),
-            mock.patch.object(tokenize.rows, "BATCH_DOCUMENTS", 1),
+            mock.patch.object(tokenize.rows, "BATCH_TEXTS", 1),
         ):
             np.testing.assert_array_equal(self.make(path, "--force")["tokens"], whole)
 

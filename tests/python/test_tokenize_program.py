@@ -6,9 +6,12 @@ import json
 import os
 import pathlib
 import pty
+import resource
 import shlex
+import signal
 import subprocess
 import sys
+import time
 import unittest
 from unittest import mock
 
@@ -175,6 +178,31 @@ sys.exit(code or (f"imported {heavy}" if heavy else 0))
         command = [sys.executable, "-c", code, str(SCRIPT), *map(str, self.common()), path]
         done = subprocess.run(command, capture_output=True, text=True)
         self.assertEqual((done.returncode, done.stderr), (0, ""))
+
+    def test_file_size_limit(self):
+        """A real failure of write(2): one message, 74, no crash of libhdf5 behind it."""
+        path = self.write("a.jsonl", [{"text": t} for t in CORPUS * 400])
+
+        def limit():
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (50000, 50000))
+
+        done = self.start(*self.common(), path, preexec_fn=limit)
+        self.assertEqual((done.returncode, done.stdout), (74, ""), done.stderr)
+        self.assertIn("File too large", done.stderr)
+        self.assertEqual(done.stderr.count("\n"), 3)
+        self.assertEqual({p.name for p in self.dir.iterdir()}, {"a.jsonl", "model"})
+
+    def test_termination_leaves_nothing(self):
+        path = self.write("a.jsonl", [{"text": t} for t in CORPUS * 20000])
+        command = [sys.executable, str(SCRIPT), *map(str, self.common()), path]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+        while process.poll() is None and not any("tmp" in p.name for p in self.dir.iterdir()):
+            time.sleep(0.005)
+        process.terminate()
+        printed, errors = process.communicate(timeout=120)
+        self.assertEqual((process.returncode, printed), (143, b""), errors)
+        self.assertEqual({p.name for p in self.dir.iterdir()}, {"a.jsonl", "model"})
 
     def test_help_and_codes(self):
         done = self.start("--help")

@@ -8,33 +8,84 @@ import time
 from .stop import CANNOT_CREATE, NO_PERMISSION, Stop
 
 BLOCK_TOKENS = 1 << 18  # tokens handed to HDF5 at once
+CHUNK_TOKENS = 1 << 14  # tokens of a chunk in the file
+
+
+class CheckedFile:
+    """The bytes of a file for libhdf5, which crashes on a full disk: it never sees an error.
+
+    The first one is kept in `error`; later writes are dropped. Whoever uses the file looks there.
+    """
+
+    def __init__(self, path):
+        self.file, self.error = open(path, "x+b", buffering=0), None
+
+    def write(self, data):
+        left = memoryview(data).cast("B")
+        count = len(left)
+        while left and self.error is None:
+            try:
+                left = left[self.file.write(left) :]
+            except OSError as error:
+                self.error = error
+        return count
+
+    def readinto(self, buffer):
+        return self.file.readinto(buffer)
+
+    def read(self, size=-1):  # what h5py knows a file by; it calls readinto
+        return self.file.read(size)
+
+    def seek(self, offset, whence=os.SEEK_SET):
+        return self.file.seek(offset, whence)
+
+    def tell(self):
+        return self.file.tell()
+
+    def truncate(self, size=None):
+        try:
+            return self.file.truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+        return size
+
+    def flush(self):
+        pass
+
+    def check(self):
+        if self.error is not None:
+            raise self.error
 
 
 class TokenFile:
     """The HDF5 file while it grows: a temporary neighbour of `path`, renamed when complete."""
 
-    def __init__(self, path, width, lengths, masks):
-        import h5py
-        import numpy
-
-        self.np, self.path, self.width = numpy, path, width
+    def __init__(self, path):
+        self.path, self.bytes, self.file = path, None, None
         self.temporary = os.path.join(
             os.path.dirname(path) or ".", f".{os.path.basename(path)}.tmp-{os.getpid()}"
         )
         self.rows, self.waiting = 0, []
+
+    def open(self, width, lengths, masks):
+        """Creates the file with its datasets; call discard() afterwards whatever happens."""
+        import h5py
+        import numpy
+
+        self.np = numpy
         try:
-            self.file = h5py.File(self.temporary, "w-")
+            self.bytes = CheckedFile(self.temporary)
         except OSError as error:
+            refused = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
             raise Stop(
-                NO_PERMISSION
-                if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
-                else CANNOT_CREATE,
-                f"cannot create '{path}'",
-                os.strerror(error.errno) if error.errno else str(error),
+                NO_PERMISSION if refused else CANNOT_CREATE,
+                f"cannot create '{self.path}'",
+                error.strerror,
                 "check that the directory may be written to, or choose another path with --out",
             )
-        rows = max(1, min(4096, BLOCK_TOKENS // width))
-        self.block = rows
+        self.file = h5py.File(self.bytes, "w")
+        self.block = max(1, BLOCK_TOKENS // width)
+        rows = max(1, CHUNK_TOKENS // width)
         self.tokens = self._dataset("tokens", (width,), "<i4", rows)
         self.lengths = self._dataset("length", (), "<i4", 4096) if lengths else None
         self.masks = self._dataset("loss_mask", (width,), "u1", rows) if masks else None
@@ -60,27 +111,32 @@ class TokenFile:
                 dataset.resize(self.rows, axis=0)
                 dataset[begin:] = self.np.asarray(values, dtype=dataset.dtype)
         self.waiting = []
+        self.bytes.check()
 
     def finish(self, attributes):
+        """Completes the file and gives it its name; not before its bytes are on the disk."""
         self.flush()
         for name, value in attributes.items():
             self.file.attrs[name] = value if isinstance(value, str) else self.np.int64(value)
         self.file.close()
-        for place in (self.temporary, os.path.dirname(self.path) or "."):
-            if place != self.temporary:
-                os.replace(self.temporary, self.path)
-            number = os.open(place, os.O_RDONLY)
-            try:
-                os.fsync(number)
-            finally:
-                os.close(number)
+        self.bytes.check()
+        os.fsync(self.bytes.file.fileno())
+        os.replace(self.temporary, self.path)
+        folder = os.open(os.path.dirname(self.path) or ".", os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
     def discard(self):
         """Leaves nothing behind, whatever state the file is in."""
+        if self.bytes is None:
+            return
         try:
             self.file.close()
-        except Exception:  # the disk may be full: libhdf5 then fails to flush
+        except Exception:  # what libhdf5 says about a file that is given up does not matter
             pass
+        self.bytes.file.close()
         try:
             os.unlink(self.temporary)
         except OSError:

@@ -4,9 +4,9 @@ import sys
 
 from .stop import BAD_CONTENT, Stop
 
-PIECE_BYTES = 1 << 22  # longer plain documents are encoded in pieces cut at line ends
-BATCH_BYTES = 1 << 20  # text encoded in one call of the tokenizer
-BATCH_DOCUMENTS = 512
+PIECE_CHARACTERS = 1 << 18  # longer documents are packed in pieces, each encoded on its own
+BATCH_CHARACTERS = 1 << 20  # text encoded in one call of the tokenizer
+BATCH_TEXTS = 512
 
 
 class Counts:
@@ -29,33 +29,41 @@ def cut_before(text, begin, end):
     return end
 
 
-def pieces_of(text):
-    """A long text in pieces, a short one whole."""
-    begin = 0
-    while len(text) - begin > PIECE_BYTES:
-        end = cut_before(text, begin, begin + PIECE_BYTES)
-        yield text[begin:end]
-        begin = end
-    yield text[begin:]
+def pieces_of(chunks):
+    """(piece, is it the last) of a text that comes in chunks; a short text is one piece.
+
+    A tokenizer that puts a mark before every text (Llama 2) puts one before every piece.
+    """
+    text = ""
+    for chunk in chunks:
+        text += chunk
+        begin = 0
+        while len(text) - begin > PIECE_CHARACTERS:
+            end = cut_before(text, begin, begin + PIECE_CHARACTERS)
+            yield text[begin:end], False
+            begin = end
+        text = text[begin:]
+    yield text, True
 
 
-def batches(reader, counts):
-    """Documents in batches worth one call of the tokenizer: ([(text, spans)], bytes so far)."""
-    batch, size, done = [], 0, 0
-    for source, document in reader.order():
-        text, spans, bytes_ = reader.read(source, document)
+def batches(reader, packed, counts):
+    """Texts worth one call of the tokenizer: [(text, spans, begins document, ends document)]."""
+    batch, size = [], 0
+    for chunks, spans in reader.documents():
         counts.documents += 1
-        done += bytes_
-        if not text:
-            counts.empty += 1
-            continue
-        batch.append((text, spans))
-        size += bytes_
-        if size >= BATCH_BYTES or len(batch) == BATCH_DOCUMENTS:
-            yield batch, done
-            batch, size = [], 0
+        first = True
+        for text, last in pieces_of(chunks) if packed else (("".join(chunks), True),):
+            if not text and first:
+                counts.empty += 1
+                continue
+            batch.append((text, spans, first, last))
+            first = False
+            size += len(text)
+            if size >= BATCH_CHARACTERS or len(batch) == BATCH_TEXTS:
+                yield batch
+                batch, size = [], 0
     if batch:
-        yield batch, done
+        yield batch
 
 
 def check_ids(ids, coder, text):
@@ -71,17 +79,11 @@ def check_ids(ids, coder, text):
 
 
 def pack(batch, coder, width, carry):
-    """Appends the documents to `carry` and yields every full row."""
-    texts, last = [], []
-    for text, _ in batch:
-        cut = list(pieces_of(text))
-        texts += cut
-        last += [False] * (len(cut) - 1) + [True]
-    fresh = True
-    for piece, ends, encoding in zip(texts, last, coder.encode(texts, offsets=False)):
-        check_ids(encoding.ids, coder, piece)
-        carry += (coder.prefix if fresh else []) + encoding.ids + (coder.suffix if ends else [])
-        fresh = ends
+    """Appends the texts to `carry` and yields every full row."""
+    encodings = coder.encode([text for text, *_ in batch], offsets=False)
+    for (text, _, first, last), encoding in zip(batch, encodings):
+        check_ids(encoding.ids, coder, text)
+        carry += (coder.prefix if first else []) + encoding.ids + (coder.suffix if last else [])
         full = len(carry) // width * width
         for begin in range(0, full, width):
             yield carry[begin : begin + width]
@@ -91,8 +93,8 @@ def pack(batch, coder, width, carry):
 def separate(batch, coder, args, counts):
     """(ids, length, mask) of the documents, each padded to a row of its own."""
     width = args.sequence_tokens
-    encodings = coder.encode([text for text, _ in batch], offsets=bool(args.loss_on))
-    for (text, spans), encoding in zip(batch, encodings):
+    encodings = coder.encode([text for text, *_ in batch], offsets=bool(args.loss_on))
+    for (text, spans, *_), encoding in zip(batch, encodings):
         check_ids(encoding.ids, coder, text)
         ids = coder.prefix + encoding.ids + coder.suffix
         mask = None
@@ -135,7 +137,7 @@ def write_rows(reader, coder, out, args, counts, progress):
     """All rows of the input, at most --max-sequences."""
     limit = args.max_sequences or sys.maxsize
     carry, width = [], args.sequence_tokens
-    for batch, done in batches(reader, counts):
+    for batch in batches(reader, args.pack, counts):
         rows = (
             ((ids, width, None) for ids in pack(batch, coder, width, carry))
             if args.pack
@@ -146,7 +148,7 @@ def write_rows(reader, coder, out, args, counts, progress):
             counts.tokens += length
             if out.rows == limit:
                 return
-        progress.show(done, out.rows)
+        progress.show(reader.done, out.rows)
     if args.keep_rest and len(carry) > 1:
         out.add(carry + [coder.padding] * (width - len(carry)), len(carry))
         counts.tokens += len(carry)

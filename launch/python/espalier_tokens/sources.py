@@ -1,6 +1,7 @@
 """Input: files, where their documents lie, and the text of a document."""
 
 import array
+import codecs
 import hashlib
 import json
 import os
@@ -9,6 +10,7 @@ import string
 
 from .stop import BAD_CONTENT, NO_INPUT, USAGE, Stop, stop_of
 
+CHUNK_BYTES = 1 << 20  # of a document, read at once
 TEXT_SUFFIXES = frozenset(
     ".txt .md .rst .tex .py .c .h .cc .cpp .cxx .hpp .cu .cuh .f .f90 .java .js .ts .go .rs .rb "
     ".jl .r .sh .sql .yaml .yml .toml .html .xml .css .csv .tsv .log".split()
@@ -161,15 +163,15 @@ def find_sources(inputs, template):
 
 
 class Reader:
-    """Documents by number, over all sources; keeps one file open."""
+    """Documents over all sources; keeps one file open and counts the bytes it has read."""
 
     def __init__(self, sources, args):
         self.sources, self.args, self.file, self.opened = sources, args, None, None
-        self.count = sum(len(s.starts) for s in sources)
         self.bytes = sum(sum(s.sizes) for s in sources)
+        self.done = 0
 
     def order(self):
-        """(source, document) pairs in the order of work."""
+        """(source, number of the document) in the order of work."""
         pairs = ((s, d) for s, source in enumerate(self.sources) for d in range(len(source.starts)))
         if self.args.seed is None:
             return pairs
@@ -177,30 +179,49 @@ class Reader:
         random.Random(self.args.seed).shuffle(pairs)
         return pairs
 
-    def read(self, source_index, document):
-        """(text, [(begin, end)] of the fields that count in the loss, bytes) of one document."""
-        source = self.sources[source_index]
-        size = source.sizes[document]
+    def documents(self):
+        """(chunks of text, [(begin, end)] of what counts in the loss) of each document in order."""
+        for index, number in self.order():
+            source = self.sources[index]
+            if source.lines:
+                line = "".join(self._chunks(index, number))
+                text, spans = self._of_line(line, f"{source.path}:{source.numbers[number]}")
+                yield (text,), spans
+            else:
+                yield self._chunks(index, number), []
+
+    def _chunks(self, index, number):
+        """The text of a document as it lies in the file, CHUNK_BYTES at a time."""
+        source = self.sources[index]
+        place = f"{source.path}:{source.numbers[number]}" if source.lines else source.path
+        left, rest, offset = source.sizes[number], b"", 0
+        while left:
+            raw = rest + self._bytes(index, source.starts[number] + offset, min(left, CHUNK_BYTES))
+            left -= len(raw) - len(rest)
+            text, used = decode(raw, offset - len(rest), not left, place)
+            offset += len(raw) - len(rest)
+            rest = raw[used:]
+            yield text
+
+    def _bytes(self, index, start, count):
+        source = self.sources[index]
         try:
-            if self.opened != source_index:
+            if self.opened != index:
                 self.close()
-                self.file, self.opened = open(source.path, "rb"), source_index
-            self.file.seek(source.starts[document])
-            raw = self.file.read(size)
+                self.file, self.opened = open(source.path, "rb"), index
+            self.file.seek(start)
+            raw = self.file.read(count)
         except OSError as error:
             raise stop_of(error, source.path)
-        if len(raw) != size:
+        if len(raw) != count:
             raise Stop(
                 BAD_CONTENT,
                 f"'{source.path}' changed while it was read",
-                f"{size} bytes were expected, {len(raw)} came",
+                f"{count} bytes were expected at {start}, {len(raw)} came",
                 "run again when nothing writes to it",
             )
-        place = f"{source.path}:{source.numbers[document]}" if source.lines else source.path
-        text = decode(raw, place)
-        if not source.lines:
-            return text, [], size
-        return (*self._of_line(text, place), size)
+        self.done += count
+        return raw
 
     def _of_line(self, line, place):
         try:
@@ -236,17 +257,18 @@ class Reader:
             self.file.close()
 
 
-def decode(raw, place):
+def decode(raw, offset, final, place):
+    """(text, bytes used) of UTF-8 that begins `offset` bytes into a document."""
     try:
-        text = raw.decode("utf-8")
+        text, used = codecs.utf_8_decode(raw, "strict", final)
     except UnicodeDecodeError as error:
         raise Stop(
             BAD_CONTENT,
             f"{place}: not UTF-8",
-            f"byte 0x{raw[error.start]:02x} at offset {error.start} of the document",
+            f"byte 0x{raw[error.start]:02x} at offset {offset + error.start} of the document",
             "convert it (iconv -t utf-8) or take it out of the input",
         )
-    return text[1:] if text.startswith("\ufeff") else text
+    return (text[1:] if offset == 0 and text.startswith("\ufeff") else text), used
 
 
 def value_of(record, field, place):

@@ -22,12 +22,8 @@ def stop_of(error, path, writing=False):
     """The Stop that an OSError on `path` means."""
     why = f"{path}: {error.strerror or error}"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return Stop(
-            NO_PERMISSION,
-            f"cannot {'write' if writing else 'read'} '{path}'",
-            why,
-            "ask for the permission or choose another path",
-        )
+        what = f"cannot {'write' if writing else 'read'} '{path}'"
+        return Stop(NO_PERMISSION, what, why, "ask for the permission or choose another path")
     if writing:
         return Stop(
             WRITE_FAILED,
