@@ -25,6 +25,7 @@ enum class Ranking { global, global_by_kind, local };
 enum class Measure { structures, parameters, total_parameters };
 enum class ScheduleShape { linear, gisp, cosine, exponential, geometric };
 enum class Order { automatic, sample_major };
+enum class Recompute { automatic, all };
 enum class AttentionBackend { automatic, flash, math };
 enum class ExportFormat { exact, uniform };
 
@@ -99,6 +100,7 @@ struct RunConfig {
   ImportanceConfig importance;
   PruneConfig prune;
   Order order = Order::automatic;
+  Recompute recompute = Recompute::automatic;
   AttentionBackend attention = AttentionBackend::automatic;
   EvaluationConfig evaluation;
   std::int64_t keep_last = 2;

@@ -1,0 +1,238 @@
+#pragma once
+
+#include "schema.h"
+
+// How the rows of the schema are written. `access` is a generic lambda that returns a reference to
+// the field, for a const and for a mutable T: [](auto& c) -> auto& { return c.prune.iterations; }
+
+namespace espalier::config_detail {
+
+template <class E>
+using Names = std::vector<std::pair<const char*, E>>;
+
+template <class T>
+Row<T> free_at_resume(Row<T> row) {
+  row.free = true;
+  return row;
+}
+
+/// Required: `example` is shown for it.
+template <class T>
+Row<T> required(Row<T> row, std::string example) {
+  row.example = std::move(example);
+  return row;
+}
+
+template <class T, class E, class Access>
+Row<T> choice_row(std::string key, Access access, Names<E> names, std::string meaning) {
+  Row<T> row;
+  row.key = std::move(key);
+  row.type = "string";
+  row.meaning = std::move(meaning);
+  for (const auto& [name, value] : names) row.values.emplace_back(name);
+  row.parse = [access, names, values = row.values](Walk& walk, const YamlNode& node,
+                                                   const std::string& at, T& out) {
+    if (const auto index = read_choice(walk, node, at, values)) access(out) = names[*index].second;
+  };
+  row.print = [access, names](const T& value) -> std::optional<std::string> {
+    for (const auto& [name, meant] : names)
+      if (meant == access(value)) return name;
+    return std::nullopt;
+  };
+  return row;
+}
+
+template <class T, class Access>
+Row<T> integer_row(std::string key, Access access, IntegerRange range, std::string meaning) {
+  Row<T> row;
+  row.key = std::move(key);
+  row.type = "integer";
+  row.meaning = std::move(meaning);
+  row.parse = [access, range](Walk& walk, const YamlNode& node, const std::string& at, T& out) {
+    if (const auto value = read_integer(walk, node, at, range)) access(out) = *value;
+  };
+  row.print = [access](const T& value) -> std::optional<std::string> {
+    return std::to_string(access(value));
+  };
+  return row;
+}
+
+/// An optional integer; `word` stands for its absence.
+template <class T, class Access>
+Row<T> integer_or_word_row(std::string key, Access access, std::string word, IntegerRange range,
+                           std::string meaning) {
+  Row<T> row;
+  row.key = std::move(key);
+  row.type = "integer or " + word;
+  row.meaning = std::move(meaning);
+  row.parse = [access, word, range](Walk& walk, const YamlNode& node, const std::string& at,
+                                    T& out) {
+    if (node.is_scalar() && node.text == word)
+      access(out) = std::nullopt;
+    else if (const auto value = read_integer(walk, node, at, range, word))
+      access(out) = *value;
+  };
+  row.print = [access, word](const T& value) -> std::optional<std::string> {
+    return access(value) ? std::to_string(*access(value)) : word;
+  };
+  return row;
+}
+
+template <class T, class Access>
+Row<T> number_row(std::string key, Access access, std::function<bool(double)> accepts,
+                  std::string rule, std::string meaning) {
+  Row<T> row;
+  row.key = std::move(key);
+  row.type = "number";
+  row.meaning = std::move(meaning);
+  row.parse = [access, accepts, rule](Walk& walk, const YamlNode& node, const std::string& at,
+                                      T& out) {
+    if (const auto value = read_number(walk, node, at, accepts, rule)) access(out) = *value;
+  };
+  row.print = [access](const T& value) -> std::optional<std::string> {
+    const std::optional<double> number = access(value);
+    if (!number) return std::nullopt;
+    return print_number(*number);
+  };
+  return row;
+}
+
+template <class T, class Access>
+Row<T> boolean_row(std::string key, Access access, std::string meaning) {
+  Row<T> row;
+  row.key = std::move(key);
+  row.type = "boolean";
+  row.meaning = std::move(meaning);
+  row.parse = [access](Walk& walk, const YamlNode& node, const std::string& at, T& out) {
+    if (const auto value = read_boolean(walk, node, at)) access(out) = *value;
+  };
+  row.print = [access](const T& value) -> std::optional<std::string> {
+    return access(value) ? "true" : "false";
+  };
+  return row;
+}
+
+template <class T, class Access>
+Row<T> text_row(std::string key, Access access, std::size_t limit, std::string meaning) {
+  Row<T> row;
+  row.key = std::move(key);
+  row.type = "string";
+  row.meaning = std::move(meaning);
+  row.parse = [access, limit](Walk& walk, const YamlNode& node, const std::string& at, T& out) {
+    if (const auto value = read_text(walk, node, at, limit)) access(out) = *value;
+  };
+  row.print = [access](const T& value) -> std::optional<std::string> {
+    return print_text(access(value));
+  };
+  return row;
+}
+
+/// `absolute`: relative paths start at the configuration file's directory; otherwise kept as given.
+template <class T, class Access>
+Row<T> path_row(std::string key, Access access, bool absolute, std::string meaning) {
+  Row<T> row;
+  row.key = std::move(key);
+  row.type = "path";
+  row.meaning = std::move(meaning);
+  row.parse = [access, absolute](Walk& walk, const YamlNode& node, const std::string& at, T& out) {
+    if (const auto value = read_path(walk, node, at, absolute)) access(out) = *value;
+  };
+  row.print = [access](const T& value) -> std::optional<std::string> {
+    return print_path(access(value));
+  };
+  return row;
+}
+
+/// A key of which only the listed values work and mean the same: accepted so that complete files
+/// load, and listed nowhere.
+template <class T>
+Row<T> trivial_row(std::string key, std::vector<std::string> values) {
+  Row<T> row;
+  row.key = std::move(key);
+  row.type = "string";
+  row.trivial = true;
+  row.values = std::move(values);
+  row.parse = [values = row.values](Walk& walk, const YamlNode& node, const std::string& at, T&) {
+    read_choice(walk, node, at, values);
+  };
+  row.print = [](const T&) -> std::optional<std::string> { return std::nullopt; };
+  return row;
+}
+
+/// The same for a list that must be empty.
+template <class T>
+Row<T> empty_list_row(std::string key) {
+  Row<T> row = trivial_row<T>(std::move(key), {});
+  row.parse = [](Walk& walk, const YamlNode& node, const std::string& at, T&) {
+    const bool empty = node.kind == YamlNode::Kind::null ||
+                       (node.kind == YamlNode::Kind::list && node.items.empty());
+    if (!empty) walk.wrong(node, at, "permitted: [] (this evaluation is not available)");
+  };
+  return row;
+}
+
+/// The rows of a list's elements without their functions: what help and schema show.
+template <class E>
+Rows<std::monostate> described(const Rows<E>& rows) {
+  Rows<std::monostate> out;
+  for (const Row<E>& row : rows) {
+    if (row.trivial) continue;
+    Row<std::monostate> plain;
+    plain.key = row.key;
+    plain.type = row.type;
+    plain.values = row.values;
+    plain.meaning = row.meaning;
+    plain.example = row.example;
+    plain.free = row.free;
+    plain.print = [text = row.print(E{})](const std::monostate&) { return text; };
+    out.push_back(std::move(plain));
+  }
+  return out;
+}
+
+template <class E>
+std::vector<FlatEntry> flat(const Rows<E>& rows, const E& element) {
+  std::vector<FlatEntry> entries;
+  for (const Row<E>& row : rows)
+    if (const auto text = row.trivial ? std::nullopt : row.print(element))
+      entries.emplace_back(row.key, *text);
+  return entries;
+}
+
+/// A list of maps, each with the keys of `rows`.
+template <class T, class E, class Access>
+Row<T> list_row(std::string key, Access access, Rows<E> rows, std::string meaning) {
+  Row<T> row;
+  row.key = std::move(key);
+  row.type = "list of maps";
+  row.meaning = std::move(meaning);
+  row.element_rows = described(rows);
+  row.parse = [access, rows](Walk& walk, const YamlNode& node, const std::string& at, T& out) {
+    access(out).clear();
+    if (node.kind == YamlNode::Kind::null) return;
+    if (node.kind != YamlNode::Kind::list) return walk.wrong(node, at, "a list of maps is needed");
+    for (std::size_t i = 0; i < node.items.size(); ++i) {
+      const std::string place = at + "[" + std::to_string(i) + "]";
+      E& element = access(out).emplace_back();
+      if (node.items[i].kind != YamlNode::Kind::map)
+        walk.wrong(node.items[i], place, "a map of keys is needed");
+      else
+        walk_rows<E>(walk, node.items[i], place + ".", rows, element,
+                     [](const Row<E>&) { return true; });
+    }
+  };
+  row.elements = [access, rows](const T& value) {
+    std::vector<std::vector<FlatEntry>> out;
+    for (const E& element : access(value)) out.push_back(flat(rows, element));
+    return out;
+  };
+  row.print = [elements = row.elements](const T& value) -> std::optional<std::string> {
+    std::string text;
+    for (const auto& element : elements(value))
+      text += (text.empty() ? "" : ", ") + print_map(element);
+    return "[" + text + "]";
+  };
+  return row;
+}
+
+}  // namespace espalier::config_detail

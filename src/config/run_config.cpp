@@ -1,0 +1,228 @@
+#include "espalier/config/run_config.h"
+
+#include <algorithm>
+#include <set>
+#include <system_error>
+
+#include <fmt/format.h>
+
+#include "overrides.h"
+#include "run_schema.h"
+#include "text_file.h"
+
+namespace espalier {
+namespace {
+
+using config_detail::Row;
+using config_detail::Walk;
+using config_detail::YamlNode;
+
+bool is_required(const Row<RunConfig>& row, ConfigUse use) {
+  if (row.key == "prune.target") return use == ConfigUse::run;
+  if (row.key == "calibration.domains") return use == ConfigUse::run || use == ConfigUse::score;
+  return true;
+}
+
+/// Rules over several keys and over the outside world.
+class Checker {
+ public:
+  Checker(Walk& walk, RunConfig& config, std::string file)
+      : walk_(walk), config_(config), file_(std::move(file)) {}
+
+  void check_rules() {
+    check_domains();
+    check_unique_names("evaluation.perplexity", config_.evaluation.perplexity);
+    check_exports();
+    if (config_.importance.reduction == Reduction::scores &&
+        config_.importance.criterion != Criterion::taylor)
+      problem("importance.reduction", "importance.reduction = scores",
+              "only criterion taylor has gradients to reduce",
+              "Remove it, or use criterion taylor.");
+    write_notes();
+  }
+
+  /// Everything that this use reads must exist.
+  void check_files(ConfigUse use) {
+    if (use == ConfigUse::print) return;
+    check_model();
+    if (use != ConfigUse::eval)
+      for (std::size_t i = 0; i < config_.calibration.domains.size(); ++i)
+        check_tokens(fmt::format("calibration.domains[{}].tokens", i),
+                     config_.calibration.domains[i].tokens);
+    if (use != ConfigUse::score)
+      for (std::size_t i = 0; i < config_.evaluation.perplexity.size(); ++i)
+        check_tokens(fmt::format("evaluation.perplexity[{}].tokens", i),
+                     config_.evaluation.perplexity[i].tokens);
+  }
+
+ private:
+  std::string where(const std::string& key) const {
+    const auto it = walk_.place.find(key);
+    return it == walk_.place.end() ? file_ : it->second;
+  }
+  bool is_reported(const std::string& key) const {
+    const auto& list = walk_.problems.list();
+    return std::any_of(list.begin(), list.end(),
+                       [&](const Problem& p) { return p.where == where(key); });
+  }
+  bool given(const std::string& key) const { return walk_.place.contains(key); }
+  void problem(const std::string& key, std::string what, std::string why, std::string remedy = {},
+               ExitCode code = ExitCode::config) {
+    walk_.problems.add(code, std::move(what), std::move(why), std::move(remedy), where(key));
+  }
+  void note(const std::string& key, const std::string& text) {
+    config_.notes.push_back(where(key) + ": " + text);
+  }
+
+  template <class T>
+  void check_unique_names(const std::string& list, const std::vector<T>& elements) {
+    std::map<std::string, std::size_t> first;
+    for (std::size_t i = 0; i < elements.size(); ++i) {
+      if (elements[i].name.empty()) continue;  // reported where it was read
+      const auto [it, is_new] = first.emplace(elements[i].name, i);
+      const std::string key = fmt::format("{}[{}].name", list, i);
+      if (!is_new)
+        problem(key, fmt::format("{} = {}", key, config_detail::printable(elements[i].name)),
+                fmt::format("{}[{}] has this name already", list, it->second));
+    }
+  }
+
+  void check_domains() {
+    const auto& domains = config_.calibration.domains;
+    check_unique_names("calibration.domains", domains);
+    if (given("calibration.domains") && domains.empty() && required_domains &&
+        !is_reported("calibration.domains"))
+      problem("calibration.domains", "calibration.domains is empty",
+              "at least one domain is needed");
+    double sum = 0;
+    for (const DomainConfig& domain : domains) sum += domain.weight;
+    if (!domains.empty() && !(sum > 0))
+      problem("calibration.domains", "the weights of calibration.domains sum to 0",
+              "at least one must be above 0");
+  }
+
+  void check_exports() {
+    std::set<std::filesystem::path> seen;
+    for (std::size_t i = 0; i < config_.exports.size(); ++i) {
+      const std::string key = fmt::format("export[{}].path", i);
+      const std::filesystem::path& path = config_.exports[i].path;
+      if (!path.empty() && !seen.insert(path).second)
+        problem(key, fmt::format("{} = {}", key, config_detail::printable(path.string())),
+                "another export goes to the same path");
+    }
+  }
+
+  void write_notes() {
+    if (config_.prune.rate != PruneConfig{}.rate &&
+        config_.prune.shape != ScheduleShape::exponential)
+      note("prune.rate", "prune.rate has no effect (only shape exponential reads it)");
+    const auto& domains = config_.calibration.domains;
+    for (std::size_t i = 0; i < domains.size(); ++i) {
+      const std::string key = fmt::format("calibration.domains[{}]", i);
+      if (config_.calibration.resample && !domains[i].sequences)
+        note("calibration.resample", key + " uses all its rows, so resample changes nothing there");
+      for (const NamedTokens& evaluation : config_.evaluation.perplexity)
+        if (!domains[i].tokens.empty() && evaluation.tokens == domains[i].tokens)
+          note(key + ".tokens",
+               fmt::format("{} and evaluation '{}' read the same file: that perplexity is measured "
+                           "on calibration data",
+                           key, config_detail::printable(evaluation.name)));
+    }
+  }
+
+  /// "'math.h5' does not exist (looked in: the config's directory)".
+  void absent(const std::string& key, const std::filesystem::path& path, const std::string& kind,
+              const std::string& remedy) {
+    const std::filesystem::path relative = path.lexically_relative(walk_.base);
+    const bool inside = !relative.empty() && *relative.begin() != "..";
+    problem(key,
+            fmt::format("{}: '{}' {}", key,
+                        config_detail::printable(inside ? relative.string() : path.string(), 400),
+                        kind),
+            inside ? "looked in: the config's directory" : "", remedy, ExitCode::missing_input);
+  }
+
+  void check_model() {
+    const std::filesystem::path& path = config_.model_path;
+    std::error_code error;
+    const auto status = std::filesystem::status(path, error);
+    constexpr const char* kRemedy = "Point it at a Hugging Face model directory.";
+    if (path.empty()) return;
+    if (!std::filesystem::exists(status))
+      absent("model.path", path, "does not exist", kRemedy);
+    else if (!std::filesystem::is_directory(status))
+      absent("model.path", path, "is not a directory", kRemedy);
+  }
+
+  void check_tokens(const std::string& key, const std::filesystem::path& path) {
+    std::error_code error;
+    const auto status = std::filesystem::status(path, error);
+    constexpr const char* kRemedy = "Write it with launch/tokenize.py or check the path.";
+    if (path.empty()) return;
+    if (!std::filesystem::exists(status))
+      absent(key, path, "does not exist", kRemedy);
+    else if (std::filesystem::is_directory(status))
+      absent(key, path, "is a directory, not a token file", kRemedy);
+  }
+
+  Walk& walk_;
+  RunConfig& config_;
+  std::string file_;
+
+ public:
+  bool required_domains = true;
+};
+
+YamlNode read_tree(const std::filesystem::path& file, const std::vector<std::string>& overrides,
+                   Problems& problems) {
+  const std::string text = config_detail::read_text_file(
+      file, config_detail::kYamlBytes, ExitCode::config, "Check the path of the configuration.");
+  YamlNode root = config_detail::parse_yaml(text, file.string());
+  if (root.kind == YamlNode::Kind::null) {
+    root.kind = YamlNode::Kind::map;
+  }
+  if (root.kind != YamlNode::Kind::map)
+    throw Error(ExitCode::config, "the file is no map of keys", {},
+                "Start from configs/reference.yaml.", root.where);
+  root.where = file.string();
+  config_detail::apply_overrides(root, overrides, problems);
+  return root;
+}
+
+RunConfig read_checked(const std::filesystem::path& file, const std::vector<std::string>& overrides,
+                       ConfigUse use, Problems& problems) {
+  RunConfig config;
+  config.source = std::filesystem::absolute(file).lexically_normal();
+  const YamlNode root = read_tree(file, overrides, problems);
+  Walk walk{problems, config.source.parent_path(), {}, {}};
+  config_detail::walk_rows<RunConfig>(
+      walk, root, "", config_detail::run_schema(), config,
+      [use](const Row<RunConfig>& row) { return is_required(row, use); });
+  Checker checker(walk, config, file.string());
+  checker.required_domains = use == ConfigUse::run || use == ConfigUse::score;
+  checker.check_rules();
+  checker.check_files(use);
+  config.origin = std::move(walk.origin);
+  return config;
+}
+
+}  // namespace
+
+RunConfig read_run_config(const std::filesystem::path& file,
+                          const std::vector<std::string>& overrides, ConfigUse use) {
+  Problems problems;
+  RunConfig config;
+  try {
+    config = read_checked(file, overrides, use, problems);
+  } catch (const Error& e) {  // the file cannot be read at all, or is not the YAML that we accept
+    for (const Problem& problem : e.problems()) problems.add(problem);
+  }
+  const std::size_t count = problems.list().size();
+  if (count > 0)
+    problems.add(ExitCode::config,
+                 fmt::format("{} error{}. Nothing was started.", count, count == 1 ? "" : "s"));
+  problems.throw_if_any();
+  return config;
+}
+
+}  // namespace espalier

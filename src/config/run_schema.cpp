@@ -1,0 +1,371 @@
+#include "run_schema.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "row_builders.h"
+
+namespace espalier::config_detail {
+namespace {
+
+constexpr std::int64_t kMaxIterations = 100000;
+constexpr std::int64_t kMaxRanks = 1 << 20;
+constexpr std::size_t kNameBytes = 64;
+constexpr double kMaxRate = 50.0;  // e^50 still leaves every step of a schedule representable
+
+bool is_at_least_one(double x) { return x >= 1.0; }
+bool is_weight(double x) { return x >= 0.0; }
+bool is_share(double x) { return x > 0.0 && x < 1.0; }
+bool is_rate(double x) { return x != 0.0 && std::abs(x) <= kMaxRate; }
+
+Rows<DomainConfig> domain_rows() {
+  using D = DomainConfig;
+  return {
+      required(text_row<D>(
+                   "name", [](auto& d) -> auto& { return d.name; }, kNameBytes,
+                   "How the domain is called in logs, metrics and reports."),
+               "web"),
+      required(path_row<D>(
+                   "tokens", [](auto& d) -> auto& { return d.tokens; }, true,
+                   "HDF5 token file, written by launch/tokenize.py. Its row length is the sequence "
+                   "length."),
+               "data/web.h5"),
+      integer_or_word_row<D>(
+          "sequences", [](auto& d) -> auto& { return d.sequences; }, "all", {.min = 1},
+          "Rows used, drawn without replacement by (seed, domain name)."),
+      number_row<D>(
+          "weight", [](auto& d) -> auto& { return d.weight; }, is_weight,
+          "a number of at least 0 is needed",
+          "Weight w of the domain. Its number of sequences does not weigh."),
+      choice_row<D, Objective>(
+          "objective", [](auto& d) -> auto& { return d.objective; },
+          {{"causal_lm", Objective::causal_lm}, {"sft", Objective::sft}},
+          "causal_lm: cross-entropy of every next token; sft: of the answer's tokens "
+          "only (the file's loss mask)."),
+  };
+}
+
+Rows<NamedTokens> perplexity_rows() {
+  using N = NamedTokens;
+  return {
+      required(text_row<N>(
+                   "name", [](auto& n) -> auto& { return n.name; }, kNameBytes,
+                   "How the evaluation is called in logs, metrics and reports."),
+               "wikitext2"),
+      required(path_row<N>(
+                   "tokens", [](auto& n) -> auto& { return n.tokens; }, true,
+                   "HDF5 token file; its row length is the window of the perplexity."),
+               "data/wikitext2.h5"),
+  };
+}
+
+Rows<ExportConfig> export_rows() {
+  using X = ExportConfig;
+  return {
+      required(choice_row<X, ExportFormat>(
+                   "format", [](auto& x) -> auto& { return x.format; },
+                   {{"exact", ExportFormat::exact}, {"uniform", ExportFormat::uniform}},
+                   "exact: the true widths of every layer, loads with trust_remote_code; uniform: "
+                   "a plain "
+                   "checkpoint, where all layers have the same widths."),
+               "exact"),
+      required(path_row<X>(
+                   "path", [](auto& x) -> auto& { return x.path; }, false,
+                   "Directory to write, relative to the run directory. It must not exist."),
+               "export/exact"),
+      trivial_row<X>("schema", {"own"}),
+  };
+}
+
+Row<RunConfig> kinds_row() {
+  Row<RunConfig> row;
+  row.key = "prune.kinds";
+  row.type = "list of strings";
+  row.values = {"attention", "mlp"};
+  row.meaning = "What may be removed. Only the listed kinds count in ratios.";
+  row.parse = [values = row.values](Walk& walk, const YamlNode& node, const std::string& at,
+                                    RunConfig& out) {
+    if (node.kind != YamlNode::Kind::list || node.items.empty())
+      return walk.wrong(
+          node, at, fmt::format("a list of one or more of {} is needed", fmt::join(values, ", ")));
+    bool seen[2] = {false, false};
+    for (std::size_t i = 0; i < node.items.size(); ++i) {
+      const std::string place = fmt::format("{}[{}]", at, i);
+      const auto index = read_choice(walk, node.items[i], place, values);
+      if (index && seen[*index]) walk.wrong(node.items[i], place, "it is in the list already");
+      if (index) seen[*index] = true;
+    }
+    out.prune.attention = seen[0];
+    out.prune.mlp = seen[1];
+  };
+  row.print = [](const RunConfig& c) -> std::optional<std::string> {
+    if (c.prune.attention && c.prune.mlp) return "[attention, mlp]";
+    return c.prune.attention ? "[attention]" : "[mlp]";
+  };
+  return row;
+}
+
+Row<RunConfig> protected_layers_row() {
+  Row<RunConfig> row;
+  row.key = "prune.protect.layers";
+  row.type = "list of integers";
+  row.meaning = "Further layers that lose nothing, counted from 0.";
+  row.parse = [](Walk& walk, const YamlNode& node, const std::string& at, RunConfig& out) {
+    out.prune.protect.layers.clear();
+    if (node.kind == YamlNode::Kind::null) return;
+    if (node.kind != YamlNode::Kind::list)
+      return walk.wrong(node, at, "a list of layer numbers is needed");
+    for (std::size_t i = 0; i < node.items.size(); ++i) {
+      const auto layer =
+          read_integer(walk, node.items[i], fmt::format("{}[{}]", at, i), {.min = 0, .max = 999});
+      if (layer) out.prune.protect.layers.push_back(*layer);
+    }
+    auto& layers = out.prune.protect.layers;
+    std::sort(layers.begin(), layers.end());
+    layers.erase(std::unique(layers.begin(), layers.end()), layers.end());
+  };
+  row.print = [](const RunConfig& c) -> std::optional<std::string> {
+    return fmt::format("[{}]", fmt::join(c.prune.protect.layers, ", "));
+  };
+  return row;
+}
+
+using C = RunConfig;
+
+Rows<C> machine_rows() {
+  return {
+      required(
+          path_row<C>(
+              "model.path", [](auto& c) -> auto& { return c.model_path; }, true,
+              "Hugging Face model directory: config.json and safetensors of Llama 2/3, Mistral, "
+              "Qwen2/2.5 or Qwen3, or an exact export of espalier."),
+          "models/my-model"),
+      choice_row<C, std::optional<DType>>(
+          "model.dtype", [](auto& c) -> auto& { return c.dtype; },
+          {{"as_stored", std::nullopt},
+           {"float64", DType::f64},
+           {"float32", DType::f32},
+           {"bfloat16", DType::bf16},
+           {"float16", DType::f16}},
+          "Dtype of the weights while scoring. Exports keep the stored dtype. "
+          "float64 is for checking."),
+      free_at_resume(choice_row<C, DeviceChoice>(
+          "device", [](auto& c) -> auto& { return c.device; },
+          {{"auto", DeviceChoice::automatic},
+           {"cpu", DeviceChoice::cpu},
+           {"cuda", DeviceChoice::cuda}},
+          "auto: cuda where a GPU is usable, else cpu.")),
+      free_at_resume(integer_row<C>(
+          "parallel.tensor", [](auto& c) -> auto& { return c.tensor; },
+          {.min = 1, .max = kMaxRanks},
+          "Ranks that share one copy of the model. The number of ranks must be a "
+          "multiple; data ranks = ranks / tensor.")),
+      free_at_resume(number_row<C>(
+          "parallel.rebalance", [](auto& c) -> auto& { return c.rebalance; }, is_at_least_one,
+          "a number of at least 1 is needed",
+          "Shards are cut anew when the widest rank is this many times the mean.")),
+  };
+}
+
+Rows<C> calibration_rows() {
+  return {
+      required(list_row<C, DomainConfig>(
+                   "calibration.domains", [](auto& c) -> auto& { return c.calibration.domains; },
+                   domain_rows(),
+                   "What the scores are measured on: one or more domains "
+                   "(arXiv 2601.02674)."),
+               "[{name: web, tokens: data/web.h5}]"),
+      choice_row<C, Combine>(
+          "calibration.combine", [](auto& c) -> auto& { return c.calibration.combine; },
+          {{"pooled", Combine::pooled}, {"weighted_mean", Combine::weighted_mean}},
+          "pooled: scores of the weighted mean of the domains' losses; weighted_mean: mean "
+          "of the domains' normalised scores."),
+      boolean_row<C>(
+          "calibration.resample", [](auto& c) -> auto& { return c.calibration.resample; },
+          "true: every iteration draws other sequences."),
+      trivial_row<C>("calibration.adapt", {"none"}),
+      free_at_resume(integer_row<C>(
+          "calibration.micro_batch_tokens",
+          [](auto& c) -> auto& { return c.calibration.micro_batch_tokens; }, {.min = 1},
+          "Tokens per data rank and micro-batch, in whole sequences and at least "
+          "one: bounds the memory of activations.")),
+      integer_row<C>(
+          "calibration.seed", [](auto& c) -> auto& { return c.calibration.seed; }, {.min = 0},
+          "Seed of the draw of sequences and of criterion random."),
+  };
+}
+
+Rows<C> importance_rows() {
+  return {
+      choice_row<C, Criterion>(
+          "importance.criterion", [](auto& c) -> auto& { return c.importance.criterion; },
+          {{"taylor", Criterion::taylor},
+           {"taylor_gate", Criterion::taylor_gate},
+           {"taylor_gate_sample", Criterion::taylor_gate_sample},
+           {"magnitude", Criterion::magnitude},
+           {"random", Criterion::random}},
+          "taylor: sum of |w . g| over the unit's weights, g the mean gradient (GISP, "
+          "arXiv 2510.18030); taylor_gate: |sum of h . dL/dh| at the unit's gate, without "
+          "weight gradients; taylor_gate_sample: the same per sequence; magnitude: sum of "
+          "|w|; random: a seeded draw."),
+      choice_row<C, Normalization>(
+          "importance.normalization", [](auto& c) -> auto& { return c.importance.normalization; },
+          {{"gisp", Normalization::gisp},
+           {"param_mean", Normalization::param_mean},
+           {"block_mean", Normalization::block_mean},
+           {"block_l2", Normalization::block_l2},
+           {"block_standardize", Normalization::block_standardize},
+           {"none", Normalization::none}},
+          "What makes heads and channels comparable. gisp: divided by 4 x head_dim x hidden and by "
+          "3 x "
+          "intermediate_size (as released with arXiv 2510.18030); param_mean: by the number of "
+          "weights summed; "
+          "block_*: by mean, L2 norm, or mean and deviation of the layer's units of the kind."),
+      choice_row<C, Reduction>(
+          "importance.reduction", [](auto& c) -> auto& { return c.importance.reduction; },
+          {{"gradients", Reduction::gradients}, {"scores", Reduction::scores}},
+          "Of taylor: gradients are summed over ranks before the absolute value (exact), "
+          "or every rank's scores are (less traffic, depends on the layout)."),
+      choice_row<C, Accumulate>(
+          "importance.accumulate", [](auto& c) -> auto& { return c.importance.accumulate; },
+          {{"auto", Accumulate::automatic},
+           {"float32", Accumulate::float32},
+           {"float64", Accumulate::float64},
+           {"bfloat16", Accumulate::bfloat16}},
+          "Dtype of the accumulated gradients. auto: float32, and float64 under "
+          "model.dtype float64."),
+      trivial_row<C>("importance.exact_reduction", {"false"}),
+  };
+}
+
+Rows<C> prune_rows() {
+  return {
+      kinds_row(),
+      choice_row<C, AttentionUnit>(
+          "prune.attention_unit", [](auto& c) -> auto& { return c.prune.attention_unit; },
+          {{"query_head", AttentionUnit::query_head}, {"kv_group", AttentionUnit::kv_group}},
+          "query_head: single query heads fall, keys and values with their last reader; "
+          "kv_group: a key/value head falls with all its query heads."),
+      choice_row<C, Ranking>(
+          "prune.ranking", [](auto& c) -> auto& { return c.prune.ranking; },
+          {{"global", Ranking::global},
+           {"global_by_kind", Ranking::global_by_kind},
+           {"local", Ranking::local}},
+          "One list over all layers and kinds, one per kind, or one per layer and kind (every "
+          "layer loses the same share)."),
+      required(number_row<C>(
+                   "prune.target", [](auto& c) -> auto& { return c.prune.target; }, is_share,
+                   "a number above 0 and below 1 is needed",
+                   "Share to remove in all, in the unit of prune.measure."),
+               "0.5"),
+      choice_row<C, Measure>(
+          "prune.measure", [](auto& c) -> auto& { return c.prune.measure; },
+          {{"structures", Measure::structures},
+           {"parameters", Measure::parameters},
+           {"total_parameters", Measure::total_parameters}},
+          "structures: removed units / all units, protected ones included; parameters: of the "
+          "decoder layers; total_parameters: of the whole model."),
+      integer_row<C>(
+          "prune.iterations", [](auto& c) -> auto& { return c.prune.iterations; },
+          {.min = 1, .max = kMaxIterations},
+          "Steps to the target, each scored anew. 1 is one-shot."),
+      choice_row<C, ScheduleShape>(
+          "prune.shape", [](auto& c) -> auto& { return c.prune.shape; },
+          {{"linear", ScheduleShape::linear},
+           {"gisp", ScheduleShape::gisp},
+           {"cosine", ScheduleShape::cosine},
+           {"exponential", ScheduleShape::exponential},
+           {"geometric", ScheduleShape::geometric}},
+          "Share of the target after step i of n, x = i/n. linear: x; gisp: (i-1)/(n-1); "
+          "cosine: (1 - cos(pi x))/2; exponential: (e^(ax) - 1)/(e^a - 1), a = prune.rate; "
+          "geometric: the kept share falls by one factor per step."),
+      number_row<C>(
+          "prune.rate", [](auto& c) -> auto& { return c.prune.rate; }, is_rate,
+          fmt::format("a number from -{0} to {0} other than 0 is needed", kMaxRate),
+          "a of shape exponential; negative = fast at first."),
+      integer_or_word_row<C>(
+          "prune.protect.first_layers",
+          [](auto& c) -> auto& { return c.prune.protect.first_layers; }, "auto",
+          {.min = 0, .max = 1000}, "First layers that lose nothing. auto: int(0.1 x layers)."),
+      integer_row<C>(
+          "prune.protect.last_layers", [](auto& c) -> auto& { return c.prune.protect.last_layers; },
+          {.min = 0, .max = 1000}, "Last layers that lose nothing."),
+      protected_layers_row(),
+      integer_row<C>(
+          "prune.protect.min_heads", [](auto& c) -> auto& { return c.prune.protect.min_heads; },
+          {.min = 0}, "Query heads that every layer keeps."),
+      integer_row<C>(
+          "prune.protect.min_channels",
+          [](auto& c) -> auto& { return c.prune.protect.min_channels; }, {.min = 0},
+          "MLP channels that every layer keeps."),
+      trivial_row<C>("prune.width_multiple", {"1"}),
+  };
+}
+
+Rows<C> remaining_rows() {
+  return {
+      free_at_resume(choice_row<C, Order>(
+          "execution.order", [](auto& c) -> auto& { return c.order; },
+          {{"auto", Order::automatic}, {"sample_major", Order::sample_major}},
+          "Order of blocks and micro-batches. sample_major: each micro-batch "
+          "goes through all blocks; auto chooses it.")),
+      free_at_resume(choice_row<C, Recompute>(
+          "execution.recompute", [](auto& c) -> auto& { return c.recompute; },
+          {{"auto", Recompute::automatic}, {"all", Recompute::all}},
+          "Blocks whose forward pass is repeated in the backward pass. auto chooses all.")),
+      free_at_resume(trivial_row<C>("execution.cache_prefix", {"auto"})),
+      free_at_resume(choice_row<C, AttentionBackend>(
+          "execution.attention", [](auto& c) -> auto& { return c.attention; },
+          {{"auto", AttentionBackend::automatic},
+           {"flash", AttentionBackend::flash},
+           {"math", AttentionBackend::math}},
+          "Attention kernel. auto: flash where dtype, device and mask allow it, else math.")),
+      integer_row<C>(
+          "evaluation.every", [](auto& c) -> auto& { return c.evaluation.every; }, {.min = 1},
+          "Evaluations run on the dense model, every this many iterations, and at the end."),
+      list_row<C, NamedTokens>(
+          "evaluation.perplexity", [](auto& c) -> auto& { return c.evaluation.perplexity; },
+          perplexity_rows(), "Perplexity on token files: exp(sum of nll / counted tokens)."),
+      empty_list_row<C>("evaluation.multiple_choice"),
+      free_at_resume(integer_row<C>(
+          "checkpoint.keep_last", [](auto& c) -> auto& { return c.keep_last; }, {.min = 1},
+          "Newest commits that are kept.")),
+      free_at_resume(integer_row<C>(
+          "checkpoint.keep_every", [](auto& c) -> auto& { return c.keep_every; }, {.min = 0},
+          "Every this many iterations a commit is kept for good. 0 = none.")),
+      list_row<C, ExportConfig>(
+          "export", [](auto& c) -> auto& { return c.exports; }, export_rows(),
+          "Checkpoints written at the end of the run."),
+  };
+}
+
+}  // namespace
+
+const Rows<RunConfig>& run_schema() {
+  static const Rows<RunConfig> schema = [] {
+    Rows<RunConfig> all;
+    for (Rows<RunConfig> part :
+         {machine_rows(), calibration_rows(), importance_rows(), prune_rows(), remaining_rows()})
+      std::move(part.begin(), part.end(), std::back_inserter(all));
+    return all;
+  }();
+  return schema;
+}
+
+const std::vector<std::string>& known_keys() {
+  static const std::vector<std::string> keys = [] {
+    std::vector<std::string> all;
+    for (const Row<RunConfig>& row : run_schema()) {
+      if (row.trivial) continue;
+      all.push_back(row.key);
+      for (const auto& element : row.element_rows) all.push_back(row.key + "[]." + element.key);
+    }
+    return all;
+  }();
+  return keys;
+}
+
+}  // namespace espalier::config_detail
