@@ -71,8 +71,9 @@ std::vector<std::int64_t> LayerWidths::reader_map(const ModelConfig& config) con
   for (const std::int32_t head : query_heads) {
     const std::int64_t kv_head = head / group;
     while (place < kv_heads.size() && kv_heads[place] < kv_head) ++place;
-    ESPALIER_CHECK(place < kv_heads.size() && kv_heads[place] == kv_head,
-                   fmt::format("query head {} reads KV head {}, which is gone", head, kv_head));
+    if (place == kv_heads.size() || kv_heads[place] != kv_head)
+      ESPALIER_CHECK(false,
+                     fmt::format("query head {} reads KV head {}, which is gone", head, kv_head));
     map.push_back(static_cast<std::int64_t>(place));
   }
   return map;

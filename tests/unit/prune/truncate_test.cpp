@@ -1,0 +1,164 @@
+#include <gtest/gtest.h>
+
+#include "espalier/core/error.h"
+#include "espalier/prune/plan.h"
+#include "unit/prune/naive_advance.h"
+#include "unit/prune/sample_models.h"
+
+namespace espalier {
+namespace {
+
+using testing::Draw;
+using testing::drawn_scores;
+using testing::shape;
+
+struct History {
+  ModelConfig config;
+  PruneRules rules;
+  std::vector<double> targets;
+  std::vector<PruningPlan> plans;  // dense, then after each iteration
+};
+
+History drawn_run(Draw& draw, Ranking ranking, Measure measure, AttentionUnit unit) {
+  History run;
+  run.config = shape(4, 6, 6, 3, 2, 9, 11);
+  run.config.qkv_bias = true;
+  run.rules.ranking = ranking;
+  run.rules.measure = measure;
+  run.rules.protected_layer = {false, false, false, true};
+  run.plans.push_back(dense_plan(run.config, unit));
+  run.targets.push_back(0);
+  const double most = 0.9 * reachable_target(run.config, run.rules, unit);
+  for (int i = 1; i <= 5; ++i) {
+    const ScoreTable scores = drawn_scores(draw, run.plans.back());
+    run.targets.push_back(most * i / 5);
+    run.plans.push_back(
+        advance(run.config, run.plans.back(), scores, run.targets.back(), run.rules, i).plan);
+  }
+  return run;
+}
+
+const Ranking rankings[] = {Ranking::global, Ranking::global_by_kind, Ranking::local};
+const AttentionUnit units[] = {AttentionUnit::query_head, AttentionUnit::kv_group};
+
+/// Every unit that `small` removed fell in `large` too, in the same iteration and relative order.
+void expect_part_of(const PruningPlan& small, const PruningPlan& large) {
+  std::vector<std::int64_t> order(static_cast<std::size_t>(small.removed()), -1);
+  const auto walk = [&](const auto& removed_at, const auto& places, const auto& all_removed_at,
+                        const auto& all_places) {
+    for (std::size_t i = 0; i < places.values.size(); ++i) {
+      if (places.values[i] < 0) {
+        EXPECT_EQ(removed_at.values[i], -1);
+        continue;
+      }
+      EXPECT_EQ(removed_at.values[i], all_removed_at.values[i]);
+      order.at(static_cast<std::size_t>(places.values[i])) = all_places.values[i];
+    }
+  };
+  walk(small.attention_removed_at, small.attention_order, large.attention_removed_at,
+       large.attention_order);
+  walk(small.mlp_removed_at, small.mlp_order, large.mlp_removed_at, large.mlp_order);
+  for (std::size_t i = 0; i < order.size(); ++i) {
+    EXPECT_GE(order[i], 0);
+    if (i > 0) {
+      EXPECT_LT(order[i - 1], order[i]);
+    }
+  }
+}
+
+TEST(Truncate, ByStructuresGivesBackEveryEarlierPlan) {
+  Draw draw(31);
+  for (Ranking ranking : rankings)
+    for (AttentionUnit unit : units)
+      for (int round = 0; round < 5; ++round) {
+        const History run = drawn_run(draw, ranking, Measure::structures, unit);
+        for (std::size_t i = 0; i < run.plans.size(); ++i) {
+          const PruningPlan part =
+              truncate_plan(run.config, run.plans.back(), run.targets[i], run.rules);
+          EXPECT_EQ(part.attention_removed_at, run.plans[i].attention_removed_at);
+          EXPECT_EQ(part.mlp_removed_at, run.plans[i].mlp_removed_at);
+          EXPECT_EQ(part.attention_order, run.plans[i].attention_order);
+          EXPECT_LE(part.iteration, run.plans[i].iteration);
+          EXPECT_EQ(part.model_config_sha256, run.config.sha256);
+        }
+      }
+}
+
+TEST(Truncate, AtItsOwnTargetAndSparsityNothingChanges) {
+  Draw draw(32);
+  for (Ranking ranking : rankings)
+    for (Measure measure : {Measure::structures, Measure::parameters, Measure::total_parameters})
+      for (AttentionUnit unit : units) {
+        const History run = drawn_run(draw, ranking, measure, unit);
+        const PruningPlan& whole = run.plans.back();
+        EXPECT_EQ(truncate_plan(run.config, whole, run.targets.back(), run.rules).digest(),
+                  whole.digest());
+        if (ranking == Ranking::global) {
+          const double reached = sparsity_of(run.config, run.rules, whole).of(measure);
+          EXPECT_EQ(truncate_plan(run.config, whole, reached, run.rules).digest(), whole.digest());
+        }
+        EXPECT_THROW(truncate_plan(run.config, whole, 0.99, run.rules), Error);
+      }
+}
+
+TEST(Truncate, ByParametersTakesTheLongestPrefix) {
+  Draw draw(33);
+  for (AttentionUnit unit : units)
+    for (int round = 0; round < 10; ++round) {
+      const History run = drawn_run(draw, Ranking::global, Measure::parameters, unit);
+      const PruningPlan& whole = run.plans.back();
+      const double target = draw.uniform() * sparsity_of(run.config, run.rules, whole).parameters;
+      const PruningPlan part = truncate_plan(run.config, whole, target, run.rules);
+      expect_part_of(part, whole);
+      EXPECT_LE(sparsity_of(run.config, run.rules, part).parameters, target);
+      PruningPlan longer = part;  // with the next unit of the order it would exceed the target
+      for (std::size_t i = 0; i < longer.attention_order.values.size(); ++i)
+        if (whole.attention_order.values[i] == part.removed())
+          longer.attention_removed_at.values[i] = 1;
+      for (std::size_t i = 0; i < longer.mlp_order.values.size(); ++i)
+        if (whole.mlp_order.values[i] == part.removed()) longer.mlp_removed_at.values[i] = 1;
+      EXPECT_EQ(longer.removed(), part.removed() + 1);
+      EXPECT_GT(sparsity_of(run.config, run.rules, longer).parameters, target);
+    }
+}
+
+TEST(Truncate, PartsNestAndKeepARemovalOrderWithoutGaps) {
+  Draw draw(34);
+  for (Ranking ranking : rankings)
+    for (Measure measure : {Measure::structures, Measure::parameters, Measure::total_parameters})
+      for (AttentionUnit unit : units) {
+        const History run = drawn_run(draw, ranking, measure, unit);
+        PruningPlan larger = run.plans.back();
+        for (int k = 9; k >= 0; --k) {
+          const double target = run.targets.back() * k / 10;
+          const PruningPlan part = truncate_plan(run.config, run.plans.back(), target, run.rules);
+          expect_part_of(part, run.plans.back());
+          expect_part_of(part, larger);
+          // Of the part a part again: the way does not matter.
+          EXPECT_EQ(truncate_plan(run.config, larger, target, run.rules), part);
+          EXPECT_EQ(widths_of(run.config, part).layers[3], dense_widths(run.config).layers[3]);
+          larger = part;
+        }
+        EXPECT_EQ(larger.removed(), 0);
+        EXPECT_EQ(larger.iteration, 0);
+      }
+}
+
+TEST(Truncate, WhatTheRulesDoNotRankStays) {
+  const ModelConfig config = shape(2, 5, 4, 2, 2, 3, 7);
+  PruneRules rules;
+  rules.protected_layer = {true, false};
+  PruningPlan plan = dense_plan(config, AttentionUnit::query_head);
+  plan.mlp_removed_at.at(0, 1) = 1;  // a protected layer of a plan that the run started from
+  plan.mlp_order.at(0, 1) = 0;
+  plan.mlp_removed_at.at(1, 2) = 2;
+  plan.mlp_order.at(1, 2) = 1;
+  plan.iteration = 2;
+  const PruningPlan part = truncate_plan(config, plan, 1.0 / 14, rules);
+  EXPECT_EQ(part.mlp_removed_at.at(0, 1), 1);
+  EXPECT_EQ(part.removed(), 1);
+  EXPECT_EQ(part.iteration, 1);
+}
+
+}  // namespace
+}  // namespace espalier
