@@ -1,6 +1,6 @@
 #include <algorithm>
-#include <array>
-#include <limits>
+#include <cstdlib>
+#include <cstring>
 
 #include <fmt/format.h>
 
@@ -65,6 +65,46 @@ Id string_type(const std::string& path) {
   return type;
 }
 
+/// Takes the file's bytes when libhdf5 closes it. H5Fget_file_image of version 1.10 is no
+/// substitute: it clears the flag "open for writing" in its copy but leaves the superblock's
+/// checksum as it was.
+struct Capture {
+  std::vector<std::byte> image;
+  std::size_t capacity = 0;
+
+  void take(const void* memory) noexcept try {
+    // Superblock of version 2 and 3: the end of the file stands at byte 28.
+    constexpr std::size_t kEndOfFile = 28;
+    std::uint64_t size = 0;
+    if (capacity < kEndOfFile + sizeof size) return;
+    std::memcpy(&size, static_cast<const std::byte*>(memory) + kEndOfFile, sizeof size);
+    if (size > capacity) return;
+    const auto* bytes = static_cast<const std::byte*>(memory);
+    image.assign(bytes, bytes + size);
+  } catch (...) {
+    image.clear();  // out of memory: finish() reports that there is no image
+  }
+};
+
+void* image_malloc(std::size_t size, H5FD_file_image_op_t, void* capture) {
+  static_cast<Capture*>(capture)->capacity = size;
+  return std::malloc(size);
+}
+void* image_memcpy(void* to, const void* from, std::size_t size, H5FD_file_image_op_t, void*) {
+  return std::memcpy(to, from, size);
+}
+void* image_realloc(void* memory, std::size_t size, H5FD_file_image_op_t, void* capture) {
+  static_cast<Capture*>(capture)->capacity = size;
+  return std::realloc(memory, size);
+}
+herr_t image_free(void* memory, H5FD_file_image_op_t step, void* capture) {
+  if (step == H5FD_FILE_IMAGE_OP_FILE_CLOSE) static_cast<Capture*>(capture)->take(memory);
+  std::free(memory);
+  return 0;
+}
+void* same_capture(void* capture) { return capture; }
+herr_t keep_capture(void*) { return 0; }
+
 }  // namespace
 
 struct Hdf5Writer::State {
@@ -80,6 +120,7 @@ struct Hdf5Writer::State {
   Id dataset_properties(const std::string& path, const std::vector<hsize_t>& dims,
                         std::size_t item) const;
 
+  Capture capture;  // outlives the file
   Id file;
   Id link_properties;
 };
@@ -89,6 +130,9 @@ Hdf5Writer::State::State() {
   const Id access = must(H5Pcreate(H5P_FILE_ACCESS), H5Pclose, "H5Pcreate", "/");
   must(H5Pset_fapl_core(access.get(), static_cast<std::size_t>(kChunkBytes), 0), "H5Pset_fapl_core",
        "/");
+  H5FD_file_image_callbacks_t callbacks{image_malloc, image_memcpy, image_realloc, image_free,
+                                        same_capture, keep_capture, &capture};
+  must(H5Pset_file_image_callbacks(access.get(), &callbacks), "H5Pset_file_image_callbacks", "/");
   // Object headers of version 1.8 carry checksums and hold attributes beyond 64 KiB.
   must(H5Pset_libver_bounds(access.get(), H5F_LIBVER_V18, H5F_LIBVER_V18), "H5Pset_libver_bounds",
        "/");
@@ -247,15 +291,9 @@ void Hdf5Writer::attribute(const std::string& path, const std::string& name,
 }
 
 std::vector<std::byte> Hdf5Writer::finish() {
-  Id& file = state_->file;
-  must(H5Fflush(file.get(), H5F_SCOPE_GLOBAL), "H5Fflush", "/");
-  const ssize_t size = H5Fget_file_image(file.get(), nullptr, 0);
-  if (size < 0) broken("H5Fget_file_image", "/");
-  std::vector<std::byte> image(static_cast<std::size_t>(size));
-  if (H5Fget_file_image(file.get(), image.data(), image.size()) != size)
-    broken("H5Fget_file_image", "/");
-  must(file.close(), "H5Fclose", "/");
-  return image;
+  must(state_->file.close(), "H5Fclose", "/");
+  ESPALIER_CHECK(!state_->capture.image.empty(), "no memory for the HDF5 image");
+  return std::move(state_->capture.image);
 }
 
 }  // namespace espalier
