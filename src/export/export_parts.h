@@ -1,0 +1,86 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "espalier/export/export_model.h"
+#include "espalier/prune/tensor_catalog.h"
+
+/// The parts that an export is made of; private to this room.
+namespace espalier::export_detail {
+
+inline constexpr const char* kPlanFile = "espalier_plan.h5";
+inline constexpr const char* kProvenanceFile = "provenance.json";
+inline constexpr const char* kModelingFile = "modeling_espalier.py";
+inline constexpr const char* kCardFile = "README.md";
+inline constexpr const char* kConfigFile = "config.json";
+
+/// A directory that appears under its name only when complete: made as `<out>.tmp-<pid>`, published
+/// by one rename, removed when it was not published.
+class StagingDirectory {
+ public:
+  /// Throws Error(cannot_create) when `out` exists.
+  explicit StagingDirectory(const std::filesystem::path& out);
+  ~StagingDirectory();
+  StagingDirectory(const StagingDirectory&) = delete;
+  StagingDirectory& operator=(const StagingDirectory&) = delete;
+
+  const std::filesystem::path& path() const { return staging_; }
+  /// Where the directory will stand: absolute, without a trailing slash.
+  const std::filesystem::path& destination() const { return out_; }
+  /// Makes directories below path().
+  void make_subdirectories(const std::filesystem::path& relative);
+  /// Flushes every directory to disk and renames.
+  void publish();
+
+ private:
+  std::filesystem::path out_;
+  std::filesystem::path staging_;
+  bool published_ = false;
+};
+
+/// Files of the source that an export takes over unchanged, relative, in ascending order:
+/// everything but weights in any format, config.json, README.md and what the exporter writes
+/// itself. Hidden directories, `original`, `onnx`, and directories that hold another model or a run
+/// are left out.
+std::vector<std::filesystem::path> files_to_copy(const std::filesystem::path& source);
+
+/// One tensor of the export: what to read and what it becomes.
+struct TensorJob {
+  TensorSpec spec;
+  DType dtype = DType::f32;
+  std::vector<std::int64_t> shape;
+  TensorSlice slice;
+  std::uint64_t bytes = 0;
+};
+
+/// Every tensor of the exported model in checkpoint order. Throws as export_exact does; tensors of
+/// the source that no job reads get a note.
+std::vector<TensorJob> tensor_jobs(const CheckpointReader& source, const ModelConfig& dense,
+                                   const ModelWidths& held, const ModelWidths& kept,
+                                   std::vector<std::string>& notes);
+
+/// Writes model.safetensors, or shards and their index, into `directory`; returns the SHA-256 of
+/// every file by name.
+std::map<std::string, std::string> write_weights(const CheckpointReader& source,
+                                                 const std::vector<TensorJob>& jobs,
+                                                 const std::filesystem::path& directory,
+                                                 std::uint64_t max_shard_bytes,
+                                                 const std::function<void()>& between_tensors);
+
+/// README.md of the export. `report` is complete except for the card's own hash.
+std::string model_card_text(ExportFormat format, const std::filesystem::path& source,
+                            const ModelConfig& dense, const ModelWidths& kept,
+                            const ModelCard& card, const ExportReport& report);
+
+/// The model type that the uniform form is written as.
+ModelFamily uniform_family(const ModelConfig& dense, const ModelWidths& kept);
+
+/// "[2, 1, 1]"
+std::string list_text(const std::vector<std::int64_t>& values);
+
+}  // namespace espalier::export_detail

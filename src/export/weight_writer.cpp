@@ -1,0 +1,181 @@
+#include <algorithm>
+#include <numeric>
+#include <set>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "espalier/core/error.h"
+#include "espalier/core/hash.h"
+#include "espalier/core/json.h"
+#include "espalier/store/files.h"
+#include "export_parts.h"
+
+namespace espalier::export_detail {
+namespace {
+
+constexpr std::uint64_t kPartBytes = std::uint64_t{64} << 20;
+
+std::uint64_t elements_of(const std::vector<std::int64_t>& shape) {
+  return std::accumulate(
+      shape.begin(), shape.end(), std::uint64_t{1},
+      [](std::uint64_t n, std::int64_t size) { return n * static_cast<std::uint64_t>(size); });
+}
+
+/// The unit lists that export code relies on.
+void check_widths(const ModelConfig& dense, const ModelWidths& widths) {
+  ESPALIER_CHECK(
+      static_cast<std::int64_t>(widths.layers.size()) == dense.layers,
+      fmt::format("widths of {} layers for a model of {}", widths.layers.size(), dense.layers));
+  for (std::size_t i = 0; i < widths.layers.size(); ++i)
+    ESPALIER_CHECK(widths.layers[i].kv_heads == kept_kv_heads(dense, widths.layers[i].query_heads),
+                   fmt::format("layer {} keeps other KV heads than its query heads read", i));
+}
+
+/// Checks one tensor of the source against the widths it should have.
+const TensorInfo* checked_info(const CheckpointReader& source, const TensorSpec& spec,
+                               const std::vector<std::int64_t>& expected, Problems& problems) {
+  const TensorInfo* info = source.find(spec.name);
+  if (info == nullptr) {
+    problems.add(ExitCode::bad_content, spec.name + " is missing", "config.json asks for it",
+                 "Use a complete checkpoint.", source.directory().string());
+    return nullptr;
+  }
+  if (info->shape != expected) {
+    problems.add(ExitCode::bad_content,
+                 fmt::format("{} has the shape {}", spec.name, list_text(info->shape)),
+                 fmt::format("config.json asks for {}", list_text(expected)),
+                 "Use the config.json that belongs to the weights.",
+                 (source.directory() / info->file).string());
+    return nullptr;
+  }
+  return info;
+}
+
+void note_unread(const CheckpointReader& source, const ModelConfig& dense,
+                 const std::set<std::string>& read, std::vector<std::string>& notes) {
+  for (const auto& [name, info] : source.tensors()) {
+    if (read.contains(name)) continue;
+    const bool tied_head = dense.tied_embeddings && name == "lm_head.weight";
+    notes.push_back(fmt::format("{} is left out: {}.", name,
+                                tied_head ? "the embeddings are tied, so it is never read"
+                                          : "it is no tensor of this architecture"));
+  }
+}
+
+/// Consecutive jobs [begin, end) of one file.
+std::vector<Range> shards_of(const std::vector<TensorJob>& jobs, std::uint64_t max_bytes) {
+  std::vector<Range> shards;
+  Range current;
+  std::uint64_t bytes = 0;
+  for (const TensorJob& job : jobs) {
+    if (current.size() > 0 && bytes + job.bytes > max_bytes) {
+      shards.push_back(current);
+      current = {current.end, current.end};
+      bytes = 0;
+    }
+    ++current.end;
+    bytes += job.bytes;
+  }
+  if (current.size() > 0) shards.push_back(current);
+  return shards;
+}
+
+std::string shard_name(std::size_t index, std::size_t count) {
+  if (count == 1) return "model.safetensors";
+  return fmt::format("model-{:05}-of-{:05}.safetensors", index + 1, count);
+}
+
+/// Copies one tensor through a buffer of at most kPartBytes (or one row).
+void copy_tensor(const CheckpointReader& source, const TensorJob& job, SafetensorsWriter& writer,
+                 const std::function<void()>& between_parts, std::vector<std::byte>& buffer) {
+  const IndexRuns& columns = job.slice.columns;
+  const std::uint64_t row_bytes = static_cast<std::uint64_t>(columns.size()) * size_of(job.dtype);
+  if (job.bytes == 0) {
+    writer.write(job.spec.name, {});
+    return;
+  }
+  const std::vector<std::int64_t> wanted = job.slice.rows.indices();
+  const std::vector<std::int32_t> rows(wanted.begin(), wanted.end());
+  const std::size_t step =
+      static_cast<std::size_t>(std::max<std::uint64_t>(1, kPartBytes / row_bytes));
+  for (std::size_t begin = 0; begin < rows.size(); begin += step) {
+    if (between_parts) between_parts();
+    const std::span part = std::span(rows).subspan(begin, std::min(step, rows.size() - begin));
+    buffer.resize(part.size() * static_cast<std::size_t>(row_bytes));
+    source.read(job.spec.name, IndexRuns::of_units(part, 1), columns, buffer);
+    writer.write(job.spec.name, buffer);
+  }
+}
+
+void write_index(const std::vector<TensorJob>& jobs, const std::vector<Range>& shards,
+                 const std::filesystem::path& directory,
+                 std::map<std::string, std::string>& sha256) {
+  nlohmann::ordered_json map = nlohmann::ordered_json::object();
+  std::uint64_t total = 0;
+  for (std::size_t i = 0; i < shards.size(); ++i)
+    for (std::int64_t j = shards[i].begin; j < shards[i].end; ++j) {
+      const TensorJob& job = jobs[static_cast<std::size_t>(j)];
+      map[job.spec.name] = shard_name(i, shards.size());
+      total += job.bytes;
+    }
+  const nlohmann::ordered_json index = {{"metadata", {{"total_size", total}}}, {"weight_map", map}};
+  const std::string text = index.dump(2) + "\n";
+  const std::string name = "model.safetensors.index.json";
+  write_new_file(directory / name, text, WriteScope::export_model);
+  sha256[name] = sha256_hex(std::string_view(text));
+}
+
+}  // namespace
+
+std::vector<TensorJob> tensor_jobs(const CheckpointReader& source, const ModelConfig& dense,
+                                   const ModelWidths& held, const ModelWidths& kept,
+                                   std::vector<std::string>& notes) {
+  check_widths(dense, held);
+  check_widths(dense, kept);
+  const Range vocabulary{0, dense.vocabulary};
+  Problems problems;
+  std::vector<TensorJob> jobs;
+  std::set<std::string> read;
+  for (TensorSpec& spec : tensor_catalog(dense)) {
+    const TensorInfo* info = checked_info(source, spec, shape_with(spec, dense, held), problems);
+    read.insert(spec.name);
+    if (info == nullptr) continue;
+    TensorJob job;
+    job.dtype = info->dtype;
+    job.shape = shape_with(spec, dense, kept);
+    job.slice = slice_of(spec, dense, held, vocabulary, kept, vocabulary);
+    job.bytes = elements_of(job.shape) * size_of(job.dtype);
+    job.spec = std::move(spec);
+    jobs.push_back(std::move(job));
+  }
+  problems.throw_if_any();
+  note_unread(source, dense, read, notes);
+  return jobs;
+}
+
+std::map<std::string, std::string> write_weights(const CheckpointReader& source,
+                                                 const std::vector<TensorJob>& jobs,
+                                                 const std::filesystem::path& directory,
+                                                 std::uint64_t max_shard_bytes,
+                                                 const std::function<void()>& between_tensors) {
+  std::map<std::string, std::string> sha256;
+  std::vector<std::byte> buffer;
+  const std::vector<Range> shards = shards_of(jobs, max_shard_bytes);
+  for (std::size_t i = 0; i < shards.size(); ++i) {
+    const auto first = jobs.begin() + shards[i].begin;
+    const auto last = jobs.begin() + shards[i].end;
+    std::vector<SafetensorsWriter::Entry> entries;
+    for (auto job = first; job != last; ++job)
+      entries.push_back({job->spec.name, job->dtype, job->shape});
+    const std::string name = shard_name(i, shards.size());
+    SafetensorsWriter writer(directory / name, std::move(entries), {{"format", "pt"}});
+    for (auto job = first; job != last; ++job)
+      copy_tensor(source, *job, writer, between_tensors, buffer);
+    sha256[name] = writer.finish();
+  }
+  if (shards.size() > 1) write_index(jobs, shards, directory, sha256);
+  return sha256;
+}
+
+}  // namespace espalier::export_detail
