@@ -181,13 +181,11 @@ const std::vector<KeyInfo>& config_keys() {
 std::string reference_yaml() {
   BlockWriter writer;
   writer.text =
-      "# Every key of an espalier configuration with its default. Generated from the program's "
-      "schema:\n"
-      "#   espalier config --schema     the same as JSON\n"
-      "#   espalier config --explain KEY\n"
-      "# Only the keys marked as required must be given. Relative paths start at the directory of "
-      "the\n"
-      "# configuration file, export paths at the run directory; ~ and ${VAR} are expanded.\n\n";
+      "# Every key of an espalier configuration with its default: the text that\n"
+      "#   espalier config --reference\n"
+      "# prints. Only the keys marked as required must be given. Relative paths start at the\n"
+      "# directory of the configuration file, export paths at the run directory; ~ and ${VAR} are\n"
+      "# expanded.\n\n";
   for (const Row<RunConfig>& row : run_schema()) {
     if (row.trivial) continue;
     const std::string indent = writer.open(row.key);

@@ -158,7 +158,9 @@ std::optional<std::size_t> read_choice(Walk& walk, const YamlNode& node, const s
                                        const std::vector<std::string>& values) {
   for (std::size_t i = 0; i < values.size(); ++i)
     if (node.is_scalar() && node.text == values[i]) return i;
-  const std::string near = node.is_scalar() ? nearest_name(node.text, values) : "";
+  // Short words are near to everything.
+  const bool has_near = node.is_scalar() && node.text.size() >= 5;
+  const std::string near = has_near ? nearest_name(node.text, values) : "";
   walk.wrong(node, key, fmt::format("permitted: {}", fmt::join(values, ", ")),
              near.empty() ? "" : fmt::format("Did you mean '{}'?", near));
   return std::nullopt;

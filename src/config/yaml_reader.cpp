@@ -1,5 +1,6 @@
 #include "yaml_reader.h"
 
+#include <optional>
 #include <sstream>
 #include <unordered_set>
 
@@ -45,7 +46,11 @@ class TreeBuilder : public YAML::EventHandler {
  public:
   explicit TreeBuilder(const Places& places) : places_(places) {}
 
-  YamlNode take() { return std::move(root_); }
+  /// The tree. Throws the problem that was put off, if there is one.
+  YamlNode take() {
+    if (key_problem_) throw Error({*key_problem_});
+    return std::move(root_);
+  }
 
   void OnDocumentStart(const YAML::Mark& mark) override {
     if (documents_++ > 0)
@@ -59,8 +64,9 @@ class TreeBuilder : public YAML::EventHandler {
     // missing.
     const bool keyed = !open_.empty() && open_.back().has_key;
     YamlNode node = start(mark, "?", anchor);
+    if (skips_after_bad_key(mark)) return;
     if (keyed) node.where = open_.back().key_where, node.origin = open_.back().key_origin;
-    add(std::move(node), mark);
+    attach(std::move(node));
   }
   void OnAlias(const YAML::Mark& mark, YAML::anchor_t) override {
     refuse("an alias", "anchors and aliases are not read", "Write the value out.",
@@ -69,11 +75,12 @@ class TreeBuilder : public YAML::EventHandler {
   void OnScalar(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor,
                 const std::string& value) override {
     YamlNode node = start(mark, tag, anchor);
+    if (key_problem_) return;
     if (expects_key()) return set_key(mark, value);
     node.kind = YamlNode::Kind::scalar;
     node.text = value;
     node.quoted = tag == "!";
-    add(std::move(node), mark);
+    attach(std::move(node));
   }
   void OnSequenceStart(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor,
                        YAML::EmitterStyle::value) override {
@@ -127,32 +134,32 @@ class TreeBuilder : public YAML::EventHandler {
   void open(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor,
             YamlNode::Kind kind) {
     YamlNode node = start(mark, tag, anchor);
-    refuse_structured_key(mark);
-    if (open_.size() >= kYamlDepth)
+    if (++depth_ > kYamlDepth)
       refuse(fmt::format("nesting deeper than {}", kYamlDepth), "no key lies that deep", {},
              node.where);
+    if (skips_after_bad_key(mark)) return;
     node.kind = kind;
-    open_.push_back({.node = std::move(node),
-                     .has_key = false,
-                     .key = {},
-                     .key_where = {},
-                     .key_origin = {},
-                     .keys = {}});
+    open_.emplace_back().node = std::move(node);
   }
 
-  void refuse_structured_key(const YAML::Mark& mark) const {
-    if (expects_key())
-      refuse("a key that is not a name", {}, "Write `name: value`.", places_.where(mark));
+  /// A list or nothing where a key belongs. An unclosed bracket looks like that too until the
+  /// parser comes to the end, and its own words are then better: the problem waits, and nothing
+  /// more is built.
+  bool skips_after_bad_key(const YAML::Mark& mark) {
+    if (!key_problem_ && expects_key())
+      key_problem_ = {ExitCode::config,
+                      "a key that is not a name",
+                      {},
+                      "Write `name: value`.",
+                      places_.where(mark)};
+    return key_problem_.has_value();
   }
 
   void close() {
+    --depth_;
+    if (key_problem_) return;
     YamlNode node = std::move(open_.back().node);
     open_.pop_back();
-    attach(std::move(node));
-  }
-
-  void add(YamlNode node, const YAML::Mark& mark) {
-    refuse_structured_key(mark);
     attach(std::move(node));
   }
 
@@ -174,7 +181,9 @@ class TreeBuilder : public YAML::EventHandler {
   const Places& places_;
   YamlNode root_;
   std::vector<Open> open_;
+  std::optional<Problem> key_problem_;
   std::size_t nodes_ = 0;
+  std::size_t depth_ = 0;
   int documents_ = 0;
 };
 
