@@ -97,6 +97,7 @@ TEST(Digest, DependsOnEveryEntry) {
 
 struct Fault {
   const char* name;
+  const char* message;
   std::function<void(PruningPlan&)> apply;
 };
 
@@ -109,17 +110,25 @@ T& slot(UnitMatrix<T>& matrix, T value) {
 // Written with a matching digest, so that only the named rule can refuse it.
 TEST(PlanFile, EveryRuleOfTheOrderIsChecked) {
   const Fault faults[] = {
-      {"order twice", [](PruningPlan& p) { slot<std::int64_t>(p.mlp_order, 0) = p.removed() - 1; }},
-      {"order beyond", [](PruningPlan& p) { slot<std::int64_t>(p.mlp_order, 0) = p.removed(); }},
-      {"order of a kept unit", [](PruningPlan& p) { slot<std::int64_t>(p.mlp_order, -1) = 0; }},
-      {"order below -1", [](PruningPlan& p) { slot<std::int64_t>(p.mlp_order, -1) = -2; }},
-      {"removed without order", [](PruningPlan& p) { slot<std::int64_t>(p.mlp_order, 0) = -1; }},
-      {"iteration 0", [](PruningPlan& p) { slot(p.mlp_removed_at, 1) = 0; }},
-      {"iteration beyond", [](PruningPlan& p) { slot(p.mlp_removed_at, 3) = 4; }},
-      {"removed_at below -1", [](PruningPlan& p) { slot(p.mlp_removed_at, -1) = -7; }},
-      {"iterations out of order", [](PruningPlan& p) { slot(p.mlp_removed_at, 1) = 3; }},
-      {"iteration of the file", [](PruningPlan& p) { p.iteration = -1; }},
-      {"iteration too small", [](PruningPlan& p) { p.iteration = 2; }}};
+      {"order twice", "for a second unit",
+       [](PruningPlan& p) { slot<std::int64_t>(p.mlp_order, 0) = p.removed() - 1; }},
+      {"order beyond", "order is ",
+       [](PruningPlan& p) { slot<std::int64_t>(p.mlp_order, 0) = p.removed(); }},
+      {"order of a kept unit", "removed_at is -1 and order is 0",
+       [](PruningPlan& p) { slot<std::int64_t>(p.mlp_order, -1) = 0; }},
+      {"order below -1", "order is -2",
+       [](PruningPlan& p) { slot<std::int64_t>(p.mlp_order, -1) = -2; }},
+      {"removed without order", "and order is -1",
+       [](PruningPlan& p) { slot<std::int64_t>(p.mlp_order, 0) = -1; }},
+      {"iteration 0", "removed_at is 0", [](PruningPlan& p) { slot(p.mlp_removed_at, 1) = 0; }},
+      {"iteration beyond", "removed_at is 4",
+       [](PruningPlan& p) { slot(p.mlp_removed_at, 3) = 4; }},
+      {"removed_at below -1", "removed_at is -7",
+       [](PruningPlan& p) { slot(p.mlp_removed_at, -1) = -7; }},
+      {"iterations out of order", "fell in iteration 3, the next in iteration 1",
+       [](PruningPlan& p) { slot(p.mlp_removed_at, 1) = 3; }},
+      {"iteration of the file", "iteration is -1", [](PruningPlan& p) { p.iteration = -1; }},
+      {"iteration too small", "removed_at is 3", [](PruningPlan& p) { p.iteration = 2; }}};
   const ModelConfig config = shape(3, 10, 6, 2, 4, 40, 13);
   Draw draw(44);
   for (const Fault& fault : faults) {
@@ -135,6 +144,8 @@ TEST(PlanFile, EveryRuleOfTheOrderIsChecked) {
       ADD_FAILURE() << fault.name << ": accepted";
     } catch (const Error& error) {
       EXPECT_EQ(error.code(), ExitCode::bad_content) << fault.name << ": " << error.what();
+      EXPECT_NE(std::string(error.what()).find(fault.message), std::string::npos)
+          << fault.name << ": " << error.what();
     }
   }
 }
