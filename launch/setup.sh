@@ -52,7 +52,7 @@ libxxhash-dev|header xxhash.h
 libyaml-cpp-dev|header yaml-cpp/yaml.h
 libcli11-dev|header CLI/CLI.hpp
 nlohmann-json3-dev|header nlohmann/json.hpp
-libhdf5-dev|command h5cc
+libhdf5-dev|header hdf5.h
 libgtest-dev|header gtest/gtest.h
 clang-format|command clang-format
 openmpi-bin|command mpirun
@@ -65,7 +65,11 @@ strace|command strace
 is_there() {  # is_there KIND NAME
   case $1 in
     command) command -v "$2" >/dev/null ;;
-    header) command -v g++ >/dev/null && printf '#include <%s>\n' "$2" | g++ -std=c++20 -fsyntax-only -x c++ - 2>/dev/null ;;
+    header)
+      # Debian keeps the serial HDF5 in a folder of its own; others name theirs in HDF5_ROOT.
+      command -v g++ >/dev/null && printf '#include <%s>\n' "$2" |
+        g++ -std=c++20 -fsyntax-only -I/usr/include/hdf5/serial ${HDF5_ROOT:+-I"$HDF5_ROOT/include"} -x c++ - 2>/dev/null
+      ;;
     python) command -v python3 >/dev/null && python3 -c "import venv, $2" 2>/dev/null ;;
   esac
 }
@@ -123,7 +127,8 @@ fi
 # These only make work quicker or check style.
 for optional in ccache clang-format strace; do
   if [[ " $missing " == *" $optional "* ]]; then
-    echo "without $optional (not installed, and this user may not install it)"
+    # Said once, at the first run.
+    if ! [ -e .venv ]; then echo "without $optional (not installed, and this user may not install it)"; fi
     missing=$(tr ' ' '\n' <<<"$missing" | grep -vxF "$optional" | tr '\n' ' ' || true)
     missing=${missing% }
   fi
