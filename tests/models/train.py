@@ -91,6 +91,7 @@ TOKENIZER_CONFIG = {
     "clean_up_tokenization_spaces": False,
     "model_max_length": SHAPE["max_position_embeddings"],
     "padding_side": "left",
+    "model_input_names": ["input_ids", "attention_mask"],
 }
 
 
@@ -275,7 +276,7 @@ def continuations(model, tokenizer, splits, torch):
     prompts = {
         "prose": " ".join(splits["prose"]["heldout"][1]["text"].split()[:14]),
         "math": splits["math"]["heldout"][2]["question"] + "\n",
-        "code": splits["code"]["heldout"][2]["text"].split("\n")[0] + "\n",
+        "code": splits["code"]["heldout"][2]["text"].split("\n")[0],
     }
     written = {}
     for domain, prompt in prompts.items():
