@@ -31,7 +31,7 @@ python=$root/.venv/bin/python
 logs=$root/build/logs
 mkdir -p "$logs"
 export OMP_NUM_THREADS=1
-if [ $full = yes ]; then export ESPALIER_TEST_FULL=1; fi
+if [ $full = yes ]; then export ESPALIER_TEST_FULL=1 ESPALIER_FUZZ_SECONDS=60; fi
 
 rows=()
 total_passed=0
