@@ -34,7 +34,12 @@ endif()
 
 set(torch_lib ${ESPALIER_TORCH_DIR}/lib)
 add_library(LibTorch::LibTorch INTERFACE IMPORTED)
+# The wheel brings headers of another fmt than the one we link: ours must be found first.
+get_target_property(fmt_include fmt::fmt INTERFACE_INCLUDE_DIRECTORIES)
+file(MAKE_DIRECTORY ${PROJECT_BINARY_DIR}/own_headers)
+file(CREATE_LINK ${fmt_include}/fmt ${PROJECT_BINARY_DIR}/own_headers/fmt SYMBOLIC)
 target_include_directories(LibTorch::LibTorch SYSTEM INTERFACE
+  ${PROJECT_BINARY_DIR}/own_headers
   ${ESPALIER_TORCH_DIR}/include ${ESPALIER_TORCH_DIR}/include/torch/csrc/api/include)
 # RPATH rather than RUNPATH: the libraries that torch's own libraries need are found through ours.
 target_link_options(LibTorch::LibTorch INTERFACE

@@ -67,6 +67,12 @@ void configure(const Options& options) {
   threshold = options.level;
 }
 
+Options current() {
+  State& s = state();
+  const std::lock_guard lock(s.mutex);
+  return s.options;
+}
+
 bool enabled(Level level) { return level >= threshold.load(std::memory_order_relaxed); }
 
 void write(Level level, std::string_view text) {

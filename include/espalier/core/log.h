@@ -18,6 +18,8 @@ struct Options {
   std::filesystem::path file;  ///< every line also goes here; empty = nowhere
 };
 void configure(const Options& options);
+/// The options in force, to change one of them.
+Options current();
 
 void write(Level level, std::string_view text);
 bool enabled(Level level);

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <exception>
+
 /// Requests to stop, as signals set them. Handlers only count; action is taken between micro-batches
 /// after the ranks agreed. Signals closer than two seconds count once, since some launchers deliver
 /// one request twice.
@@ -13,5 +15,17 @@ int requests();
 void request();
 /// Forgets all requests (tests).
 void reset();
+
+/// Thrown on every rank together once the ranks agreed to stop.
+class Stopped : public std::exception {
+ public:
+  explicit Stopped(int level) : level_(level) {}
+  /// The highest number of requests any rank had.
+  int level() const { return level_; }
+  const char* what() const noexcept override { return "stopped on request"; }
+
+ private:
+  int level_;
+};
 
 }  // namespace espalier::stop

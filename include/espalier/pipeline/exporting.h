@@ -1,0 +1,45 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <optional>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "espalier/export/export_model.h"
+#include "espalier/pipeline/source.h"
+#include "espalier/prune/plan.h"
+
+namespace espalier {
+
+/// What an export is told about the run it comes from.
+struct ExportFacts {
+  PruningPlan plan;
+  nlohmann::ordered_json provenance;
+  std::vector<nlohmann::ordered_json> metrics;  ///< rows of metrics.jsonl; may be empty
+  std::function<void()> between_tensors;
+};
+
+/// Writes one export of `facts.plan` with model card and provenance. One process alone.
+ExportReport export_plan(const Source& source, const PruneRules& rules, ExportFormat format,
+                         const std::filesystem::path& out, const ExportFacts& facts);
+
+/// What `espalier export` was asked to do.
+struct ExportRequest {
+  std::filesystem::path run_dir;
+  std::filesystem::path out;
+  ExportFormat format = ExportFormat::exact;
+  std::optional<double> sparsity;   ///< a smaller plan of the same run, in `measure`
+  std::optional<Measure> measure;   ///< absent = the run's own prune.measure
+};
+struct ExportOutcome {
+  ExportReport report;
+  Sparsity reached;
+};
+/// Exports the newest valid commit of a finished or unfinished run. Throws missing_input without one, config when
+/// sparsity is above what the run reached, cannot_create when `out` exists.
+ExportOutcome export_run(const ExportRequest& request);
+
+}  // namespace espalier

@@ -1,0 +1,27 @@
+#pragma once
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "espalier/comm/runtime.h"
+#include "espalier/config/run_config.h"
+#include "espalier/pipeline/run_directory.h"
+
+namespace espalier {
+
+/// What `espalier run` was asked to do.
+struct RunRequest {
+  RunConfig config;
+  std::filesystem::path run_dir;
+  RunDirectory::Options directory;
+  bool fast_verify = false;  ///< compare inputs by size and time instead of by content
+  double max_hours = 0;      ///< stop in time; 0 = no limit
+};
+
+/// The main job: score, rank, remove, commit, iteration by iteration, then evaluate and export. Continues from the
+/// newest valid commit on any number of ranks. Collective over runtime.world(). Throws AgreedError, stop::Stopped
+/// (after what can be kept was committed) and, for a failure of one rank alone, other exceptions.
+void run_pruning(CommRuntime& runtime, const RunRequest& request);
+
+}  // namespace espalier

@@ -1,0 +1,95 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "espalier/config/run_config.h"
+#include "espalier/pipeline/commit.h"
+#include "espalier/store/files.h"
+
+namespace espalier {
+
+enum class ResumeMode { automatic, never, require };
+
+/// status.json: what `espalier status` and scripts read.
+struct RunStatus {
+  std::string state = "starting";  ///< starting, running, stopped, finished, failed
+  std::int64_t iteration = 0;
+  std::int64_t iterations = 0;
+  std::string phase;
+  double eta_seconds = -1;         ///< negative = unknown
+  std::string last_commit;         ///< "iter-000041", or empty
+  int exit_code = -1;              ///< negative while running
+  std::string reason;
+};
+
+/// The run directory (docs/file-formats.md). Only rank 0 has one: it alone creates, renames and deletes.
+class RunDirectory {
+ public:
+  struct Options {
+    ResumeMode resume = ResumeMode::automatic;
+    std::vector<std::string> allowed_changes;  ///< frozen keys that may differ all the same
+    double lock_wait_seconds = 30;
+  };
+
+  /// Creates or opens: takes the lock (73 naming the owner when another process has it), refuses a directory of another
+  /// configuration (78 with key, old and new value), sweeps leftovers, removes a stale STOP file, finds the newest
+  /// valid commit. Lines worth telling go to `messages`.
+  static RunDirectory open(const std::filesystem::path& path, const RunConfig& config, const Options& options,
+                           std::vector<std::string>& messages);
+
+  const std::filesystem::path& path() const { return path_; }
+  CommitStore& commits() { return commits_; }
+  const CommitStore& commits() const { return commits_; }
+  /// The commit to continue from; empty when the run starts at the beginning.
+  const std::optional<Commit>& start() const { return start_; }
+  /// 1 for the first process that worked here, then 2, ...
+  int attempt() const { return attempt_; }
+  std::filesystem::path log_directory() const;
+
+  bool stop_requested() const;
+  void clear_stop_request() const;
+
+  void write_status(const RunStatus& status) const;
+  void write_provenance(const nlohmann::ordered_json& provenance) const;
+  /// Appends the line of one iteration, replacing an earlier one of the same iteration.
+  void record_metrics(const nlohmann::ordered_json& row) const;
+  /// Lines of metrics.jsonl in order.
+  std::vector<nlohmann::ordered_json> metrics() const;
+  /// Drops lines beyond the committed iteration, so that nothing is counted twice.
+  void cut_metrics(std::int64_t last_iteration) const;
+
+ private:
+  explicit RunDirectory(std::filesystem::path path) : path_(std::move(path)), commits_(path_ / "ckpt") {}
+  void take_lock(double wait_seconds);
+  void check_same_run(const RunConfig& config, const std::vector<std::string>& allowed_changes);
+  void choose_start(ResumeMode mode, std::vector<std::string>& messages);
+  void write_metrics(const std::vector<nlohmann::ordered_json>& rows) const;
+
+  std::filesystem::path path_;
+  CommitStore commits_;
+  std::unique_ptr<FileLock> lock_;
+  std::optional<Commit> start_;
+  int attempt_ = 1;
+};
+
+/// Lines of metrics.jsonl of a run directory in order; none when there is no such file.
+std::vector<nlohmann::ordered_json> read_metrics(const std::filesystem::path& run_directory);
+
+/// What `espalier status` says of a directory: "finished", "stopped", "dead since ...", "running iter 3/10 ...".
+struct StatusReport {
+  nlohmann::ordered_json status;  ///< status.json with `alive` added
+  std::string line;
+  int exit_code = 0;              ///< 0 running or finished, 75 stopped, else the run's code
+};
+StatusReport report_status(const std::filesystem::path& run_directory);
+
+/// Asks the run in that directory to commit and stop. Throws missing_input when it is no run directory.
+void request_stop(const std::filesystem::path& run_directory);
+
+}  // namespace espalier

@@ -1,0 +1,61 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace espalier {
+
+/// Everything the command line can say; each command reads its own part.
+struct CommandOptions {
+  std::string path;                 ///< first positional argument: CONFIG, DIR, ...
+  std::string run_dir;
+  std::string out;
+  std::string model;
+  std::string logits;
+  std::string resume = "auto";
+  std::string format = "exact";
+  std::string measure;
+  std::string explain;
+  std::vector<std::string> set;
+  std::vector<std::string> allow_change;
+  std::optional<std::int64_t> tensor;
+  std::optional<std::int64_t> iteration;
+  std::optional<double> sparsity;
+  std::int64_t logit_rows = 1;
+  double max_hours = 0;
+  double lock_wait = 30;
+  bool fast_verify = false;
+  bool deep = false;
+  bool json = false;
+  bool exit_code = false;
+  bool follow = false;
+  bool print = false;
+  bool schema = false;
+  bool reference = false;
+  bool list_faults = false;
+  std::string log_level = "info";
+  std::string log_format = "text";
+  bool quiet = false;
+};
+
+/// A command returns the process's exit code, or throws Error.
+using Command = int (*)(const CommandOptions&);
+
+// Commands that work on any number of ranks.
+int command_run(const CommandOptions& options);
+int command_resume(const CommandOptions& options);
+int command_score(const CommandOptions& options);
+int command_eval(const CommandOptions& options);
+
+// Commands of one process, which never touch MPI.
+int command_export(const CommandOptions& options);
+int command_inspect(const CommandOptions& options);
+int command_config(const CommandOptions& options);
+int command_verify(const CommandOptions& options);
+int command_status(const CommandOptions& options);
+int command_stop(const CommandOptions& options);
+int command_doctor(const CommandOptions& options);
+
+}  // namespace espalier

@@ -1,0 +1,197 @@
+#include <chrono>
+#include <cstdio>
+#include <filesystem>
+#include <thread>
+
+#include <fmt/format.h>
+
+#include "commands.h"
+#include "espalier/config/run_config.h"
+#include "espalier/core/error.h"
+#include "espalier/core/fault.h"
+#include "espalier/pipeline/exporting.h"
+#include "espalier/pipeline/run_directory.h"
+#include "espalier/pipeline/source.h"
+#include "espalier/pipeline/verify.h"
+
+namespace espalier {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::optional<Measure> measure_of(const std::string& name) {
+  if (name.empty()) return std::nullopt;
+  if (name == "structures") return Measure::structures;
+  if (name == "parameters") return Measure::parameters;
+  return Measure::total_parameters;
+}
+
+/// The model and the plan behind a run directory, a commit or a model directory.
+struct Inspected {
+  ModelConfig config;
+  ModelWidths widths;
+  std::optional<PruningPlan> plan;
+  fs::path model;
+};
+
+Inspected inspect(const fs::path& path) {
+  fs::path commit_dir, run;
+  if (fs::exists(path / "MANIFEST.json")) {
+    commit_dir = path;
+    run = fs::absolute(path).lexically_normal().parent_path().parent_path();
+  } else if (fs::exists(path / "config.resolved.yaml")) {
+    run = path;
+  }
+  if (run.empty()) {
+    Source source = open_source(path);
+    return {source.config, source.widths, source.plan, path};
+  }
+  const RunConfig config = read_run_config(run / "config.resolved.yaml", {}, ConfigUse::print);
+  const ModelConfig model = read_model_config(config.model_path);
+  std::vector<std::string> rejected;
+  const std::optional<Commit> commit =
+      commit_dir.empty() ? CommitStore(run / "ckpt").newest_valid(rejected) : read_commit(commit_dir);
+  if (!commit) throw Error(ExitCode::missing_input, "the run has no valid commit", {}, {}, run.string());
+  PruningPlan plan = read_plan(Hdf5Reader::from_image(commit->state, "state.h5"), "", model);
+  ModelWidths widths = widths_of(model, plan);
+  return {model, std::move(widths), std::move(plan), config.model_path};
+}
+
+nlohmann::ordered_json inspection(const Inspected& seen) {
+  const ParameterCount dense = count_parameters(seen.config, dense_widths(seen.config));
+  const ParameterCount kept = count_parameters(seen.config, seen.widths);
+  nlohmann::ordered_json layers = nlohmann::ordered_json::array();
+  for (const LayerWidths& layer : seen.widths.layers)
+    layers.push_back({{"query_heads", layer.query_heads.size()},
+                      {"groups", layer.groups(seen.config)},
+                      {"channels", layer.channels.size()}});
+  return {{"model", seen.model.string()},
+          {"family", name_of(seen.config.family)},
+          {"hidden", seen.config.hidden},
+          {"head_dim", seen.config.head_dim},
+          {"dense", {{"heads", seen.config.heads}, {"kv_heads", seen.config.kv_heads}, {"channels", seen.config.channels},
+                     {"parameters", dense.total}, {"decoder_parameters", dense.decoder}}},
+          {"parameters", kept.total},
+          {"decoder_parameters", kept.decoder},
+          {"iteration", seen.plan ? seen.plan->iteration : 0},
+          {"plan_digest", seen.plan ? seen.plan->digest() : ""},
+          {"layers", layers}};
+}
+
+void print_key(const KeyInfo& key) {
+  fmt::print("{}\n  {}\n  type {}, default {}\n", key.key, key.meaning, key.type, key.default_value);
+  if (!key.values.empty()) {
+    fmt::print("  values:");
+    for (const std::string& value : key.values) fmt::print(" {}", value);
+    fmt::print("\n");
+  }
+  fmt::print("  {} when a run is resumed\n", key.free_at_resume ? "may change" : "must stay the same");
+}
+
+nlohmann::ordered_json schema_json() {
+  nlohmann::ordered_json keys = nlohmann::ordered_json::array();
+  for (const KeyInfo& key : config_keys())
+    keys.push_back({{"key", key.key}, {"type", key.type}, {"default", key.default_value}, {"values", key.values},
+                    {"meaning", key.meaning}, {"free_at_resume", key.free_at_resume}});
+  return keys;
+}
+
+}  // namespace
+
+int command_export(const CommandOptions& options) {
+  ExportRequest request;
+  request.run_dir = options.path;
+  request.out = options.out;
+  request.format = options.format == "uniform" ? ExportFormat::uniform : ExportFormat::exact;
+  request.sparsity = options.sparsity;
+  request.measure = measure_of(options.measure);
+  const ExportOutcome outcome = export_run(request);
+  const ExportReport& report = outcome.report;
+  for (const std::string& note : report.notes) fmt::print("note: {}\n", note);
+  fmt::print("{}: {} tensors, {} bytes of weights, model type {}\n", report.directory.string(), report.tensors,
+             report.weight_bytes, report.model_type);
+  fmt::print("removed {:.4f} of structures, {:.4f} of decoder parameters, {:.4f} of all parameters ({} -> {})\n",
+             outcome.reached.structures, outcome.reached.parameters, outcome.reached.total_parameters,
+             report.dense_parameters.total, report.parameters.total);
+  return 0;
+}
+
+int command_inspect(const CommandOptions& options) {
+  const nlohmann::ordered_json facts = inspection(inspect(options.path));
+  if (options.json) {
+    fmt::print("{}\n", facts.dump(2));
+    return 0;
+  }
+  fmt::print("{} ({}), iteration {}, {} of {} parameters\n", facts["model"].get<std::string>(),
+             facts["family"].get<std::string>(), facts["iteration"].dump(), facts["parameters"].dump(),
+             facts["dense"]["parameters"].dump());
+  fmt::print("layer  heads/{}  groups (query heads per KV head)  channels/{}\n", facts["dense"]["heads"].dump(),
+             facts["dense"]["channels"].dump());
+  std::size_t l = 0;
+  for (const auto& layer : facts["layers"])
+    fmt::print("{:>5}  {:>7}  {:<33}  {:>8}\n", l++, layer["query_heads"].dump(), layer["groups"].dump(), layer["channels"].dump());
+  return 0;
+}
+
+int command_config(const CommandOptions& options) {
+  if (options.schema) {
+    fmt::print("{}\n", schema_json().dump(2));
+  } else if (options.reference) {
+    fmt::print("{}", reference_yaml());
+  } else if (!options.explain.empty()) {
+    std::vector<std::string> names;
+    for (const KeyInfo& key : config_keys()) {
+      names.push_back(key.key);
+      if (key.key != options.explain) continue;
+      print_key(key);
+      return 0;
+    }
+    const std::string near = nearest_name(options.explain, names);
+    throw Error(ExitCode::usage, fmt::format("there is no key '{}'", options.explain), {},
+                near.empty() ? "'espalier config --reference' lists all keys." : fmt::format("Did you mean '{}'?", near));
+  } else if (!options.path.empty()) {
+    const RunConfig config = read_run_config(options.path, options.set, ConfigUse::print);
+    fmt::print("{}", to_yaml(config));
+    for (const auto& [key, origin] : config.origin)
+      if (origin != "default") fmt::print(stderr, "{:<40} {}\n", key, origin);
+  } else {
+    throw Error(ExitCode::usage, "config needs something to do", {},
+                "Give CONFIG (prints it resolved), --schema, --reference or --explain KEY.");
+  }
+  return 0;
+}
+
+int command_verify(const CommandOptions& options) {
+  const Verification result = verify_path(options.path, options.deep);
+  for (const std::string& line : result.checked) fmt::print("ok    {}\n", line);
+  for (const std::string& line : result.warnings) fmt::print("note  {}\n", line);
+  fmt::print("{} {} is valid\n", result.kind, options.path);
+  return 0;
+}
+
+int command_status(const CommandOptions& options) {
+  for (;;) {
+    const StatusReport report = report_status(options.path);
+    if (options.json) fmt::print("{}\n", report.status.dump(2));
+    else fmt::print("{}\n", report.line);
+    std::fflush(stdout);
+    const bool running = report.exit_code == 0 && report.status.value("state", "") != "finished";
+    if (!options.follow || !running) return options.exit_code ? report.exit_code : 0;
+    std::this_thread::sleep_for(std::chrono::seconds(5));
+  }
+}
+
+int command_stop(const CommandOptions& options) {
+  request_stop(options.path);
+  fmt::print("asked {} to commit and stop; it ends with exit code 75\n", options.path);
+  return 0;
+}
+
+int command_doctor(const CommandOptions& options) {
+  if (!options.list_faults)
+    throw Error(ExitCode::usage, "doctor needs something to do", {}, "Give --list-faults.");
+  for (const fault::Point& point : fault::points()) fmt::print("{:<20} {}\n", point.name, point.meaning);
+  return 0;
+}
+
+}  // namespace espalier

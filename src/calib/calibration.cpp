@@ -1,0 +1,144 @@
+#include "espalier/calib/calibration.h"
+
+#include <algorithm>
+#include <numeric>
+#include <tuple>
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+
+#include "espalier/core/error.h"
+#include "espalier/core/hash.h"
+
+namespace espalier {
+namespace {
+
+/// A number that depends on nothing but the name.
+std::uint64_t name_word(const std::string& name) {
+  return std::stoull(sha256_hex(std::string_view(name)).substr(0, 16), nullptr, 16);
+}
+
+std::vector<std::int64_t> draw_rows(std::int64_t rows, std::int64_t wanted, std::int64_t seed,
+                                    const std::string& name, std::int64_t iteration) {
+  std::vector<std::int64_t> all(static_cast<std::size_t>(rows));
+  std::iota(all.begin(), all.end(), std::int64_t{0});
+  if (wanted == rows) return all;
+  std::vector<std::pair<std::uint64_t, std::int64_t>> keyed;
+  keyed.reserve(all.size());
+  const std::uint64_t name_key = name_word(name);
+  for (const std::int64_t row : all) {
+    const std::uint64_t words[] = {static_cast<std::uint64_t>(seed), name_key,
+                                   static_cast<std::uint64_t>(iteration), static_cast<std::uint64_t>(row)};
+    keyed.emplace_back(counter_hash(words), row);
+  }
+  const auto cut = keyed.begin() + wanted;
+  std::nth_element(keyed.begin(), cut, keyed.end());
+  std::vector<std::int64_t> drawn;
+  for (auto it = keyed.begin(); it != cut; ++it) drawn.push_back(it->second);
+  std::sort(drawn.begin(), drawn.end());
+  return drawn;
+}
+
+}  // namespace
+
+std::int64_t sequences_per_micro_batch(std::int64_t micro_batch_tokens, std::int64_t sequence_tokens) {
+  return std::max<std::int64_t>(1, micro_batch_tokens / sequence_tokens);
+}
+
+TokenBatch make_batch(const TokenRows& rows, double sequence_weight, at::Device device,
+                      std::vector<std::int64_t>& predictions) {
+  const std::int64_t S = rows.sequence_tokens;
+  const auto B = static_cast<std::int64_t>(rows.length.size());
+  const std::int64_t T = *std::max_element(rows.length.begin(), rows.length.end());
+  std::vector<std::int64_t> positions, targets;
+  std::vector<double> weights;
+  predictions.clear();
+  for (std::int64_t b = 0; b < B; ++b) {
+    const std::size_t first = positions.size();
+    for (std::int64_t t = 1; t < T; ++t) {
+      const auto place = static_cast<std::size_t>(b * S + t);
+      if (rows.counted[place] == 0) continue;
+      positions.push_back(b * T + t - 1);
+      targets.push_back(rows.tokens[place]);
+    }
+    const std::size_t count = positions.size() - first;
+    predictions.push_back(static_cast<std::int64_t>(count));
+    weights.insert(weights.end(), count, sequence_weight / static_cast<double>(count));
+  }
+  const at::Tensor tokens_BS = at::tensor(rows.tokens, at::kInt).view({B, S});
+  return {tokens_BS.narrow(1, 0, T).to(at::kLong).contiguous().to(device), at::tensor(positions, at::kLong).to(device),
+          at::tensor(targets, at::kLong).to(device), at::tensor(weights, at::kDouble).to(device)};
+}
+
+Calibration Calibration::draw(const CalibrationConfig& config, std::int64_t iteration, std::int64_t vocabulary) {
+  Calibration calibration;
+  calibration.micro_batch_tokens_ = config.micro_batch_tokens;
+  Problems problems;
+  for (std::size_t d = 0; d < config.domains.size(); ++d) {
+    const DomainConfig& domain = config.domains[d];
+    try {
+      calibration.files_.push_back(TokenFile::open(domain.tokens, vocabulary));
+    } catch (const Error& error) {
+      for (const Problem& problem : error.problems()) problems.add(problem);
+      continue;
+    }
+    const std::int64_t rows = calibration.files_.back().rows();
+    const std::int64_t wanted = domain.sequences.value_or(rows);
+    if (wanted > rows) {
+      problems.add(ExitCode::config, fmt::format("calibration.domains[{}].sequences = {}", d, wanted),
+                   fmt::format("{} has {} sequences", domain.tokens.string(), rows),
+                   fmt::format("Use at most {}, or leave it out to take all.", rows));
+      continue;
+    }
+    calibration.domains_.push_back(
+        {domain.name, domain.weight, domain.objective,
+         draw_rows(rows, wanted, config.seed, domain.name, config.resample ? iteration : 0)});
+  }
+  problems.throw_if_any();
+  return calibration;
+}
+
+std::vector<MicroBatch> Calibration::micro_batches(int only_domain) const {
+  std::vector<std::tuple<double, std::size_t, MicroBatch>> keyed;
+  for (std::size_t d = 0; d < domains_.size(); ++d) {
+    if (only_domain >= 0 && static_cast<std::size_t>(only_domain) != d) continue;
+    const std::size_t rows = domains_[d].rows.size();
+    const auto size = static_cast<std::size_t>(
+        sequences_per_micro_batch(micro_batch_tokens_, files_[d].sequence_tokens()));
+    const std::size_t count = (rows + size - 1) / size;
+    for (std::size_t i = 0; i < count; ++i)
+      keyed.emplace_back((static_cast<double>(i) + 0.5) / static_cast<double>(count), d,
+                         MicroBatch{d, i * size, std::min(rows, (i + 1) * size)});
+  }
+  std::stable_sort(keyed.begin(), keyed.end(), [](const auto& a, const auto& b) {
+    return std::tie(std::get<0>(a), std::get<1>(a)) < std::tie(std::get<0>(b), std::get<1>(b));
+  });
+  std::vector<MicroBatch> order;
+  for (const auto& entry : keyed) order.push_back(std::get<2>(entry));
+  return order;
+}
+
+CalibrationBatch Calibration::read(const MicroBatch& micro_batch, bool pooled, at::Device device) const {
+  const DomainDraw& domain = domains_[micro_batch.domain];
+  const std::span<const std::int64_t> rows(domain.rows.data() + micro_batch.begin, micro_batch.end - micro_batch.begin);
+  const Counting counting =
+      domain.objective == Objective::sft ? Counting::loss_mask : Counting::every_token;
+  double weight = 1.0 / static_cast<double>(domain.rows.size());
+  if (pooled) {
+    double total = 0;
+    for (const DomainDraw& other : domains_) total += other.weight;
+    weight *= domain.weight / total;
+  }
+  CalibrationBatch result;
+  result.domain = micro_batch.domain;
+  result.batch = make_batch(files_[micro_batch.domain].read(rows, counting), weight, device, result.predictions);
+  return result;
+}
+
+std::int64_t Calibration::sequences() const {
+  std::int64_t count = 0;
+  for (const DomainDraw& domain : domains_) count += static_cast<std::int64_t>(domain.rows.size());
+  return count;
+}
+
+}  // namespace espalier

@@ -1,0 +1,183 @@
+#include "espalier/model/blockwise.h"
+
+#include <limits>
+
+#include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
+#include <fmt/format.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include "espalier/comm/process_grid.h"
+#include "espalier/core/error.h"
+#include "espalier/core/fault.h"
+#include "espalier/model/tensor_ops.h"
+#include "espalier/model/vocabulary_loss.h"
+
+namespace espalier {
+namespace {
+
+UnitKind kind_of(std::int64_t half) { return half % 2 == 0 ? UnitKind::attention : UnitKind::mlp; }
+
+HalfOutput run_half(const CausalLM& model, std::int64_t half, const at::Tensor& x_BTD) {
+  return kind_of(half) == UnitKind::attention ? model.attention_half(half / 2, x_BTD) : model.mlp_half(half / 2, x_BTD);
+}
+
+std::string half_name(std::int64_t half) {
+  return fmt::format("{} of layer {}", kind_of(half) == UnitKind::attention ? "attention" : "MLP", half / 2);
+}
+
+at::Tensor embed(const CausalLM& model, const at::Tensor& tokens_BT, Communicator& tensor) {
+  at::Tensor x_BTD = model.embed_partial(tokens_BT);
+  all_reduce_sum(x_BTD, tensor);
+  return x_BTD;
+}
+
+/// x + sum over tensor ranks of the half's partial output. Collective.
+at::Tensor advance_half(const CausalLM& model, std::int64_t half, const at::Tensor& x_BTD, Communicator& tensor) {
+  at::Tensor partial_BTD = run_half(model, half, x_BTD).partial_BTD;
+  all_reduce_sum(partial_BTD, tensor);
+  return x_BTD + partial_BTD;
+}
+
+/// Turns gradients on for some weights of a layer as long as it lives.
+class GradientScope {
+ public:
+  GradientScope(const LayerWeights& layer, const std::vector<TensorRole>& roles) {
+    for (const TensorRole role : roles) weights_.push_back(layer.by_role(role));
+    for (at::Tensor& w : weights_) w.requires_grad_(true);
+  }
+  ~GradientScope() {
+    for (at::Tensor& w : weights_) w.requires_grad_(false);
+  }
+  GradientScope(const GradientScope&) = delete;
+  GradientScope& operator=(const GradientScope&) = delete;
+  const std::vector<at::Tensor>& weights() const { return weights_; }
+
+ private:
+  std::vector<at::Tensor> weights_;
+};
+
+/// Re-runs one half with gradients on. Returns d/dx of this rank's part (zero where the rank holds no unit).
+at::Tensor backward_half(const CausalLM& model, std::int64_t half, const at::Tensor& x_BTD,
+                         const at::Tensor& dy_BTD, bool needs_input, BackwardObserver& observer) {
+  const std::int64_t layer = half / 2;
+  const std::vector<TensorRole> roles = observer.wants_weights(layer, kind_of(half));
+  const bool wants_gate = observer.wants_gate(layer, kind_of(half));
+  if (!needs_input && !wants_gate && roles.empty()) return {};
+
+  const c10::AutoGradMode mode(true);
+  const GradientScope scope(model.layer(layer), roles);
+  const at::Tensor leaf_BTD = x_BTD.detach().requires_grad_(true);
+  const HalfOutput out = run_half(model, half, leaf_BTD);
+  if (!out.partial_BTD.requires_grad()) return needs_input ? at::zeros_like(x_BTD) : at::Tensor();
+
+  std::vector<at::Tensor> inputs;
+  if (needs_input) inputs.push_back(leaf_BTD);
+  if (wants_gate) inputs.push_back(out.gate);
+  inputs.insert(inputs.end(), scope.weights().begin(), scope.weights().end());
+  std::vector<at::Tensor> gradients = torch::autograd::grad({out.partial_BTD}, inputs, {dy_BTD});
+
+  std::size_t next = 0;
+  const at::Tensor dx_BTD = needs_input ? gradients[next++] : at::Tensor();
+  HalfGradients observed;
+  observed.gate = out.gate.detach();
+  if (wants_gate) observed.gate_gradient = gradients[next++];
+  for (const TensorRole role : roles) observed.weight_gradients.emplace_back(role, gradients[next++]);
+  if (wants_gate || !roles.empty()) {
+    const c10::NoGradGuard no_gradient;
+    observer.observe(layer, kind_of(half), observed);
+  }
+  return dx_BTD;
+}
+
+/// Runs forward once more and says where the first value that is not finite appeared. Collective, and the
+/// same on every tensor rank, since residuals are.
+[[noreturn]] void report_non_finite(const CausalLM& model, const TokenBatch& batch, Communicator& tensor) {
+  std::string place = "the output projection or the loss";
+  at::Tensor x_BTD = embed(model, batch.tokens_BT, tensor);
+  if (!all_finite(x_BTD)) place = "the embedding";
+  for (std::int64_t half = 0; half < 2 * model.layers(); ++half) {
+    if (place == "the embedding") break;
+    x_BTD = advance_half(model, half, x_BTD, tensor);
+    if (all_finite(x_BTD)) continue;
+    place = half_name(half);
+    break;
+  }
+  throw AgreedError(ExitCode::bad_content, "the loss is NaN or infinite",
+              fmt::format("the first value that is not finite is an activation after the {}, tensor rank {}",
+                          place, tensor.rank()),
+              "Use a wider model.dtype (float16 overflows easily), or check the weights of that layer.");
+}
+
+at::Tensor finite_losses(const CausalLM& model, const TokenBatch& batch, const at::Tensor& nll_N, Communicator& tensor) {
+  const at::Tensor host_N = nll_N.to(at::kCPU);
+  if (!all_finite(host_N)) report_non_finite(model, batch, tensor);
+  return host_N;
+}
+
+void poison(at::Tensor& tensor) {
+  tensor = tensor.clone();
+  tensor.view(-1).narrow(0, 0, 1).fill_(std::numeric_limits<double>::quiet_NaN());
+}
+
+}  // namespace
+
+at::Tensor forward_hidden(const CausalLM& model, const at::Tensor& tokens_BT, Communicator& tensor) {
+  const c10::NoGradGuard no_gradient;
+  at::Tensor x_BTD = embed(model, tokens_BT, tensor);
+  for (std::int64_t half = 0; half < 2 * model.layers(); ++half) x_BTD = advance_half(model, half, x_BTD, tensor);
+  return x_BTD;
+}
+
+at::Tensor token_losses(const CausalLM& model, const TokenBatch& batch, Communicator& tensor) {
+  const c10::NoGradGuard no_gradient;
+  const at::Tensor x_BTD = forward_hidden(model, batch.tokens_BT, tensor);
+  return finite_losses(model, batch,
+                       vocabulary_loss(model, x_BTD, batch.positions_N, batch.targets_N, {}, tensor).nll_N, tensor);
+}
+
+at::Tensor logits_at(const CausalLM& model, const at::Tensor& hidden_BTD, const at::Tensor& positions_N,
+                     Communicator& tensor) {
+  const c10::NoGradGuard no_gradient;
+  const at::Tensor rows_ND =
+      model.final_norm(hidden_BTD).reshape({-1, model.config().hidden}).index_select(0, positions_N);
+  at::Tensor all_NV = at::zeros({rows_ND.size(0), model.config().vocabulary}, rows_ND.options());
+  const Range mine = model.shard().vocabulary;
+  all_NV.narrow(1, mine.begin, mine.size()).copy_(at::linear(rows_ND, model.head_VD()));
+  all_reduce_sum(all_NV, tensor);
+  return all_NV;
+}
+
+at::Tensor blockwise_backward(const CausalLM& model, const TokenBatch& batch, std::int64_t lowest_half,
+                              BackwardObserver& observer, Communicator& tensor) {
+  const c10::NoGradGuard no_gradient;
+  const std::int64_t halves = 2 * model.layers();
+  std::vector<at::Tensor> inputs(static_cast<std::size_t>(halves));
+  fault::hit("forward.enter");
+  at::Tensor x_BTD = embed(model, batch.tokens_BT, tensor);
+  for (std::int64_t half = 0; half < halves; ++half) {
+    if (half >= lowest_half) inputs[static_cast<std::size_t>(half)] = x_BTD;
+    x_BTD = advance_half(model, half, x_BTD, tensor);
+  }
+  if (fault::hit("forward.exit").effect == fault::Effect::nan) poison(x_BTD);
+  const bool differentiates = lowest_half < halves;
+  VocabularyLoss loss = vocabulary_loss(model, x_BTD, batch.positions_N, batch.targets_N,
+                                        differentiates ? batch.weights_N : at::Tensor(), tensor);
+  const at::Tensor nll_N = finite_losses(model, batch, loss.nll_N, tensor);
+  x_BTD.reset();
+  at::Tensor dx_BTD = loss.dx_BTD;
+  if (fault::hit("backward.enter").effect == fault::Effect::nan && dx_BTD.defined()) poison(dx_BTD);
+  for (std::int64_t half = halves - 1; half >= lowest_half; --half) {
+    at::Tensor& input_BTD = inputs[static_cast<std::size_t>(half)];
+    const bool needs_input = half > lowest_half;
+    at::Tensor part_BTD = backward_half(model, half, input_BTD, dx_BTD, needs_input, observer);
+    input_BTD.reset();
+    if (!needs_input) break;
+    all_reduce_sum(part_BTD, tensor);
+    dx_BTD = dx_BTD + part_BTD;
+  }
+  fault::hit("backward.exit");
+  return nll_N;
+}
+
+}  // namespace espalier

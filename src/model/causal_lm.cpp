@@ -1,0 +1,163 @@
+#include "espalier/model/causal_lm.h"
+
+#include <cmath>
+
+#include <ATen/ATen.h>
+
+#include "espalier/core/error.h"
+#include "espalier/model/tensor_ops.h"
+
+namespace espalier {
+
+at::Tensor& LayerWeights::by_role(TensorRole role) {
+  switch (role) {
+    case TensorRole::attention_norm: return attention_norm_D;
+    case TensorRole::q: return q_HED;
+    case TensorRole::k: return k_KED;
+    case TensorRole::v: return v_KED;
+    case TensorRole::o: return o_DHE;
+    case TensorRole::q_bias: return q_bias_HE;
+    case TensorRole::k_bias: return k_bias_KE;
+    case TensorRole::v_bias: return v_bias_KE;
+    case TensorRole::q_norm: return q_norm_E;
+    case TensorRole::k_norm: return k_norm_E;
+    case TensorRole::mlp_norm: return mlp_norm_D;
+    case TensorRole::gate: return gate_FD;
+    case TensorRole::up: return up_FD;
+    case TensorRole::down: return down_DF;
+    case TensorRole::embedding:
+    case TensorRole::final_norm:
+    case TensorRole::head: break;
+  }
+  throw Error(ExitCode::internal, "a tensor outside the decoder layers was asked of a layer");
+}
+
+const at::Tensor& LayerWeights::by_role(TensorRole role) const {
+  return const_cast<LayerWeights*>(this)->by_role(role);
+}
+
+CausalLM::CausalLM(ModelConfig config, std::vector<ShardWidths> shards, int tensor_index,
+                   ComputeOptions options)
+    : config_(std::move(config)),
+      shards_(std::move(shards)),
+      tensor_index_(tensor_index),
+      options_(options),
+      layers_(static_cast<std::size_t>(config_.layers)) {}
+
+const LayerWidths& CausalLM::widths(std::int64_t layer) const {
+  return shard().widths.layers[static_cast<std::size_t>(layer)];
+}
+
+at::Tensor& CausalLM::tensor(const TensorSpec& spec) {
+  switch (spec.role) {
+    case TensorRole::embedding: return embedding_VD_;
+    case TensorRole::final_norm: return final_norm_D_;
+    case TensorRole::head: return head_VD_;
+    default: return layer(spec.layer).by_role(spec.role);
+  }
+}
+
+at::Tensor CausalLM::embed_partial(const at::Tensor& tokens_BT) const {
+  const Range rows = shard().vocabulary;
+  if (rows.size() == config_.vocabulary) return at::embedding(embedding_VD_, tokens_BT);
+  if (rows.size() == 0)
+    return at::zeros({tokens_BT.size(0), tokens_BT.size(1), config_.hidden}, embedding_VD_.options());
+  const at::Tensor elsewhere_BT = at::logical_or(tokens_BT < rows.begin, tokens_BT >= rows.end);
+  const at::Tensor local_BT = (tokens_BT - rows.begin).masked_fill(elsewhere_BT, 0);
+  return at::embedding(embedding_VD_, local_BT).masked_fill(elsewhere_BT.unsqueeze(-1), 0);
+}
+
+at::Tensor CausalLM::rms_norm(const at::Tensor& x, const at::Tensor& weight) const {
+  const bool half_precision = x.scalar_type() == at::kHalf || x.scalar_type() == at::kBFloat16;
+  const at::Tensor wide = half_precision ? x.to(at::kFloat) : x;
+  const at::Tensor mean_square = wide.pow(2).mean(-1, /*keepdim=*/true);
+  return weight * (wide * at::rsqrt(mean_square + config_.rms_norm_eps)).to(x.scalar_type());
+}
+
+at::Tensor CausalLM::final_norm(const at::Tensor& x_BTD) const { return rms_norm(x_BTD, final_norm_D_); }
+
+const RotaryTable& CausalLM::rotary(std::int64_t tokens) const {
+  if (!rotary_.cos_TE.defined() || rotary_.cos_TE.size(0) < tokens)
+    rotary_ = rotary_table(config_, tokens, options_.dtype, options_.device);
+  return rotary_;
+}
+
+at::Tensor CausalLM::attention(std::int64_t layer, at::Tensor q_BHTE, at::Tensor k_BKTE,
+                               at::Tensor v_BKTE) const {
+  const LayerWidths& w = widths(layer);
+  const std::int64_t tokens = q_BHTE.size(2);
+  const bool grouped = w.query_heads.size() != w.kv_heads.size();
+  if (grouped && !w.even_groups(config_)) {
+    // Heads of uneven groups read their KV head through an explicit map.
+    const at::Tensor map_H = at::tensor(w.reader_map(config_), at::kLong).to(options_.device);
+    k_BKTE = k_BKTE.index_select(1, map_H);
+    v_BKTE = v_BKTE.index_select(1, map_H);
+  }
+  const bool shared_kv = q_BHTE.size(1) != k_BKTE.size(1);
+  const std::int64_t window = config_.sliding_window[static_cast<std::size_t>(layer)];
+  const double scale = 1.0 / std::sqrt(static_cast<double>(config_.head_dim));
+  if (window == 0 || window >= tokens)
+    return at::scaled_dot_product_attention(q_BHTE, k_BKTE, v_BKTE, {}, 0.0, /*is_causal=*/true, scale, shared_kv);
+  const at::Tensor position = at::arange(tokens, at::TensorOptions(at::kLong).device(options_.device));
+  const at::Tensor distance_TT = position.unsqueeze(1) - position.unsqueeze(0);
+  const at::Tensor visible_TT = at::logical_and(distance_TT >= 0, distance_TT < window);
+  return at::scaled_dot_product_attention(q_BHTE, k_BKTE, v_BKTE, visible_TT, 0.0, false, scale, shared_kv);
+}
+
+HalfOutput CausalLM::attention_half(std::int64_t l, const at::Tensor& x_BTD) const {
+  const LayerWeights& w = layer(l);
+  const auto heads = static_cast<std::int64_t>(widths(l).query_heads.size());
+  const auto kv_heads = static_cast<std::int64_t>(widths(l).kv_heads.size());
+  const std::int64_t B = x_BTD.size(0), T = x_BTD.size(1), E = config_.head_dim;
+  if (heads == 0) return {at::zeros_like(x_BTD), at::zeros({B, T, 0}, x_BTD.options())};
+
+  const at::Tensor n_BTD = rms_norm(x_BTD, w.attention_norm_D);
+  at::Tensor q_BTHE = at::linear(n_BTD, w.q_HED, w.q_bias_HE).view({B, T, heads, E});
+  at::Tensor k_BTKE = at::linear(n_BTD, w.k_KED, w.k_bias_KE).view({B, T, kv_heads, E});
+  const at::Tensor v_BTKE = at::linear(n_BTD, w.v_KED, w.v_bias_KE).view({B, T, kv_heads, E});
+  if (config_.qk_norm) {
+    q_BTHE = rms_norm(q_BTHE, w.q_norm_E);
+    k_BTKE = rms_norm(k_BTKE, w.k_norm_E);
+  }
+  const RotaryTable& longest = rotary(T);
+  const RotaryTable table{longest.cos_TE.narrow(0, 0, T), longest.sin_TE.narrow(0, 0, T)};
+  const at::Tensor a_BHTE =
+      attention(l, apply_rotary(q_BTHE.transpose(1, 2), table),
+                apply_rotary(k_BTKE.transpose(1, 2), table), v_BTKE.transpose(1, 2));
+  const at::Tensor gate = a_BHTE.transpose(1, 2).reshape({B, T, heads * E});
+  return {at::linear(gate, w.o_DHE), gate};
+}
+
+HalfOutput CausalLM::mlp_half(std::int64_t l, const at::Tensor& x_BTD) const {
+  const LayerWeights& w = layer(l);
+  if (widths(l).channels.empty())
+    return {at::zeros_like(x_BTD), at::zeros({x_BTD.size(0), x_BTD.size(1), 0}, x_BTD.options())};
+  const at::Tensor n_BTD = rms_norm(x_BTD, w.mlp_norm_D);
+  const at::Tensor gate = at::silu(at::linear(n_BTD, w.gate_FD)) * at::linear(n_BTD, w.up_FD);
+  return {at::linear(gate, w.down_DF), gate};
+}
+
+void CausalLM::apply(const ModelWidths& kept) {
+  std::vector<ShardWidths> after;
+  after.reserve(shards_.size());
+  for (const ShardWidths& held : shards_) after.push_back(intersect(held, kept));
+  const ShardWidths& have = shard();
+  const ShardWidths& want = after[static_cast<std::size_t>(tensor_index_)];
+  for (const TensorSpec& spec : tensor_catalog(config_)) {
+    at::Tensor& t = tensor(spec);
+    const TensorSlice slice =
+        slice_of(spec, config_, have.widths, have.vocabulary, want.widths, want.vocabulary);
+    t = take(t, 0, slice.rows);
+    if (spec.shape.size() == 2) t = take(t, 1, slice.columns);
+  }
+  shards_ = std::move(after);
+}
+
+std::int64_t CausalLM::weight_bytes() const {
+  std::int64_t bytes = 0;
+  for (const TensorSpec& spec : tensor_catalog(config_))
+    bytes += static_cast<std::int64_t>(const_cast<CausalLM*>(this)->tensor(spec).nbytes());
+  return bytes;
+}
+
+}  // namespace espalier

@@ -1,0 +1,180 @@
+#include "espalier/pipeline/commit.h"
+
+#include <algorithm>
+#include <charconv>
+
+#include <fmt/format.h>
+
+#include "espalier/core/error.h"
+#include "espalier/core/fault.h"
+#include "espalier/core/hash.h"
+#include "espalier/core/json.h"
+#include "espalier/store/files.h"
+
+namespace espalier {
+namespace {
+
+namespace fs = std::filesystem;
+constexpr const char* kState = "state.h5";
+constexpr const char* kManifest = "MANIFEST.json";
+
+std::span<const std::byte> bytes_of(const std::string& text) { return std::as_bytes(std::span(text.data(), text.size())); }
+
+/// The manifest carries the hash of itself without that one entry.
+std::string sealed(nlohmann::ordered_json manifest) {
+  manifest.erase("sha256");
+  const std::string hash = sha256_hex(std::string_view(manifest.dump()));
+  manifest["sha256"] = hash;
+  return manifest.dump(2) + "\n";
+}
+
+nlohmann::ordered_json unsealed(const std::string& text, const fs::path& path) {
+  nlohmann::ordered_json manifest = parse_json(text, path.string());
+  if (!manifest.is_object() || !manifest.contains("sha256") || !manifest["sha256"].is_string())
+    throw Error(ExitCode::bad_content, "the manifest has no hash of itself", {}, {}, path.string());
+  const std::string hash = manifest["sha256"];
+  manifest.erase("sha256");
+  if (sha256_hex(std::string_view(manifest.dump())) != hash || sealed(manifest) != text)
+    throw Error(ExitCode::bad_content, "the manifest is damaged: its hash does not match", {}, {}, path.string());
+  return manifest;
+}
+
+std::optional<std::int64_t> iteration_of(const std::string& name) {
+  if (!name.starts_with("iter-")) return std::nullopt;
+  std::int64_t value = 0;
+  const char* end = name.data() + name.size();
+  const auto result = std::from_chars(name.data() + 5, end, value);
+  if (result.ec != std::errc() || result.ptr != end) return std::nullopt;
+  return value;
+}
+
+/// Out of sight first: a crash between the two steps leaves only what the next start sweeps.
+void discard(const fs::path& path) {
+  fs::path trash;
+  for (int i = 0; trash.empty() || fs::exists(trash); ++i)
+    trash = path.parent_path() / fmt::format(".trash-{}-{}", path.filename().string(), i);
+  rename_path(path, trash, WriteScope::save);
+  remove_tree(trash, WriteScope::save);
+}
+
+void write_verified(const fs::path& path, std::span<const std::byte> bytes) {
+  write_new_file(path, bytes, WriteScope::save);
+  fault::hit("save.readback");
+  const std::string back = read_file(path);
+  if (xxh3_hex(bytes_of(back)) != xxh3_hex(bytes))
+    throw Error(ExitCode::write_failed, "the file read back differs from what was written", {},
+                "Check the file system; the last commit stands.", path.string());
+}
+
+}  // namespace
+
+std::vector<std::byte> state_image(const PruningPlan& plan, const ScoreTable& scores) {
+  Hdf5Writer file;
+  write_plan(file, "", plan);
+  write_scores(file, "", scores);
+  return file.finish();
+}
+
+std::string CommitStore::directory_name(std::int64_t iteration) { return fmt::format("iter-{:06}", iteration); }
+
+void CommitStore::publish(const Commit& commit, int attempt) {
+  const fs::path final_path = directory_ / directory_name(commit.iteration);
+  const fs::path temporary = directory_ / fmt::format(".tmp-{:06}-{}", commit.iteration, attempt);
+  require_free_space(directory_, commit.state.size() + commit.state.size() / 5 + (1u << 20));
+  if (fs::exists(temporary)) discard(temporary);
+  fs::create_directory(temporary);
+  write_verified(temporary / kState, commit.state);
+  nlohmann::ordered_json manifest = commit.manifest;
+  manifest["iteration"] = commit.iteration;
+  manifest["files"] = {{kState, {{"bytes", commit.state.size()}, {"sha256", sha256_hex(commit.state)}}}};
+  fault::hit("save.manifest");
+  write_new_file(temporary / kManifest, sealed(std::move(manifest)), WriteScope::save);
+  fsync_directory(temporary, WriteScope::save);
+  if (fs::exists(final_path)) discard(final_path);
+  rename_path(temporary, final_path, WriteScope::save);
+  fsync_directory(directory_, WriteScope::save);
+  replace_file(directory_ / "LATEST", directory_name(commit.iteration) + "\n", WriteScope::save);
+}
+
+Commit read_commit(const fs::path& directory) {
+  Commit commit;
+  const fs::path manifest_path = directory / kManifest;
+  commit.manifest = unsealed(read_file(manifest_path, std::size_t{64} << 20), manifest_path);
+  const auto& files = commit.manifest.at("files");
+  for (const auto& entry : fs::directory_iterator(directory))
+    if (entry.path().filename() != kManifest && !files.contains(entry.path().filename().string()))
+      throw Error(ExitCode::bad_content, "a file that the manifest does not name", {}, {}, entry.path().string());
+  for (const auto& [name, facts] : files.items()) {
+    const fs::path path = directory / name;
+    const std::string bytes = read_file(path);
+    if (bytes.size() != facts.at("bytes").get<std::size_t>())
+      throw Error(ExitCode::bad_content, fmt::format("{} bytes, the manifest says {}", bytes.size(), facts.at("bytes").dump()),
+                  {}, {}, path.string());
+    if (sha256_hex(std::string_view(bytes)) != facts.at("sha256").get<std::string>())
+      throw Error(ExitCode::bad_content, "the content does not match its hash", {}, {}, path.string());
+    if (name == kState) {
+      const auto view = bytes_of(bytes);
+      commit.state.assign(view.begin(), view.end());
+    }
+  }
+  if (commit.state.empty()) throw Error(ExitCode::bad_content, "the commit has no state.h5", {}, {}, directory.string());
+  commit.iteration = commit.manifest.at("iteration").get<std::int64_t>();
+  const std::optional<std::int64_t> named = iteration_of(directory.filename().string());
+  if (named && *named != commit.iteration)
+    throw Error(ExitCode::bad_content, fmt::format("the directory of iteration {} holds iteration {}", *named, commit.iteration),
+                {}, {}, directory.string());
+  return commit;
+}
+
+std::vector<std::int64_t> CommitStore::iterations() const {
+  std::vector<std::int64_t> found;
+  if (!fs::exists(directory_)) return found;
+  for (const auto& entry : fs::directory_iterator(directory_))
+    if (const auto iteration = iteration_of(entry.path().filename().string())) found.push_back(*iteration);
+  std::sort(found.begin(), found.end());
+  return found;
+}
+
+Commit CommitStore::read(std::int64_t iteration) const {
+  const fs::path path = directory_ / directory_name(iteration);
+  if (!fs::exists(path))
+    throw Error(ExitCode::missing_input, fmt::format("there is no commit of iteration {}", iteration),
+                "old commits are removed, see checkpoint.keep_last and keep_every", {}, directory_.string());
+  return read_commit(path);
+}
+
+std::optional<Commit> CommitStore::newest_valid(std::vector<std::string>& rejected) const {
+  std::vector<std::int64_t> all = iterations();
+  for (auto it = all.rbegin(); it != all.rend(); ++it) {
+    try {
+      return read(*it);
+    } catch (const Error& error) {
+      rejected.push_back(fmt::format("{} is not used: {}", directory_name(*it), error.what()));
+    } catch (const nlohmann::json::exception& error) {
+      rejected.push_back(fmt::format("{} is not used: its manifest is incomplete ({})", directory_name(*it), error.what()));
+    }
+  }
+  return std::nullopt;
+}
+
+void CommitStore::sweep() const {
+  if (!fs::exists(directory_)) return;
+  std::vector<fs::path> leftovers;
+  for (const auto& entry : fs::directory_iterator(directory_)) {
+    const std::string name = entry.path().filename().string();
+    if (name.starts_with(".tmp-") || name.starts_with(".trash-")) leftovers.push_back(entry.path());
+  }
+  for (const fs::path& path : leftovers) remove_tree(path, WriteScope::save);
+}
+
+void CommitStore::prune(std::int64_t keep_last, std::int64_t keep_every) const {
+  const std::vector<std::int64_t> all = iterations();
+  const auto count = static_cast<std::int64_t>(all.size());
+  for (std::int64_t i = 0; i < count - std::max<std::int64_t>(keep_last, 1); ++i) {
+    const std::int64_t iteration = all[static_cast<std::size_t>(i)];
+    if (keep_every > 0 && iteration % keep_every == 0) continue;
+    discard(directory_ / directory_name(iteration));
+  }
+}
+
+}  // namespace espalier

@@ -1,0 +1,176 @@
+#include "espalier/pipeline/measure_model.h"
+
+#include <numeric>
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+
+#include "espalier/calib/calibration.h"
+#include "espalier/comm/process_grid.h"
+#include "espalier/core/error.h"
+#include "espalier/core/fault.h"
+#include "espalier/core/log.h"
+#include "espalier/eval/perplexity.h"
+#include "espalier/model/tensor_ops.h"
+#include "espalier/pipeline/commit.h"
+#include "espalier/pipeline/monitor.h"
+#include "espalier/pipeline/source.h"
+#include "espalier/score/score.h"
+#include "espalier/store/files.h"
+
+namespace espalier {
+namespace {
+
+namespace fs = std::filesystem;
+
+/// A model that is loaded as some plan left it.
+struct ChosenModel {
+  Source source;
+  AttentionUnit unit;
+  std::string plan_digest;
+  std::int64_t iteration = 0;
+  std::optional<CausalLM> model;
+};
+
+PruningPlan plan_of_run(const ModelChoice& choice, const Source& source) {
+  const CommitStore commits(choice.run_dir / "ckpt");
+  std::vector<std::string> rejected;
+  std::optional<Commit> commit;
+  if (choice.iteration) commit = commits.read(*choice.iteration);
+  else commit = commits.newest_valid(rejected);
+  if (!commit)
+    throw Error(ExitCode::missing_input, "the run has no valid commit", {}, {}, choice.run_dir.string());
+  return read_plan(Hdf5Reader::from_image(commit->state, "state.h5"), "", source.config);
+}
+
+ChosenModel open_model(CommRuntime& runtime, const ProcessGrid& grid, const RunConfig& config, const ModelChoice& choice,
+                       Monitor& monitor) {
+  std::optional<ChosenModel> chosen;
+  ComputeOptions options;
+  ModelWidths widths;
+  together(grid.world(), "open", [&] {
+    Source source = open_source(choice.model.empty() ? config.model_path : choice.model);
+    widths = source.widths;
+    chosen.emplace(ChosenModel{std::move(source), config.prune.attention_unit, {}, 0, {}});
+    if (!choice.run_dir.empty()) {
+      const PruningPlan plan = plan_of_run(choice, chosen->source);
+      widths = widths_of(chosen->source.config, plan);
+      chosen->unit = plan.attention_unit;
+      chosen->plan_digest = plan.digest();
+      chosen->iteration = plan.iteration;
+    } else if (chosen->source.plan) {
+      chosen->plan_digest = chosen->source.plan->digest();
+    }
+    options = compute_options(config, chosen->source, runtime);
+  });
+  for (const std::string& note : chosen->source.notes) log::info("note: {}", note);
+  monitor.enter("load");
+  fault::hit("load.enter");
+  together(grid.world(), "load", [&] {
+    chosen->model.emplace(load_causal_lm(chosen->source.config, widths, chosen->source.weights(), options,
+                                         grid.tensor_size(), grid.tensor_index(),
+                                         [&](std::int64_t done, std::int64_t total) {
+                                           monitor.progress(done >> 20, total >> 20, "MiB");
+                                         }));
+  });
+  fault::hit("load.exit");
+  std::vector<Problem> none;
+  agree_to_continue(grid.world(), "load", none, monitor.hooks());
+  return std::move(*chosen);
+}
+
+void require_new(const fs::path& path) {
+  if (!fs::exists(path)) return;
+  throw Error(ExitCode::cannot_create, "the output exists already", {}, "Choose another --out, or remove it.", path.string());
+}
+
+void write_bytes(const fs::path& path, const std::vector<std::byte>& bytes) {
+  require_new(path);
+  if (path.has_parent_path()) fs::create_directories(path.parent_path());
+  replace_file(path, std::string_view(reinterpret_cast<const char*>(bytes.data()), bytes.size()));
+}
+
+/// Logits of the first rows of one evaluation file: [rows, tokens, vocabulary] in float64.
+void add_logits(Hdf5Writer& file, const CausalLM& model, const NamedTokens& data, std::int64_t rows, const ProcessGrid& grid) {
+  const TokenFile tokens = TokenFile::open(data.tokens, model.config().vocabulary);
+  std::vector<std::int64_t> numbers(static_cast<std::size_t>(std::min(rows, tokens.rows())));
+  std::iota(numbers.begin(), numbers.end(), std::int64_t{0});
+  std::vector<std::int64_t> predictions;
+  const TokenBatch batch = make_batch(tokens.read(numbers, Counting::every_token), 1.0, model.options().device, predictions);
+  const at::Tensor x_BTD = forward_hidden(model, batch.tokens_BT, grid.tensor());
+  const at::Tensor positions = at::arange(batch.tokens_BT.numel(), batch.tokens_BT.options());
+  const at::Tensor logits_NV = logits_at(model, x_BTD, positions, grid.tensor());
+  const std::vector<double> values = to_doubles(logits_NV);
+  file.write("/" + data.name, std::span<const double>(values),
+             {batch.tokens_BT.size(0), batch.tokens_BT.size(1), model.config().vocabulary});
+}
+
+nlohmann::ordered_json to_json(const Perplexity& p) {
+  return {{"perplexity", p.perplexity}, {"loss", p.loss}, {"tokens", p.tokens}, {"windows", p.windows},
+          {"window_tokens", p.window_tokens}};
+}
+
+}  // namespace
+
+void score_model(CommRuntime& runtime, const RunConfig& config, const ModelChoice& choice, const fs::path& out) {
+  const ProcessGrid grid(runtime.world(), static_cast<int>(config.tensor));
+  together(grid.world(), "open", [&] { require_new(out); });
+  Monitor monitor(nullptr, 0);
+  const ChosenModel chosen = open_model(runtime, grid, config, choice, monitor);
+  monitor.enter("calibrate");
+  std::optional<Calibration> data;
+  together(grid.world(), "calibrate", [&] {
+    data = Calibration::draw(config.calibration, chosen.iteration + 1, chosen.source.config.vocabulary);
+  });
+  const ScoreRequest request{config.importance, config.calibration.combine, chosen.unit,
+                             all_halves(chosen.source.config), config.calibration.seed, chosen.iteration + 1};
+  const ScorePass pass = score(*chosen.model, *data, request, grid, monitor.hooks());
+  monitor.leave();
+  together(grid.world(), "save", [&] {
+    if (!grid.is_root()) return;
+    Hdf5Writer file;
+    write_scores(file, "", pass.table);
+    write_bytes(out, file.finish());
+  });
+  const auto seconds = pass.seconds.at("calibrate");
+  log::info("scored {} attention units and {} channels on {} tokens in {:.2f} s ({:.0f} tokens/s): {}",
+            pass.table.attention.score.size(), pass.table.mlp.score.size(), pass.table.tokens, seconds,
+            static_cast<double>(pass.table.tokens) / seconds, out.string());
+}
+
+nlohmann::ordered_json evaluate_model(CommRuntime& runtime, const RunConfig& config, const EvalRequest& request) {
+  const ProcessGrid grid(runtime.world(), static_cast<int>(config.tensor));
+  together(grid.world(), "open", [&] {
+    if (config.evaluation.perplexity.empty())
+      throw Error(ExitCode::config, "evaluation.perplexity is empty", "there is nothing to evaluate",
+                  "List token files under evaluation.perplexity.", config.source.string());
+    if (!request.out.empty()) require_new(request.out);
+    if (!request.logits.empty()) require_new(request.logits);
+  });
+  Monitor monitor(nullptr, 0);
+  const ChosenModel chosen = open_model(runtime, grid, config, request.choice, monitor);
+  nlohmann::ordered_json result{{"schema", 1},
+                                {"model", chosen.source.reader.directory().string()},
+                                {"iteration", chosen.iteration},
+                                {"plan_digest", chosen.plan_digest},
+                                {"dtype", std::string(torch_name(to_dtype(chosen.model->options().dtype)))},
+                                {"layout", {{"tensor", grid.tensor_size()}, {"data", grid.data_size()}}},
+                                {"perplexity", nlohmann::ordered_json::object()}};
+  monitor.enter("evaluate");
+  for (const NamedTokens& data : config.evaluation.perplexity)
+    result["perplexity"][data.name] =
+        to_json(evaluate_perplexity(*chosen.model, data, config.calibration.micro_batch_tokens, grid, monitor.hooks()));
+  Hdf5Writer logits;
+  if (!request.logits.empty())
+    for (const NamedTokens& data : config.evaluation.perplexity)
+      add_logits(logits, *chosen.model, data, request.logit_rows, grid);
+  monitor.leave();
+  together(grid.world(), "save", [&] {
+    if (!grid.is_root()) return;
+    if (!request.out.empty()) replace_file(request.out, result.dump(2) + "\n");
+    if (!request.logits.empty()) write_bytes(request.logits, logits.finish());
+  });
+  return result;
+}
+
+}  // namespace espalier

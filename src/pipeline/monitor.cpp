@@ -1,0 +1,90 @@
+#include "espalier/pipeline/monitor.h"
+
+#include <sys/resource.h>
+
+#include <algorithm>
+
+#include "espalier/core/error.h"
+#include "espalier/core/log.h"
+#include "espalier/core/stop.h"
+
+namespace espalier {
+namespace {
+
+double between(std::chrono::steady_clock::time_point a, std::chrono::steady_clock::time_point b) {
+  return std::chrono::duration<double>(b - a).count();
+}
+
+}  // namespace
+
+Monitor::Monitor(RunDirectory* directory, double max_hours)
+    : directory_(directory), max_seconds_(max_hours * 3600) {}
+
+void Monitor::enter(const std::string& phase) {
+  leave();
+  status_.phase = phase;
+  last_round_ = Clock::now();
+  write_status();
+}
+
+void Monitor::leave() {
+  const Clock::time_point now = Clock::now();
+  if (!status_.phase.empty()) seconds_[status_.phase] += between(phase_begin_, now);
+  status_.phase.clear();
+  phase_begin_ = now;
+}
+
+RoundHooks Monitor::hooks() {
+  return {[this] { poll(); },
+          [this](std::int64_t done, std::int64_t total) { progress(done, total, "micro-batches"); }};
+}
+
+void Monitor::poll() {
+  const Clock::time_point now = Clock::now();
+  slowest_round_ = std::max(slowest_round_, between(last_round_, now));
+  last_round_ = now;
+  if (directory_ == nullptr || asked_ || between(last_poll_, now) < 0.1) return;
+  last_poll_ = now;
+  // Time must be left for the micro-batch under way and for a commit.
+  const bool out_of_time = max_seconds_ > 0 && elapsed() + 2 * slowest_round_ + 1 > max_seconds_;
+  const bool asked = directory_->stop_requested();
+  if (!asked && !out_of_time) return;
+  asked_ = true;
+  status_.reason = asked ? "STOP file" : "time limit";
+  stop::request();
+}
+
+void Monitor::progress(std::int64_t done, std::int64_t total, const std::string& unit) {
+  const Clock::time_point now = Clock::now();
+  if (between(last_line_, now) < 60) return;
+  last_line_ = now;
+  log::info("{} {}/{} {} {:.0f} s", status_.phase, done, total, unit, between(phase_begin_, now));
+  write_status();
+}
+
+void Monitor::write_status() {
+  if (directory_ == nullptr) return;
+  try {
+    directory_->write_status(status_);
+  } catch (const Error& error) {
+    // What cannot be reported must not end what still works; a commit that fails will.
+    if (!status_failed_) log::warning("status.json is not written any more: {}", error.what());
+    status_failed_ = true;
+  }
+}
+
+std::map<std::string, double> Monitor::take_seconds() {
+  std::map<std::string, double> result;
+  result.swap(seconds_);
+  return result;
+}
+
+double Monitor::elapsed() const { return between(begin_, Clock::now()); }
+
+std::int64_t peak_memory_bytes() {
+  rusage usage{};
+  ::getrusage(RUSAGE_SELF, &usage);
+  return static_cast<std::int64_t>(usage.ru_maxrss) * 1024;
+}
+
+}  // namespace espalier

@@ -1,0 +1,359 @@
+#include "espalier/pipeline/run.h"
+
+#include <chrono>
+#include <optional>
+
+#include <fmt/format.h>
+
+#include "espalier/comm/process_grid.h"
+#include "espalier/core/error.h"
+#include "espalier/core/fault.h"
+#include "espalier/core/log.h"
+#include "espalier/core/stop.h"
+#include "espalier/eval/perplexity.h"
+#include "espalier/export/export_model.h"
+#include "espalier/pipeline/exporting.h"
+#include "espalier/pipeline/monitor.h"
+#include "espalier/pipeline/provenance.h"
+#include "espalier/pipeline/run_report.h"
+#include "espalier/pipeline/source.h"
+#include "espalier/score/score.h"
+
+namespace espalier {
+namespace {
+
+namespace fs = std::filesystem;
+
+/// One pruning run on this rank. The order of the members is the order in which they come to life.
+class PruningRun {
+ public:
+  PruningRun(CommRuntime& runtime, const RunRequest& request)
+      : request_(request), config_(request.config), runtime_(runtime), world_(runtime.world()),
+        grid_(world_, static_cast<int>(config_.tensor)) {}
+
+  void execute() {
+    open_inputs();
+    open_directory();
+    Monitor monitor(directory_ ? &*directory_ : nullptr, request_.max_hours);
+    monitor_ = &monitor;
+    try {
+      prune_to_target();
+      write_exports();
+      finish("finished", 0, "");
+    } catch (const stop::Stopped&) {
+      if (directory_) directory_->clear_stop_request();
+      const std::string reason = monitor.status().reason.empty() ? "signal" : monitor.status().reason;
+      finish("stopped", static_cast<int>(ExitCode::stopped), reason);
+      throw;
+    } catch (const Error& error) {
+      finish("failed", static_cast<int>(error.code()), error.what());
+      throw;
+    }
+  }
+
+ private:
+  /// Rank 0 works, all ranks agree on the outcome.
+  void on_root(const std::string& phase, const std::function<void()>& work) {
+    together(world_, phase, [&] {
+      if (grid_.is_root()) work();
+    });
+  }
+
+  void open_inputs() {
+    together(world_, "open", [&] {
+      source_.emplace(open_source(config_.model_path));
+      rules_ = prune_rules(source_->config, config_.prune);
+      start_ = start_plan(*source_, config_.prune.attention_unit);
+      plan_ = start_;
+      require_reachable(source_->config, rules_, plan_.attention_unit, config_.prune.target.value());
+      options_ = compute_options(config_, *source_, runtime_);
+      // Opens every token file now: a wrong one must not be found after an hour.
+      Calibration::draw(config_.calibration, 0, source_->config.vocabulary);
+      for (const NamedTokens& data : config_.evaluation.perplexity)
+        TokenFile::open(data.tokens, source_->config.vocabulary);
+    });
+    hashes_ = hash_inputs(input_files(config_, *source_), request_.fast_verify, world_);
+  }
+
+  void open_directory() {
+    fault::hit("resume.enter");
+    std::string state;
+    on_root("open the run directory", [&] {
+      std::vector<std::string> messages;
+      directory_.emplace(RunDirectory::open(request_.run_dir, config_, request_.directory, messages));
+      log::configure(log_options());
+      for (const std::string& message : messages) log::warning("{}", message);
+      if (!directory_->start()) return;
+      const Commit& commit = *directory_->start();
+      require_unchanged(commit.manifest.at("inputs").get<InputHashes>(), hashes_);
+      state.assign(reinterpret_cast<const char*>(commit.state.data()), commit.state.size());
+    });
+    state = world_.broadcast_text(state, 0);
+    together(world_, "resume", [&] {
+      if (state.empty()) return;
+      const auto bytes = std::as_bytes(std::span(state.data(), state.size()));
+      plan_ = read_plan(Hdf5Reader::from_image(bytes, "state.h5"), "", source_->config);
+    });
+    fault::hit("resume.exit");
+    provenance_ = make_provenance(config_, *source_, hashes_, grid_, device_name(options_));
+    on_root("open the run directory", [&] {
+      directory_->write_provenance(provenance_);
+      print_start(*source_, config_, rules_, plan_, start_.iteration, grid_, options_, *directory_);
+    });
+  }
+
+  log::Options log_options() const {
+    log::Options options = log::current();
+    options.file = directory_->log_directory() / "main.log";
+    return options;
+  }
+
+  void prune_to_target() {
+    const std::int64_t last = start_.iteration + config_.prune.iterations;
+    monitor_->status().state = "running";
+    monitor_->status().iteration = plan_.iteration;
+    monitor_->status().iterations = last;
+    if (directory_ && directory_->start())
+      monitor_->status().last_commit = CommitStore::directory_name(plan_.iteration);
+    if (plan_.iteration >= last && all_done()) return;
+    load();
+    complete_last_iteration(last);
+    for (std::int64_t i = plan_.iteration + 1; i <= last; ++i) iterate(i, last);
+  }
+
+  /// A run that was interrupted between its last commit and its outputs only completes the outputs.
+  bool all_done() {
+    std::int64_t done = 0;
+    if (grid_.is_root()) done = has_metrics(plan_.iteration) ? 1 : 0;
+    world_.broadcast({&done, 1, DType::i64}, 0);
+    return done != 0;
+  }
+
+  bool has_metrics(std::int64_t iteration) const {
+    for (const auto& row : directory_->metrics())
+      if (row.at("iteration").get<std::int64_t>() == iteration) return true;
+    return false;
+  }
+
+  void load() {
+    monitor_->enter("load");
+    fault::hit("load.enter");
+    together(world_, "load", [&] {
+      model_.emplace(load_causal_lm(source_->config, widths_of(source_->config, plan_), source_->weights(), options_,
+                                    grid_.tensor_size(), grid_.tensor_index(),
+                                    [&](std::int64_t done, std::int64_t total) {
+                                      monitor_->poll();
+                                      monitor_->progress(done >> 20, total >> 20, "MiB");
+                                    }));
+    });
+    fault::hit("load.exit");
+    std::vector<Problem> none;
+    agree_to_continue(world_, "load", none, monitor_->hooks());
+    monitor_->leave();
+  }
+
+  /// The row of metrics.jsonl for the state we start from: iteration 0 of the dense model, or that of the last commit
+  /// if the process died between the commit and its evaluation.
+  void complete_last_iteration(std::int64_t last) {
+    if (all_done()) return;
+    nlohmann::ordered_json row;
+    if (grid_.is_root())
+      row = directory_->start() ? directory_->start()->manifest.at("metrics") : describe(plan_.iteration);
+    evaluate_and_record(std::move(row), plan_.iteration, last);
+  }
+
+  void iterate(std::int64_t i, std::int64_t last) {
+    fault::set_iteration(static_cast<int>(i));
+    monitor_->status().iteration = i;
+    const auto begin = std::chrono::steady_clock::now();
+    reset_counters();
+    const ScorePass pass = score_once(i);
+    const CommCounters tensor = grid_.tensor().counters(), data = grid_.data().counters(), world = world_.counters();
+    const Advance step = rank_units(pass.table, i);
+    slice(step.plan);
+    plan_ = step.plan;
+    nlohmann::ordered_json row = describe(i);
+    add_step(row, pass, step, tensor, data, world);
+    commit(pass.table, row);
+    row["seconds"] = monitor_->take_seconds();
+    row["seconds_iteration"] = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    evaluate_and_record(std::move(row), i, last);
+  }
+
+  ScorePass score_once(std::int64_t i) {
+    monitor_->enter("calibrate");
+    std::optional<Calibration> data;
+    together(world_, "calibrate", [&] { data = Calibration::draw(config_.calibration, i, source_->config.vocabulary); });
+    ScoreRequest request{config_.importance, config_.calibration.combine, plan_.attention_unit,
+                         prunable_halves(source_->config, rules_), config_.calibration.seed, i};
+    return score(*model_, *data, request, grid_, monitor_->hooks());
+  }
+
+  Advance rank_units(const ScoreTable& scores, std::int64_t i) {
+    monitor_->enter("rank");
+    fault::hit("rank.enter");
+    Advance step;
+    const double target = scheduled_target(config_.prune, i - start_.iteration);
+    together(world_, "rank", [&] { step = advance(source_->config, plan_, scores, target, rules_, i); });
+    const std::string mine = step.plan.digest();
+    const std::string root = world_.broadcast_text(mine, 0);
+    together(world_, "rank", [&] {
+      if (mine != root)
+        throw Error(ExitCode::internal, "the ranks made different plans: " + mine + " here, " + root + " on rank 0",
+                    "ranking is a pure function of the reduced scores", "Please report this with both digests.");
+    });
+    fault::hit("rank.exit");
+    return step;
+  }
+
+  void slice(const PruningPlan& plan) {
+    monitor_->enter("slice");
+    fault::hit("slice.enter");
+    together(world_, "slice", [&] {
+      model_->apply(widths_of(source_->config, plan));
+      if (rebalance(*model_, source_->weights(), config_.rebalance) && grid_.is_root())
+        log::info("tensor ranks were uneven: cut anew");
+    });
+    fault::hit("slice.exit");
+  }
+
+  nlohmann::ordered_json describe(std::int64_t iteration) const {
+    return iteration_row(iteration, directory_ ? directory_->attempt() : 0, source_->config, rules_, plan_);
+  }
+
+  void reset_counters() {
+    grid_.tensor().reset_counters();
+    grid_.data().reset_counters();
+    world_.reset_counters();
+  }
+
+  void add_step(nlohmann::ordered_json& row, const ScorePass& pass, const Advance& step, const CommCounters& tensor,
+                const CommCounters& data, const CommCounters& world) {
+    for (std::size_t d = 0; d < pass.table.domains.size(); ++d) row["loss"][pass.table.domains[d]] = pass.table.loss[d];
+    row["margin_at_cut"] = step.margin_at_cut;
+    row["removed_heads"] = step.removed_heads;
+    row["removed_channels"] = step.removed_channels;
+    row["tokens"] = pass.table.tokens;
+    row["imbalance"] = imbalance(source_->config, model_->shards());
+    row["peak_bytes"] = static_cast<std::int64_t>(world_.max(static_cast<double>(peak_memory_bytes())));
+    row["statistics_bytes"] = pass.statistics_bytes;
+    for (const auto& [name, c] : {std::pair("tensor", tensor), std::pair("data", data), std::pair("world", world)})
+      row["communication"][name] = {{"collectives", c.collectives}, {"bytes", c.bytes}, {"seconds", c.seconds}};
+  }
+
+  void commit(const ScoreTable& scores, const nlohmann::ordered_json& row) {
+    monitor_->enter("save");
+    fault::hit("save.enter");
+    on_root("save", [&] {
+      Commit commit{plan_.iteration, state_image(plan_, scores), {}};
+      commit.manifest = {{"schema", 1},
+                         {"plan_digest", plan_.digest()},
+                         {"config_sha256", provenance_.at("config_sha256")},
+                         {"inputs", hashes_},
+                         {"layout", provenance_.at("layout")},
+                         {"metrics", row}};
+      directory_->commits().publish(commit, directory_->attempt());
+      write_plan_file();
+      directory_->commits().prune(config_.keep_last, config_.keep_every);
+    });
+    fault::hit("save.exit");
+    monitor_->status().last_commit = CommitStore::directory_name(plan_.iteration);
+    monitor_->leave();
+  }
+
+  void write_plan_file() const {
+    const std::vector<std::byte> image = plan_image_of(plan_);
+    replace_file(directory_->path() / "plan.h5",
+                 std::string_view(reinterpret_cast<const char*>(image.data()), image.size()));
+  }
+
+  void evaluate_and_record(nlohmann::ordered_json row, std::int64_t i, std::int64_t last) {
+    const bool milestone = i == start_.iteration || i == last || i % config_.evaluation.every == 0;
+    nlohmann::ordered_json values = nlohmann::ordered_json::object();
+    if (milestone && !config_.evaluation.perplexity.empty()) {
+      monitor_->enter("evaluate");
+      fault::hit("evaluate.enter");
+      for (const NamedTokens& data : config_.evaluation.perplexity)
+        values[data.name] = evaluate_perplexity(*model_, data, config_.calibration.micro_batch_tokens, grid_,
+                                                monitor_->hooks()).perplexity;
+      fault::hit("evaluate.exit");
+      monitor_->leave();
+    }
+    on_root("record", [&] {
+      row["perplexity"] = values;
+      for (const auto& [phase, seconds] : monitor_->take_seconds()) {
+        const double before = row["seconds"].value(phase, 0.0);
+        row["seconds"][phase] = before + seconds;
+      }
+      if (i == plan_.iteration && directory_->start() && !fs::exists(directory_->path() / "plan.h5")) write_plan_file();
+      directory_->record_metrics(row);
+      monitor_->status().eta_seconds = print_iteration(row, last, start_.iteration);
+      monitor_->write_status();
+    });
+  }
+
+  void write_exports() {
+    monitor_->enter("export");
+    fault::hit("export.enter");
+    for (const ExportConfig& target : config_.exports) {
+      std::vector<Problem> none;
+      agree_to_continue(world_, "export", none, monitor_->hooks());
+      on_root("export", [&] {
+        const fs::path out = target.path.is_absolute() ? target.path : directory_->path() / target.path;
+        if (fs::exists(out)) {
+          log::info("export {} is there already", out.string());
+          return;
+        }
+        try {
+          ExportFacts facts{plan_, provenance_, directory_->metrics(), [&] { leave_on_request(); }};
+          const ExportReport report = export_plan(*source_, rules_, target.format, out, facts);
+          for (const std::string& note : report.notes) log::info("{}", note);
+        } catch (const stop::Stopped&) {
+          // The agreement below tells the others.
+        }
+      });
+      agree_to_continue(world_, "export", none, monitor_->hooks());
+    }
+    fault::hit("export.exit");
+    monitor_->leave();
+  }
+
+  /// Rank 0 alone writes exports; an interrupted one leaves nothing behind and is written when the run continues.
+  void leave_on_request() {
+    monitor_->poll();
+    if (stop::requests() > 0) throw stop::Stopped(stop::requests());
+  }
+
+  void finish(const std::string& state, int code, const std::string& reason) {
+    if (!directory_) return;
+    monitor_->leave();
+    RunStatus& status = monitor_->status();
+    status.state = state;
+    status.exit_code = code;
+    status.reason = reason;
+    monitor_->write_status();
+    if (code == 0) print_end(*source_, config_, rules_, plan_, *directory_, monitor_->elapsed());
+  }
+
+  const RunRequest& request_;
+  const RunConfig& config_;
+  CommRuntime& runtime_;
+  Communicator& world_;
+  ProcessGrid grid_;
+  std::optional<Source> source_;
+  PruneRules rules_;
+  PruningPlan start_;  // before the first iteration of this run
+  PruningPlan plan_;   // now
+  ComputeOptions options_;
+  InputHashes hashes_;
+  std::optional<RunDirectory> directory_;  // rank 0 only
+  nlohmann::ordered_json provenance_;
+  Monitor* monitor_ = nullptr;
+  std::optional<CausalLM> model_;
+};
+
+}  // namespace
+
+void run_pruning(CommRuntime& runtime, const RunRequest& request) { PruningRun(runtime, request).execute(); }
+
+}  // namespace espalier

@@ -1,0 +1,227 @@
+#include "espalier/pipeline/run_directory.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <ctime>
+
+#include <fmt/chrono.h>
+#include <fmt/format.h>
+
+#include "espalier/core/error.h"
+#include "espalier/core/json.h"
+
+namespace espalier {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::string now_text() { return fmt::format("{:%FT%TZ}", fmt::gmtime(std::time(nullptr))); }
+
+std::string host_name() {
+  char name[256] = {};
+  ::gethostname(name, sizeof(name) - 1);
+  return name;
+}
+
+nlohmann::ordered_json read_json(const fs::path& path) { return parse_json(read_file(path), path.string()); }
+
+std::string environment(const char* name) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? "" : value;
+}
+
+void make_directory(const fs::path& path) {
+  std::error_code code;
+  fs::create_directories(path, code);
+  if (!code) return;
+  const bool denied = code == std::errc::permission_denied || code == std::errc::read_only_file_system;
+  throw Error(denied ? ExitCode::permission : ExitCode::cannot_create, "the directory cannot be created", code.message(),
+              "Choose another --run-dir, or make its parent writable.", path.string());
+}
+
+void require_writable(const fs::path& path) {
+  if (::access(path.c_str(), W_OK | X_OK) == 0) return;
+  throw Error(ExitCode::permission, "the run directory cannot be written", std::strerror(errno),
+              "Choose another --run-dir, or change its permissions.", path.string());
+}
+
+}  // namespace
+
+RunDirectory RunDirectory::open(const fs::path& path, const RunConfig& config, const Options& options,
+                                std::vector<std::string>& messages) {
+  make_directory(path);
+  require_writable(path);
+  RunDirectory run(fs::absolute(path).lexically_normal());
+  run.take_lock(options.lock_wait_seconds);
+  make_directory(run.path_ / "ckpt");
+  run.check_same_run(config, options.allowed_changes);
+  run.commits_.sweep();
+  if (run.stop_requested()) {
+    run.clear_stop_request();
+    messages.push_back("removed a STOP file that an earlier run left behind");
+  }
+  run.choose_start(options.resume, messages);
+  while (fs::exists(run.path_ / "logs" / fmt::format("attempt-{:03}", run.attempt_))) ++run.attempt_;
+  make_directory(run.log_directory());
+  if (!fs::exists(run.path_ / "config.input.yaml"))
+    replace_file(run.path_ / "config.input.yaml", read_file(config.source));
+  replace_file(run.path_ / "config.resolved.yaml", to_yaml(config));
+  run.cut_metrics(run.start_ ? run.start_->iteration : -1);
+  return run;
+}
+
+fs::path RunDirectory::log_directory() const { return path_ / "logs" / fmt::format("attempt-{:03}", attempt_); }
+
+void RunDirectory::take_lock(double wait_seconds) {
+  const fs::path owner = path_ / "owner.json";
+  lock_ = FileLock::acquire(path_ / ".lock", wait_seconds);
+  if (!lock_) {
+    std::string who = "an unknown process";
+    if (fs::exists(owner)) {
+      const auto facts = read_json(owner);
+      who = fmt::format("process {} on {} since {}{}", facts.value("pid", 0), facts.value("host", "?"),
+                        facts.value("since", "?"),
+                        facts.value("job", "").empty() ? "" : ", job " + facts.value("job", ""));
+    }
+    throw Error(ExitCode::cannot_create, "the run directory is in use by " + who,
+                fmt::format("waited {} s for its lock", wait_seconds),
+                "Wait for that run, stop it with 'espalier stop', or choose another --run-dir.", path_.string());
+  }
+  const std::string job = environment("SLURM_JOB_ID").empty() ? environment("PBS_JOBID") : environment("SLURM_JOB_ID");
+  const nlohmann::ordered_json facts{{"host", host_name()}, {"pid", ::getpid()}, {"job", job}, {"since", now_text()}};
+  replace_file(owner, facts.dump(2) + "\n");
+}
+
+void RunDirectory::check_same_run(const RunConfig& config, const std::vector<std::string>& allowed_changes) {
+  const fs::path resolved = path_ / "config.resolved.yaml";
+  if (!fs::exists(resolved) || commits_.iterations().empty()) return;
+  const RunConfig before = read_run_config(resolved, {}, ConfigUse::print);
+  Problems problems;
+  for (const ConfigDifference& d : frozen_differences(before, config)) {
+    if (std::find(allowed_changes.begin(), allowed_changes.end(), d.key) != allowed_changes.end()) continue;
+    problems.add(ExitCode::config, fmt::format("{} was {} and is now {}", d.key, d.before, d.after),
+                 "the run directory belongs to another configuration",
+                 fmt::format("Use another --run-dir, or --allow-change {} if you mean it.", d.key), path_.string());
+  }
+  problems.throw_if_any();
+}
+
+void RunDirectory::choose_start(ResumeMode mode, std::vector<std::string>& messages) {
+  const std::vector<std::int64_t> existing = commits_.iterations();
+  if (mode == ResumeMode::never && !existing.empty())
+    throw Error(ExitCode::cannot_create, fmt::format("the run directory holds {} commits", existing.size()),
+                "--resume=never starts only in a directory without commits",
+                "Use --resume=auto to continue, or another --run-dir.", path_.string());
+  std::vector<std::string> rejected;
+  start_ = commits_.newest_valid(rejected);
+  messages.insert(messages.end(), rejected.begin(), rejected.end());
+  if (start_) return;
+  if (mode == ResumeMode::require)
+    throw Error(ExitCode::missing_input,
+                existing.empty() ? "there is no commit to resume from" : "no commit of this run is valid",
+                fmt::format("--resume=require; {} commits were found, {} rejected", existing.size(), rejected.size()),
+                "Use --resume=auto to start at the beginning.", path_.string());
+  if (!existing.empty())
+    throw Error(ExitCode::missing_input, "no commit of this run is valid",
+                fmt::format("{} were found and none verifies; starting anew would throw them away in silence", existing.size()),
+                "Look at 'espalier verify', or choose another --run-dir.", path_.string());
+}
+
+bool RunDirectory::stop_requested() const { return fs::exists(path_ / "STOP"); }
+void RunDirectory::clear_stop_request() const { fs::remove(path_ / "STOP"); }
+
+void RunDirectory::write_status(const RunStatus& status) const {
+  const nlohmann::ordered_json value{{"state", status.state},
+                                     {"iteration", status.iteration},
+                                     {"iterations", status.iterations},
+                                     {"phase", status.phase},
+                                     {"eta_seconds", status.eta_seconds < 0 ? nlohmann::ordered_json() : nlohmann::ordered_json(status.eta_seconds)},
+                                     {"last_commit", status.last_commit},
+                                     {"heartbeat", now_text()},
+                                     {"attempt", attempt_},
+                                     {"exit_code", status.exit_code < 0 ? nlohmann::ordered_json() : nlohmann::ordered_json(status.exit_code)},
+                                     {"reason", status.reason}};
+  replace_file(path_ / "status.json",
+               value.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
+}
+
+void RunDirectory::write_provenance(const nlohmann::ordered_json& provenance) const {
+  replace_file(path_ / "provenance.json", provenance.dump(2) + "\n");
+}
+
+std::vector<nlohmann::ordered_json> RunDirectory::metrics() const { return read_metrics(path_); }
+
+void RunDirectory::write_metrics(const std::vector<nlohmann::ordered_json>& rows) const {
+  std::string text;
+  for (const auto& row : rows) text += row.dump() + "\n";
+  replace_file(path_ / "metrics.jsonl", text);
+}
+
+void RunDirectory::record_metrics(const nlohmann::ordered_json& row) const {
+  std::vector<nlohmann::ordered_json> rows = metrics();
+  std::erase_if(rows, [&](const auto& other) { return other.at("iteration") == row.at("iteration"); });
+  rows.push_back(row);
+  write_metrics(rows);
+}
+
+void RunDirectory::cut_metrics(std::int64_t last_iteration) const {
+  std::vector<nlohmann::ordered_json> rows = metrics();
+  const std::size_t before = rows.size();
+  std::erase_if(rows, [&](const auto& row) { return row.at("iteration").template get<std::int64_t>() > last_iteration; });
+  if (rows.size() != before) write_metrics(rows);
+}
+
+std::vector<nlohmann::ordered_json> read_metrics(const fs::path& run_directory) {
+  std::vector<nlohmann::ordered_json> rows;
+  const fs::path path = run_directory / "metrics.jsonl";
+  if (!fs::exists(path)) return rows;
+  const std::string text = read_file(path);
+  for (std::size_t begin = 0; begin < text.size();) {
+    const std::size_t end = std::min(text.find('\n', begin), text.size());
+    if (end > begin) rows.push_back(parse_json(std::string_view(text).substr(begin, end - begin), path.string()));
+    begin = end + 1;
+  }
+  return rows;
+}
+
+StatusReport report_status(const fs::path& run_directory) {
+  const fs::path file = run_directory / "status.json";
+  if (!fs::exists(file))
+    throw Error(ExitCode::missing_input, "this is not a run directory", "it has no status.json", {}, run_directory.string());
+  StatusReport report;
+  report.status = read_json(file);
+  const bool alive = FileLock::is_held(run_directory / ".lock");
+  report.status["alive"] = alive;
+  const std::string state = report.status.value("state", "unknown");
+  const std::string at = fmt::format("iter {}/{}", report.status.value("iteration", 0), report.status.value("iterations", 0));
+  const std::string commit = report.status.value("last_commit", "").empty()
+                                 ? "no commit yet"
+                                 : "last commit " + report.status.value("last_commit", "");
+  const nlohmann::ordered_json& code = report.status["exit_code"];
+  if (code.is_number()) {
+    report.exit_code = state == "finished" ? 0 : code.get<int>();
+    report.line = fmt::format("{} {} ({}), {}", state, code.get<int>(), report.status.value("reason", ""), commit);
+    if (state == "stopped") report.line += fmt::format("; continue with: espalier resume {}", run_directory.string());
+  } else if (alive) {
+    report.line = fmt::format("running {} phase {}, {}", at, report.status.value("phase", "?"), commit);
+    if (report.status["eta_seconds"].is_number())
+      report.line += fmt::format(", eta {:.0f} s", report.status["eta_seconds"].get<double>());
+  } else {
+    report.exit_code = static_cast<int>(ExitCode::peer_lost);
+    report.line = fmt::format("dead since {} (lock free), {} phase {}, {}", report.status.value("heartbeat", "?"), at,
+                              report.status.value("phase", "?"), commit);
+  }
+  return report;
+}
+
+void request_stop(const fs::path& run_directory) {
+  if (!fs::exists(run_directory / "owner.json"))
+    throw Error(ExitCode::missing_input, "this is not a run directory", "it has no owner.json", {}, run_directory.string());
+  replace_file(run_directory / "STOP", now_text() + "\n");
+}
+
+}  // namespace espalier

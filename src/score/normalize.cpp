@@ -1,0 +1,64 @@
+#include "espalier/score/normalize.h"
+
+#include <cmath>
+#include <numeric>
+
+namespace espalier {
+namespace {
+
+double gisp_divisor(const ModelConfig& config, UnitKind kind) {
+  if (kind == UnitKind::mlp) return 3.0 * static_cast<double>(config.channels);
+  return 4.0 * static_cast<double>(config.head_dim) * static_cast<double>(config.hidden);
+}
+
+double weights_summed(const ModelConfig& config, AttentionUnit unit, UnitKind kind, std::int64_t heads) {
+  const auto D = static_cast<double>(config.hidden);
+  if (kind == UnitKind::mlp) return 3.0 * D;
+  const double ED = static_cast<double>(config.head_dim) * D;
+  if (unit == AttentionUnit::kv_group) return (2.0 * static_cast<double>(heads) + 2.0) * ED;
+  return (config.is_gqa() ? 2.0 : 4.0) * ED;
+}
+
+std::vector<double> scaled(std::vector<double> values, double divisor) {
+  for (double& value : values) value = divisor == 0 ? 0.0 : value / divisor;
+  return values;
+}
+
+double mean_of(const std::vector<double>& values) {
+  return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
+}
+
+double l2_of(const std::vector<double>& values) {
+  return std::sqrt(std::inner_product(values.begin(), values.end(), values.begin(), 0.0));
+}
+
+std::vector<double> standardized(std::vector<double> values) {
+  if (values.size() < 2) return std::vector<double>(values.size(), 0.0);
+  const double mean = mean_of(values);
+  for (double& value : values) value -= mean;
+  const double deviation = l2_of(values) / std::sqrt(static_cast<double>(values.size() - 1));
+  return scaled(std::move(values), deviation);
+}
+
+}  // namespace
+
+std::vector<double> normalized(const ModelConfig& config, Normalization normalization, AttentionUnit unit, UnitKind kind,
+                               const std::vector<double>& values, const std::vector<std::int64_t>& heads) {
+  if (values.empty()) return values;
+  switch (normalization) {
+    case Normalization::none: return values;
+    case Normalization::gisp: return scaled(values, gisp_divisor(config, kind));
+    case Normalization::param_mean: {
+      std::vector<double> result = values;
+      for (std::size_t u = 0; u < result.size(); ++u)
+        result[u] /= weights_summed(config, unit, kind, kind == UnitKind::attention ? heads[u] : 1);
+      return result;
+    }
+    case Normalization::block_mean: return scaled(values, mean_of(values));
+    case Normalization::block_l2: return scaled(values, l2_of(values));
+    case Normalization::block_standardize: return standardized(values);
+  }
+  return values;
+}
+
+}  // namespace espalier

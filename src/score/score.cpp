@@ -1,0 +1,289 @@
+#include "espalier/score/score.h"
+
+#include <chrono>
+
+#include <ATen/ATen.h>
+
+#include "espalier/core/error.h"
+#include "espalier/core/fault.h"
+#include "espalier/score/normalize.h"
+#include "espalier/score/unit_sums.h"
+
+namespace espalier {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
+
+const char* name_of(Criterion criterion) {
+  switch (criterion) {
+    case Criterion::taylor: return "taylor";
+    case Criterion::taylor_gate: return "taylor_gate";
+    case Criterion::taylor_gate_sample: return "taylor_gate_sample";
+    case Criterion::magnitude: return "magnitude";
+    case Criterion::random: return "random";
+  }
+  return "?";
+}
+
+const char* name_of(Normalization normalization) {
+  switch (normalization) {
+    case Normalization::gisp: return "gisp";
+    case Normalization::param_mean: return "param_mean";
+    case Normalization::block_mean: return "block_mean";
+    case Normalization::block_l2: return "block_l2";
+    case Normalization::block_standardize: return "block_standardize";
+    case Normalization::none: return "none";
+  }
+  return "?";
+}
+
+std::int64_t lowest_half(const ScoredHalves& scored) {
+  for (std::size_t l = 0; l < scored.size(); ++l)
+    for (std::size_t k = 0; k < 2; ++k)
+      if (scored[l][k]) return static_cast<std::int64_t>(2 * l + k);
+  return static_cast<std::int64_t>(2 * scored.size());
+}
+
+/// An observer for passes that only want losses.
+class NoStatistics final : public BackwardObserver {
+ public:
+  bool wants_gate(std::int64_t, UnitKind) const override { return false; }
+  std::vector<TensorRole> wants_weights(std::int64_t, UnitKind) const override { return {}; }
+  void observe(std::int64_t, UnitKind, const HalfGradients&) override {}
+};
+
+/// The scoring pass: owns nothing but what lives as long as the pass.
+class Pass {
+ public:
+  Pass(const CausalLM& model, const Calibration& data, const ScoreRequest& request, const ProcessGrid& grid,
+       const RoundHooks& hooks)
+      : model_(model), data_(data), request_(request), grid_(grid), hooks_(hooks),
+        loss_(data.domains().size(), 0.0) {
+    options_.criterion = request.importance.criterion;
+    options_.unit = request.unit;
+    options_.reduction = request.importance.reduction;
+    options_.accumulate = request.importance.accumulate;
+    options_.scored = request.scored;
+  }
+
+  ScorePass run() {
+    ScorePass pass;
+    if (needs_gradients()) collect_with_gradients();
+    else collect_without_gradients();
+    const Clock::time_point begin = Clock::now();
+    grid_.data().all_reduce_sum(std::span<double>(loss_));
+    grid_.data().all_reduce_sum(std::span<std::int64_t>(&tokens_, 1));
+    pass.table = finished_table();
+    seconds_["reduce"] += seconds_since(begin);
+    pass.seconds = seconds_;
+    pass.statistics_bytes = statistics_bytes_;
+    return pass;
+  }
+
+ private:
+  bool needs_gradients() const {
+    return options_.criterion != Criterion::magnitude && options_.criterion != Criterion::random;
+  }
+  bool per_domain() const { return request_.combine == Combine::weighted_mean; }
+
+  void collect_with_gradients() {
+    const std::unique_ptr<Statistics> statistics = make_statistics(model_, options_);
+    const int passes = per_domain() ? static_cast<int>(data_.domains().size()) : 1;
+    for (int d = 0; d < passes; ++d) {
+      statistics->clear();
+      run_micro_batches(per_domain() ? d : -1, *statistics, lowest_half(request_.scored));
+      statistics_bytes_ = std::max(statistics_bytes_, statistics->bytes());
+      raw_.push_back(reduced(*statistics));
+    }
+  }
+
+  /// Losses are reported for every criterion, so the data is run forward all the same.
+  void collect_without_gradients() {
+    NoStatistics none;
+    run_micro_batches(-1, none, 2 * model_.layers());
+    UnitSums sums;
+    together(grid_.world(), "score", [&] {
+      sums = options_.criterion == Criterion::magnitude
+                 ? magnitude_sums(model_, options_)
+                 : random_sums(model_, options_, request_.seed, request_.iteration);
+    });
+    raw_.push_back(std::move(sums));
+  }
+
+  void run_micro_batches(int only_domain, BackwardObserver& observer, std::int64_t lowest) {
+    const Clock::time_point begin = Clock::now();
+    fault::hit("calibrate.enter");
+    const std::vector<MicroBatch> order = data_.micro_batches(only_domain);
+    CalibrationBatch batch;
+    deal_rounds(
+        grid_, "calibrate", static_cast<std::int64_t>(order.size()),
+        [&](std::int64_t j) {
+          batch = data_.read(order[static_cast<std::size_t>(j)], !per_domain(), model_.options().device);
+        },
+        [&] {
+          account(batch, blockwise_backward(model_, batch.batch, lowest, observer, grid_.tensor()));
+        },
+        hooks_);
+    fault::hit("calibrate.exit");
+    seconds_["calibrate"] += seconds_since(begin);
+  }
+
+  /// Adds each sequence's mean loss to its domain.
+  void account(const CalibrationBatch& batch, const at::Tensor& nll_N) {
+    const double* nll = nll_N.const_data_ptr<double>();
+    const auto sequences = static_cast<double>(data_.domains()[batch.domain].rows.size());
+    for (const std::int64_t count : batch.predictions) {
+      double sum = 0;
+      for (std::int64_t i = 0; i < count; ++i) sum += *nll++;
+      loss_[batch.domain] += sum / static_cast<double>(count) / sequences;
+      tokens_ += count;
+    }
+  }
+
+  UnitSums reduced(Statistics& statistics) {
+    const Clock::time_point begin = Clock::now();
+    fault::hit("reduce.enter");
+    UnitSums sums;
+    // The sum over data ranks comes first on every rank; only then may one of them object to a value.
+    std::vector<Problem> problems;
+    try {
+      statistics.reduce(grid_.data());
+    } catch (const Error& error) {
+      problems = error.problems();
+    }
+    together(grid_.world(), "reduce", [&] {
+      if (!problems.empty()) throw Error(problems);
+      sums = statistics.finish();
+    });
+    fault::hit("reduce.exit");
+    seconds_["reduce"] += seconds_since(begin);
+    return sums;
+  }
+
+  ScoreTable finished_table() {
+    ScoreTable table;
+    table.criterion = name_of(request_.importance.criterion);
+    table.normalization = name_of(request_.importance.normalization);
+    for (const DomainDraw& domain : data_.domains()) table.domains.push_back(domain.name);
+    table.loss = loss_;
+    table.tokens = tokens_;
+    if (per_domain() && needs_gradients()) table.raw_rows = table.domains;
+    else table.raw_rows.emplace_back("pooled");
+    fill(table.attention, UnitKind::attention);
+    fill(table.mlp, UnitKind::mlp);
+    return table;
+  }
+
+  /// Gathers one kind's values over tensor ranks: [row][layer] -> values in dense order. Ranks hold contiguous ranges,
+  /// so concatenation in rank order is ascending.
+  std::vector<std::vector<std::vector<double>>> gathered(UnitKind kind) const {
+    std::vector<double> mine;
+    for (const UnitSums& sums : raw_)
+      for (const auto& layer : sums) {
+        const std::vector<double>& values = layer[static_cast<std::size_t>(kind)];
+        mine.insert(mine.end(), values.begin(), values.end());
+      }
+    const std::vector<double> all = grid_.tensor().gather(std::span<const double>(mine));
+    std::vector<std::vector<std::vector<double>>> result(
+        raw_.size(), std::vector<std::vector<double>>(static_cast<std::size_t>(model_.layers())));
+    auto next = all.begin();
+    for (const ShardWidths& shard : model_.shards())
+      for (auto& row : result)
+        for (std::int64_t l = 0; l < model_.layers(); ++l) {
+          if (!is_scored(request_.scored, l, kind)) continue;
+          const auto count = static_cast<std::ptrdiff_t>(
+              unit_numbers(shard.widths.layers[static_cast<std::size_t>(l)], request_.unit, kind).size());
+          std::vector<double>& values = row[static_cast<std::size_t>(l)];
+          values.insert(values.end(), next, next + count);
+          next += count;
+        }
+    ESPALIER_CHECK(next == all.end(), "gathered scores do not match the shards' units");
+    return result;
+  }
+
+  /// Query heads behind each attention unit of a layer.
+  std::vector<std::int64_t> heads_per_unit(std::int64_t layer) const {
+    std::vector<std::int64_t> heads;
+    for (const ShardWidths& shard : model_.shards()) {
+      const LayerWidths& widths = shard.widths.layers[static_cast<std::size_t>(layer)];
+      if (request_.unit == AttentionUnit::query_head) {
+        heads.insert(heads.end(), widths.query_heads.size(), 1);
+      } else {
+        const std::vector<std::int64_t> groups = widths.groups(model_.config());
+        heads.insert(heads.end(), groups.begin(), groups.end());
+      }
+    }
+    return heads;
+  }
+
+  void fill(ScoreList& list, UnitKind kind) const {
+    const auto values = gathered(kind);
+    list.raw.resize(values.size());
+    for (std::int64_t l = 0; l < model_.layers(); ++l) {
+      if (!is_scored(request_.scored, l, kind)) continue;
+      for (const ShardWidths& shard : model_.shards())
+        for (const std::int32_t unit :
+             unit_numbers(shard.widths.layers[static_cast<std::size_t>(l)], request_.unit, kind)) {
+          list.layer.push_back(static_cast<std::int32_t>(l));
+          list.unit.push_back(unit);
+        }
+      const std::vector<double> combined = combine(values, l, kind);
+      list.score.insert(list.score.end(), combined.begin(), combined.end());
+      for (std::size_t row = 0; row < values.size(); ++row) {
+        const std::vector<double>& raw = values[row][static_cast<std::size_t>(l)];
+        list.raw[row].insert(list.raw[row].end(), raw.begin(), raw.end());
+      }
+    }
+  }
+
+  /// Normalises each row's block, then takes the weighted mean over domains (or the only row).
+  std::vector<double> combine(const std::vector<std::vector<std::vector<double>>>& values, std::int64_t layer,
+                              UnitKind kind) const {
+    std::vector<double> sum;
+    double total = 0;
+    for (std::size_t row = 0; row < values.size(); ++row) {
+      const double weight = values.size() > 1 ? data_.domains()[row].weight : 1.0;
+      const std::vector<double> block =
+          normalized(model_.config(), request_.importance.normalization, request_.unit, kind,
+                     values[row][static_cast<std::size_t>(layer)], heads_per_unit(layer));
+      sum.resize(block.size(), 0.0);
+      for (std::size_t u = 0; u < block.size(); ++u) sum[u] += weight * block[u];
+      total += weight;
+    }
+    for (double& value : sum) value /= total;
+    return sum;
+  }
+
+  const CausalLM& model_;
+  const Calibration& data_;
+  const ScoreRequest& request_;
+  const ProcessGrid& grid_;
+  const RoundHooks& hooks_;
+  StatisticsOptions options_;
+  std::vector<double> loss_;
+  std::int64_t tokens_ = 0;
+  std::vector<UnitSums> raw_;  // one per domain, or one
+  std::map<std::string, double> seconds_;
+  std::int64_t statistics_bytes_ = 0;
+};
+
+}  // namespace
+
+ScoredHalves all_halves(const ModelConfig& config) {
+  return ScoredHalves(static_cast<std::size_t>(config.layers), {true, true});
+}
+
+ScoredHalves prunable_halves(const ModelConfig& config, const PruneRules& rules) {
+  ScoredHalves scored(static_cast<std::size_t>(config.layers));
+  for (std::size_t l = 0; l < scored.size(); ++l)
+    if (!rules.protected_layer[l]) scored[l] = {rules.attention, rules.mlp};
+  return scored;
+}
+
+ScorePass score(const CausalLM& model, const Calibration& data, const ScoreRequest& request, const ProcessGrid& grid,
+                const RoundHooks& hooks) {
+  return Pass(model, data, request, grid, hooks).run();
+}
+
+}  // namespace espalier

@@ -1,0 +1,233 @@
+#include "espalier/score/statistics.h"
+
+#include <limits>
+#include <map>
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+
+#include "espalier/core/error.h"
+#include "espalier/core/fault.h"
+#include "espalier/core/hash.h"
+#include "espalier/model/tensor_ops.h"
+#include "espalier/score/unit_sums.h"
+
+namespace espalier {
+namespace {
+
+at::ScalarType accumulator_type(Accumulate accumulate, at::ScalarType model) {
+  switch (accumulate) {
+    case Accumulate::automatic: return model == at::kDouble ? at::kDouble : at::kFloat;
+    case Accumulate::float32: return at::kFloat;
+    case Accumulate::float64: return at::kDouble;
+    case Accumulate::bfloat16: return at::kBFloat16;
+  }
+  return at::kFloat;
+}
+
+/// |w g| in the accumulator's type, never narrower than float32.
+at::Tensor weight_times_gradient(const at::Tensor& weight, const at::Tensor& gradient) {
+  const at::ScalarType wide = gradient.scalar_type() == at::kBFloat16 ? at::kFloat : gradient.scalar_type();
+  return (weight.to(wide) * gradient.to(wide)).abs_();
+}
+
+class TaylorStatistics final : public Statistics {
+ public:
+  TaylorStatistics(const CausalLM& model, const StatisticsOptions& options)
+      : model_(model),
+        options_(options),
+        type_(accumulator_type(options.accumulate, model.options().dtype)),
+        gradients_(static_cast<std::size_t>(model.layers())) {}
+
+  bool wants_gate(std::int64_t, UnitKind) const override { return false; }
+  std::vector<TensorRole> wants_weights(std::int64_t layer, UnitKind half) const override {
+    if (!is_scored(options_.scored, layer, half) || unit_count(model_, options_.unit, layer, half) == 0) return {};
+    return scored_roles(model_.config(), options_.unit, half);
+  }
+  void observe(std::int64_t layer, UnitKind, const HalfGradients& gradients) override {
+    for (const auto& [role, gradient] : gradients.weight_gradients) {
+      at::Tensor& sum = gradients_[static_cast<std::size_t>(layer)][role];
+      if (sum.defined()) sum.add_(gradient);
+      else sum = gradient.to(type_);
+    }
+  }
+  void clear() override {
+    for (auto& layer : gradients_) layer.clear();
+    unit_sums_.clear();
+  }
+
+  void reduce(Communicator& data) override {
+    if (options_.reduction == Reduction::scores) {
+      unit_sums_ = sums_of_own_gradients();
+      reduce_unit_sums(unit_sums_, data);
+      return;
+    }
+    for_each_scored([&](std::int64_t layer, UnitKind half) {
+      for (const TensorRole role : wants_weights(layer, half)) {
+        at::Tensor& sum = gradient_or_zero(layer, role);
+        all_reduce_sum(sum, data);
+      }
+    });
+    unit_sums_ = sums_of_own_gradients();
+  }
+  UnitSums finish() const override { return unit_sums_; }
+
+  std::int64_t bytes() const override {
+    std::int64_t bytes = 0;
+    for (const auto& layer : gradients_)
+      for (const auto& [role, sum] : layer) bytes += static_cast<std::int64_t>(sum.nbytes());
+    return bytes;
+  }
+
+ private:
+  template <class F>
+  void for_each_scored(F&& f) {
+    for (std::int64_t layer = 0; layer < model_.layers(); ++layer)
+      for (const UnitKind half : {UnitKind::attention, UnitKind::mlp})
+        if (!wants_weights(layer, half).empty()) f(layer, half);
+  }
+  /// A data rank without data has gradient zero, and takes part in the sum all the same.
+  at::Tensor& gradient_or_zero(std::int64_t layer, TensorRole role) {
+    at::Tensor& sum = gradients_[static_cast<std::size_t>(layer)][role];
+    if (!sum.defined()) sum = at::zeros_like(model_.layer(layer).by_role(role), at::TensorOptions(type_));
+    return sum;
+  }
+  UnitSums sums_of_own_gradients() {
+    UnitSums sums(static_cast<std::size_t>(model_.layers()));
+    for_each_scored([&](std::int64_t layer, UnitKind half) {
+      sums[static_cast<std::size_t>(layer)][static_cast<std::size_t>(half)] =
+          sum_over_unit_tensors(model_, options_.unit, layer, half, [&](TensorRole role) {
+            return weight_times_gradient(model_.layer(layer).by_role(role), gradient_or_zero(layer, role));
+          });
+    });
+    return sums;
+  }
+
+  const CausalLM& model_;
+  StatisticsOptions options_;
+  at::ScalarType type_;
+  std::vector<std::map<TensorRole, at::Tensor>> gradients_;
+  UnitSums unit_sums_;
+};
+
+class GateStatistics final : public Statistics {
+ public:
+  GateStatistics(const CausalLM& model, const StatisticsOptions& options)
+      : model_(model), options_(options), sums_(static_cast<std::size_t>(model.layers())) {}
+
+  bool wants_gate(std::int64_t layer, UnitKind half) const override {
+    return is_scored(options_.scored, layer, half) && unit_count(model_, options_.unit, layer, half) > 0;
+  }
+  std::vector<TensorRole> wants_weights(std::int64_t, UnitKind) const override { return {}; }
+
+  void observe(std::int64_t layer, UnitKind half, const HalfGradients& gradients) override {
+    const at::ScalarType wide = model_.options().dtype == at::kDouble ? at::kDouble : at::kFloat;
+    const at::Tensor product_BTU = gradients.gate.to(wide) * gradients.gate_gradient.to(wide);
+    const at::Tensor entry_BU = product_BTU.sum(1).to(at::kDouble);
+    at::Tensor units_BU = half == UnitKind::mlp ? entry_BU : sum_heads(layer, entry_BU);
+    if (options_.criterion == Criterion::taylor_gate_sample) units_BU = units_BU.abs();
+    at::Tensor& sum = sums_[static_cast<std::size_t>(layer)][static_cast<std::size_t>(half)];
+    const at::Tensor units_U = units_BU.sum(0);
+    if (sum.defined()) sum.add_(units_U);
+    else sum = units_U;
+  }
+  void clear() override {
+    for (auto& layer : sums_) layer = {};
+  }
+  void reduce(Communicator& data) override {
+    // Small: all layers' sums cross in one collective.
+    UnitSums host = host_sums();
+    reduce_unit_sums(host, data);
+    reduced_ = std::move(host);
+  }
+  UnitSums finish() const override {
+    UnitSums sums = reduced_;
+    for (std::size_t l = 0; l < sums.size(); ++l)
+      for (std::size_t k = 0; k < 2; ++k)
+        for (double& value : sums[l][k]) value = std::abs(value);
+    require_finite_sums(sums, "gate sums h.dh");
+    return sums;
+  }
+  std::int64_t bytes() const override {
+    std::int64_t bytes = 0;
+    for (const auto& layer : sums_)
+      for (const at::Tensor& sum : layer)
+        if (sum.defined()) bytes += static_cast<std::int64_t>(sum.nbytes());
+    return bytes;
+  }
+
+ private:
+  at::Tensor sum_heads(std::int64_t layer, const at::Tensor& entry_BU) const {
+    const at::Tensor heads_BH = entry_BU.view({entry_BU.size(0), -1, model_.config().head_dim}).sum(2);
+    return heads_to_units(model_, options_.unit, layer, heads_BH);
+  }
+  UnitSums host_sums() const {
+    UnitSums host(sums_.size());
+    for (std::size_t l = 0; l < sums_.size(); ++l)
+      for (const UnitKind half : {UnitKind::attention, UnitKind::mlp}) {
+        const auto layer = static_cast<std::int64_t>(l);
+        if (!wants_gate(layer, half)) continue;
+        const at::Tensor& sum = sums_[l][static_cast<std::size_t>(half)];
+        host[l][static_cast<std::size_t>(half)] =
+            sum.defined() ? to_doubles(sum)
+                          : std::vector<double>(static_cast<std::size_t>(unit_count(model_, options_.unit, layer, half)));
+      }
+    return host;
+  }
+
+  const CausalLM& model_;
+  StatisticsOptions options_;
+  std::vector<std::array<at::Tensor, 2>> sums_;
+  UnitSums reduced_;
+};
+
+}  // namespace
+
+std::unique_ptr<Statistics> make_statistics(const CausalLM& model, const StatisticsOptions& options) {
+  switch (options.criterion) {
+    case Criterion::taylor: return std::make_unique<TaylorStatistics>(model, options);
+    case Criterion::taylor_gate:
+    case Criterion::taylor_gate_sample: return std::make_unique<GateStatistics>(model, options);
+    case Criterion::magnitude:
+    case Criterion::random: break;
+  }
+  throw Error(ExitCode::internal, "this criterion collects no statistics");
+}
+
+std::vector<TensorRole> scored_roles(const ModelConfig& config, AttentionUnit unit, UnitKind half) {
+  if (half == UnitKind::mlp) return {TensorRole::gate, TensorRole::up, TensorRole::down};
+  const bool with_kv = unit == AttentionUnit::kv_group || !config.is_gqa();
+  if (with_kv) return {TensorRole::q, TensorRole::k, TensorRole::v, TensorRole::o};
+  return {TensorRole::q, TensorRole::o};
+}
+
+UnitSums magnitude_sums(const CausalLM& model, const StatisticsOptions& options) {
+  UnitSums sums(static_cast<std::size_t>(model.layers()));
+  const at::ScalarType wide = model.options().dtype == at::kDouble ? at::kDouble : at::kFloat;
+  for (std::int64_t layer = 0; layer < model.layers(); ++layer)
+    for (const UnitKind half : {UnitKind::attention, UnitKind::mlp})
+      if (is_scored(options.scored, layer, half) && unit_count(model, options.unit, layer, half) > 0)
+        sums[static_cast<std::size_t>(layer)][static_cast<std::size_t>(half)] =
+            sum_over_unit_tensors(model, options.unit, layer, half, [&](TensorRole role) {
+              return model.layer(layer).by_role(role).to(wide).abs();
+            });
+  return sums;
+}
+
+UnitSums random_sums(const CausalLM& model, const StatisticsOptions& options, std::int64_t seed,
+                     std::int64_t iteration) {
+  UnitSums sums(static_cast<std::size_t>(model.layers()));
+  for (std::int64_t layer = 0; layer < model.layers(); ++layer)
+    for (const UnitKind half : {UnitKind::attention, UnitKind::mlp}) {
+      if (!is_scored(options.scored, layer, half)) continue;
+      for (const std::int32_t unit : unit_numbers(model.widths(layer), options.unit, half)) {
+        const std::uint64_t words[] = {
+            static_cast<std::uint64_t>(seed), static_cast<std::uint64_t>(iteration),
+            static_cast<std::uint64_t>(layer), static_cast<std::uint64_t>(half), static_cast<std::uint64_t>(unit)};
+        sums[static_cast<std::size_t>(layer)][static_cast<std::size_t>(half)].push_back(counter_uniform(words));
+      }
+    }
+  return sums;
+}
+
+}  // namespace espalier

@@ -1,0 +1,111 @@
+#include "espalier/score/unit_sums.h"
+
+#include <cmath>
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+
+#include "espalier/core/error.h"
+#include "espalier/model/tensor_ops.h"
+
+namespace espalier {
+namespace {
+
+bool is_columns(TensorRole role) { return role == TensorRole::o || role == TensorRole::down; }
+bool is_kv(TensorRole role) { return role == TensorRole::k || role == TensorRole::v; }
+
+const char* projection(TensorRole role) {
+  switch (role) {
+    case TensorRole::q: return "self_attn.q_proj.weight";
+    case TensorRole::k: return "self_attn.k_proj.weight";
+    case TensorRole::v: return "self_attn.v_proj.weight";
+    case TensorRole::o: return "self_attn.o_proj.weight";
+    case TensorRole::gate: return "mlp.gate_proj.weight";
+    case TensorRole::up: return "mlp.up_proj.weight";
+    case TensorRole::down: return "mlp.down_proj.weight";
+    default: return "?";
+  }
+}
+
+/// Sum over the other axis, then over the entries of one head: [heads] or [channels].
+at::Tensor per_slice(const at::Tensor& values, TensorRole role, std::int64_t width) {
+  const at::Tensor entries = values.sum(is_columns(role) ? 0 : 1, /*keepdim=*/false, at::kDouble);
+  return width == 1 ? entries : entries.view({-1, width}).sum(1);
+}
+
+[[noreturn]] void report(std::int64_t layer, TensorRole role) {
+  throw Error(ExitCode::bad_content,
+              fmt::format("a score is not finite: tensor 'model.layers.{}.{}'", layer, projection(role)),
+              fmt::format("layer {}: its weights or their gradients hold NaN or infinity", layer),
+              "Use a wider model.dtype or importance.accumulate, or check the calibration data.");
+}
+
+}  // namespace
+
+bool is_scored(const ScoredHalves& scored, std::int64_t layer, UnitKind half) {
+  return scored[static_cast<std::size_t>(layer)][static_cast<std::size_t>(half)];
+}
+
+const std::vector<std::int32_t>& unit_numbers(const LayerWidths& widths, AttentionUnit unit, UnitKind half) {
+  if (half == UnitKind::mlp) return widths.channels;
+  return unit == AttentionUnit::kv_group ? widths.kv_heads : widths.query_heads;
+}
+
+std::int64_t unit_count(const CausalLM& model, AttentionUnit unit, std::int64_t layer, UnitKind half) {
+  return static_cast<std::int64_t>(unit_numbers(model.widths(layer), unit, half).size());
+}
+
+at::Tensor heads_to_units(const CausalLM& model, AttentionUnit unit, std::int64_t layer, const at::Tensor& heads) {
+  if (unit == AttentionUnit::query_head) return heads;
+  const LayerWidths& widths = model.widths(layer);
+  std::vector<std::int64_t> shape = heads.sizes().vec();
+  shape.back() = static_cast<std::int64_t>(widths.kv_heads.size());
+  const at::Tensor map = at::tensor(widths.reader_map(model.config()), at::kLong).to(heads.device());
+  return at::zeros(shape, heads.options()).index_add_(-1, map, heads);
+}
+
+std::vector<double> sum_over_unit_tensors(const CausalLM& model, AttentionUnit unit, std::int64_t layer,
+                                          UnitKind half, const std::function<at::Tensor(TensorRole)>& of_role) {
+  std::vector<double> total(static_cast<std::size_t>(unit_count(model, unit, layer, half)), 0.0);
+  const std::int64_t width = half == UnitKind::mlp ? 1 : model.config().head_dim;
+  for (const TensorRole role : scored_roles(model.config(), unit, half)) {
+    at::Tensor slices = per_slice(of_role(role), role, width);
+    if (half == UnitKind::attention && !is_kv(role)) slices = heads_to_units(model, unit, layer, slices);
+    const std::vector<double> values = to_doubles(slices);
+    ESPALIER_CHECK(values.size() == total.size(), "a tensor has not one slice per unit");
+    for (std::size_t u = 0; u < values.size(); ++u) {
+      if (!std::isfinite(values[u])) report(layer, role);
+      total[u] += values[u];
+    }
+  }
+  return total;
+}
+
+void reduce_unit_sums(UnitSums& sums, Communicator& data) {
+  if (data.size() == 1) return;
+  std::vector<double> flat;
+  for (const auto& layer : sums)
+    for (const auto& values : layer) flat.insert(flat.end(), values.begin(), values.end());
+  data.all_reduce_sum(std::span<double>(flat));
+  auto next = flat.begin();
+  for (auto& layer : sums)
+    for (auto& values : layer) {
+      std::copy_n(next, values.size(), values.begin());
+      next += static_cast<std::ptrdiff_t>(values.size());
+    }
+}
+
+void require_finite_sums(const UnitSums& sums, const std::string& what) {
+  for (std::size_t l = 0; l < sums.size(); ++l)
+    for (std::size_t k = 0; k < 2; ++k)
+      for (std::size_t u = 0; u < sums[l][k].size(); ++u)
+        if (!std::isfinite(sums[l][k][u])) {
+          const char* tensor = k == 0 ? "self_attn.o_proj" : "mlp.down_proj";
+          throw Error(ExitCode::bad_content,
+                      fmt::format("a score is not finite: {} of unit {} at the input of 'model.layers.{}.{}'", what, u, l, tensor),
+                      fmt::format("layer {}, {}", l, name_of(static_cast<UnitKind>(k))),
+                      "Use a wider model.dtype, or check the calibration data.");
+        }
+}
+
+}  // namespace espalier
