@@ -152,6 +152,21 @@ TEST_F(ConfigSchema, TheCommittedReferenceIsTheGeneratedOne) {
       << "Write it anew: espalier config --reference > configs/reference.yaml";
 }
 
+TEST_F(ConfigSchema, TheCommittedExamplesAreValid) {
+  const std::filesystem::path directory = std::filesystem::path(ESPALIER_SOURCE_DIR) / "configs";
+  std::size_t examples = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(directory)) {
+    if (entry.path().extension() != ".yaml") continue;
+    SCOPED_TRACE(entry.path().string());
+    ++examples;
+    const RunConfig c = read_run_config(entry.path(), {}, ConfigUse::print);
+    EXPECT_TRUE(c.prune.target.has_value());
+    EXPECT_FALSE(c.calibration.domains.empty());
+    EXPECT_TRUE(c.notes.empty()) << c.notes.front();
+  }
+  EXPECT_GE(examples, 4u);
+}
+
 TEST_F(ConfigSchema, TheReferenceHoldsTheDefaults) {
   std::filesystem::create_directories(directory_ / "data");
   std::filesystem::create_directories(directory_ / "models" / "my-model");
