@@ -86,6 +86,18 @@ TEST(Advance, StructuresTakeFloorOfNTimesTarget) {
   EXPECT_DOUBLE_EQ(step.margin_at_cut, 1.0 / 3.0);
 }
 
+// 100 * 0.29 is 28.999999999999996 in binary; 29 units are meant.
+TEST(Advance, RoundingOfTheTargetTakesNoUnitAway) {
+  const ModelConfig config = shape(2, 5, 10, 5, 2, 40, 7);
+  const PruneRules rules = open_rules(config);
+  const PruningPlan dense = dense_plan(config, AttentionUnit::query_head);
+  Draw draw(8);
+  const ScoreTable scores = drawn_scores(draw, dense);
+  for (int k : {7, 28, 29, 57, 58})
+    EXPECT_EQ(advance(config, dense, scores, k / 100.0, rules, 1).plan.removed(), k);
+  EXPECT_EQ(advance(config, dense, scores, 0.29, rules, 1).plan.removed(), 29);
+}
+
 TEST(Advance, ScoresOfRemovedUnitsCountNoMore) {
   const ModelConfig config = tiny();
   const ScoreTable scores = table_of({{9, 8, 7, 6}, {5, 4, 3, 2}}, {{20, 21, 22}, {1, 0.5, 23}});

@@ -158,6 +158,11 @@ TEST(Truncate, WhatTheRulesDoNotRankStays) {
   EXPECT_EQ(part.mlp_removed_at.at(0, 1), 1);
   EXPECT_EQ(part.removed(), 1);
   EXPECT_EQ(part.iteration, 1);
+  // Its place in the order is kept among those that stay.
+  plan.mlp_removed_at.at(1, 2) = 1;
+  plan.mlp_order.at(1, 2) = 0;
+  plan.mlp_order.at(0, 1) = 1;
+  EXPECT_EQ(truncate_plan(config, plan, 2.0 / 14, rules).mlp_order, plan.mlp_order);
 }
 
 }  // namespace
