@@ -63,10 +63,11 @@ check() {
   fi
 }
 
-# counted NAME KIND RESULT_FILE START CODE LOG: a row from the counts of a finished test run.
+# counted NAME START CODE LOG KIND RESULT_FILE...: a row from the counts of a finished test run.
 counted() {
-  local name=$1 kind=$2 file=$3 start=$4 code=$5 log=$6 counts why
-  IFS=$'\t' read -r counts why < <("$python" tests/support/count_results.py "$kind" "$file") || true
+  local name=$1 start=$2 code=$3 log=$4 counts why
+  shift 4
+  IFS=$'\t' read -r counts why < <("$python" tests/support/count_results.py "$@") || true
   local passed=0 failed=1 skipped=0
   read -r passed failed skipped <<<"${counts:-0 1 0}"
   if [ "$code" != 0 ] && [ "$failed" = 0 ]; then failed=1; fi
@@ -89,14 +90,21 @@ run_ctest() {  # run_ctest NAME PRESET
   rm -f "$junit"
   ctest --preset "$preset" -j "$(nproc)" --output-junit "$junit" --test-output-size-passed 4000000 \
     --test-output-size-failed 4000000 --label-exclude '^check$' >"$log" 2>&1 || code=$?
-  counted "$name" ctest "$junit" "$start" "$code" "$log"
+  counted "$name" "$start" "$code" "$log" ctest "$junit"
 }
 
+# Every file in a process of its own: what one imports or sets in the environment is not the others'.
 run_python() {  # run_python NAME [FOLDER OF PACKAGES]
   local name=$1 start=$SECONDS code=0
-  local log=$logs/${name//[^a-zA-Z0-9]/-}.log
-  PYTHONPATH=${2-} "$python" -m unittest discover -v -s tests/python >"$log" 2>&1 || code=$?
-  counted "$name" unittest "$log" "$start" "$code" "$log"
+  local folder=$logs/${name//[^a-zA-Z0-9]/-}
+  rm -rf "$folder"
+  mkdir -p "$folder"
+  # shellcheck disable=SC2016  # expanded by the inner shell
+  PYTHONPATH=${2-} folder=$folder python=$python xargs -P "$(nproc)" -I{} sh -c \
+    '"$python" -m unittest discover -v -s tests/python -p {} >"$folder/{}.log" 2>&1' \
+    < <(cd tests/python && ls test_*.py) || code=$?
+  grep -hE '^(ERROR|FAIL): |^(.*Error|Exception): ' "$folder"/*.log >"$folder/failures" || true
+  counted "$name" "$start" "$code" "$folder/failures" unittest "$folder"/*.log
 }
 
 check_format() {

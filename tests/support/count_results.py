@@ -1,7 +1,7 @@
 """Counts test results for launch/test.sh: prints "passed failed skipped", a tab and the reasons of skips.
 
     count_results.py ctest JUNIT.xml        as `ctest --output-junit` writes it
-    count_results.py unittest OUTPUT.txt    what `python -m unittest -v` printed
+    count_results.py unittest OUTPUT.txt... what `python -m unittest -v` printed
 
 A GoogleTest program is one test of CTest but holds many: their skips are read from its output, so that
 none stays unseen.
@@ -55,8 +55,12 @@ def from_unittest(path):
 
 
 def main():
-    kind, path = sys.argv[1:]
-    passed, failed, skipped, skips = {"ctest": from_ctest, "unittest": from_unittest}[kind](path)
+    count = {"ctest": from_ctest, "unittest": from_unittest}[sys.argv[1]]
+    passed, failed, skipped, skips = 0, 0, 0, collections.Counter()
+    for path in sys.argv[2:]:
+        counts = count(path)
+        passed, failed, skipped = passed + counts[0], failed + counts[1], skipped + counts[2]
+        skips += counts[3]
     reasons = "; ".join(f"{reason} ({count})" for reason, count in skips.most_common(6))
     print(f"{passed} {failed} {skipped}\t{reasons}")
 
