@@ -33,6 +33,7 @@ void add_config(CLI::App* command, CommandOptions& o) {
 
 void add_choice(CLI::App* command, CommandOptions& o) {
   command->add_option("--run-dir", o.run_dir, "Use a run's model instead of the configuration's");
+  command->add_option("--plan", o.plan, "Use the model as this plan.h5 leaves it");
   command->add_option("--iteration", o.iteration, "With --run-dir: after this iteration (default: newest commit)");
 }
 
@@ -86,7 +87,8 @@ void define_local(CLI::App& app, CommandOptions& o, std::vector<std::pair<CLI::A
   CLI::App* exported = add(app, "export", "Write the pruned model of a run, at any sparsity up to the one it reached",
                            "  espalier export runs/a --out model-50\n"
                            "  espalier export runs/a --out model-30 --sparsity 0.3");
-  exported->add_option("DIR", o.path, "Run directory")->required();
+  exported->add_option("PATH", o.path, "Run directory, or a plan.h5 together with --model")->required();
+  exported->add_option("--model", o.model, "Checkpoint that a plan file belongs to");
   exported->add_option("--out", o.out, "Directory to create; must not exist")->required();
   exported->add_option("--format", o.format, "exact: widths per layer (remote code); uniform: one width, stock classes")
       ->check(CLI::IsMember({"exact", "uniform"}))->capture_default_str();
@@ -139,7 +141,8 @@ void define_local(CLI::App& app, CommandOptions& o, std::vector<std::pair<CLI::A
 
 std::string version_text() {
   std::string text = "espalier";
-  for (const auto& [name, value] : program_facts().items())
+  const nlohmann::ordered_json facts = program_facts();
+  for (const auto& [name, value] : facts.items())
     text += fmt::format("{}{} {}", name == "version" ? " " : "\n  ", name == "version" ? "" : name, value.get<std::string>());
   return text;
 }

@@ -13,6 +13,7 @@ struct CommandOptions {
   std::string run_dir;
   std::string out;
   std::string model;
+  std::string plan;
   std::string logits;
   std::string resume = "auto";
   std::string format = "exact";

@@ -100,7 +100,8 @@ nlohmann::ordered_json schema_json() {
 
 int command_export(const CommandOptions& options) {
   ExportRequest request;
-  request.run_dir = options.path;
+  request.from = options.path;
+  request.model = options.model;
   request.out = options.out;
   request.format = options.format == "uniform" ? ExportFormat::uniform : ExportFormat::exact;
   request.sparsity = options.sparsity;

@@ -97,7 +97,9 @@ ModelChoice model_choice(const CommandOptions& options) {
     throw Error(ExitCode::usage, "--iteration without --run-dir", {}, "Name the run with --run-dir DIR.");
   if (!options.model.empty() && !options.run_dir.empty())
     throw Error(ExitCode::usage, "--model and --run-dir exclude each other", {}, "Give one of them.");
-  return {options.model, options.run_dir, options.iteration};
+  if (!options.plan.empty() && !options.run_dir.empty())
+    throw Error(ExitCode::usage, "--plan and --run-dir exclude each other", {}, "Give one of them.");
+  return {options.model, options.plan, options.run_dir, options.iteration};
 }
 
 }  // namespace

@@ -103,6 +103,10 @@ nlohmann::ordered_json parse_json(std::string_view text, std::string_view origin
     throw Error(ExitCode::bad_content,
                 fmt::format("{} bytes of JSON, at most {} are read", text.size(), limits.bytes), {}, {},
                 std::string(origin));
+  // The library takes a zero byte for the end of the text.
+  if (const auto zero = text.find('\0'); zero != std::string_view::npos)
+    throw Error(ExitCode::bad_content, fmt::format("invalid JSON at byte {}: a zero byte", zero), {}, {},
+                std::string(origin));
   StrictHandler handler{std::string(origin), limits};
   Json::sax_parse(text.begin(), text.end(), &handler);
   return handler.take();

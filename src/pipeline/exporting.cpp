@@ -59,30 +59,55 @@ ExportReport export_plan(const Source& source, const PruneRules& rules, ExportFo
   return export_model(format, source.reader, source.config, source.widths, kept, options);
 }
 
-ExportOutcome export_run(const ExportRequest& request) {
-  const fs::path resolved = request.run_dir / "config.resolved.yaml";
+namespace {
+
+/// What is exported, and under which rules smaller plans of it are made.
+struct Origin {
+  Source source;
+  PruneRules rules;
+  ExportFacts facts;
+};
+
+Origin origin_of_run(const fs::path& run) {
+  const fs::path resolved = run / "config.resolved.yaml";
   if (!fs::exists(resolved))
-    throw Error(ExitCode::missing_input, "this is not a run directory", "it has no config.resolved.yaml", {},
-                request.run_dir.string());
+    throw Error(ExitCode::missing_input, "this is neither a run directory nor a plan file", "it has no config.resolved.yaml",
+                {}, run.string());
   const RunConfig config = read_run_config(resolved, {}, ConfigUse::print);
   std::vector<std::string> rejected;
-  const std::optional<Commit> commit = CommitStore(request.run_dir / "ckpt").newest_valid(rejected);
+  const std::optional<Commit> commit = CommitStore(run / "ckpt").newest_valid(rejected);
   for (const std::string& line : rejected) log::warning("{}", line);
   if (!commit)
     throw Error(ExitCode::missing_input, "the run has no valid commit to export", {}, "Let it finish an iteration first.",
-                request.run_dir.string());
-  const Source source = open_source(config.model_path);
-  PruneRules rules = prune_rules(source.config, config.prune);
-  ExportFacts facts;
-  facts.plan = read_plan(Hdf5Reader::from_image(commit->state, (request.run_dir / "state.h5").string()), "", source.config);
-  if (request.measure) rules.measure = *request.measure;
-  if (request.sparsity) facts.plan = truncate_plan(source.config, facts.plan, *request.sparsity, rules);
-  const fs::path provenance = request.run_dir / "provenance.json";
-  if (fs::exists(provenance)) facts.provenance = parse_json(read_file(provenance), provenance.string());
-  facts.metrics = read_metrics(request.run_dir);
-  ExportOutcome outcome{export_plan(source, rules, request.format, request.out, facts),
-                        sparsity_of(source.config, rules, facts.plan)};
-  return outcome;
+                run.string());
+  Origin origin{open_source(config.model_path), {}, {}};
+  origin.rules = prune_rules(origin.source.config, config.prune);
+  origin.facts.plan = read_plan(Hdf5Reader::from_image(commit->state, (run / "ckpt").string()), "", origin.source.config);
+  const fs::path provenance = run / "provenance.json";
+  if (fs::exists(provenance)) origin.facts.provenance = parse_json(read_file(provenance), provenance.string());
+  origin.facts.metrics = read_metrics(run);
+  return origin;
+}
+
+Origin origin_of_plan(const fs::path& plan, const fs::path& model) {
+  if (model.empty())
+    throw Error(ExitCode::usage, "a plan file without --model", {}, "Name the checkpoint it belongs to with --model DIR.");
+  Origin origin{open_source(model), {}, {}};
+  origin.rules = prune_rules(origin.source.config, PruneConfig{});
+  origin.facts.plan = read_plan(Hdf5Reader::open(plan), "", origin.source.config);
+  origin.facts.provenance = {{"schema", 1}, {"model", fs::absolute(model).string()}, {"plan", fs::absolute(plan).string()}};
+  return origin;
+}
+
+}  // namespace
+
+ExportOutcome export_run(const ExportRequest& request) {
+  Origin origin = fs::is_regular_file(request.from) ? origin_of_plan(request.from, request.model) : origin_of_run(request.from);
+  if (request.measure) origin.rules.measure = *request.measure;
+  if (request.sparsity)
+    origin.facts.plan = truncate_plan(origin.source.config, origin.facts.plan, *request.sparsity, origin.rules);
+  return {export_plan(origin.source, origin.rules, request.format, request.out, origin.facts),
+          sparsity_of(origin.source.config, origin.rules, origin.facts.plan)};
 }
 
 }  // namespace espalier

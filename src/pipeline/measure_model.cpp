@@ -52,8 +52,9 @@ ChosenModel open_model(CommRuntime& runtime, const ProcessGrid& grid, const RunC
     Source source = open_source(choice.model.empty() ? config.model_path : choice.model);
     widths = source.widths;
     chosen.emplace(ChosenModel{std::move(source), config.prune.attention_unit, {}, 0, {}});
-    if (!choice.run_dir.empty()) {
-      const PruningPlan plan = plan_of_run(choice, chosen->source);
+    if (!choice.run_dir.empty() || !choice.plan.empty()) {
+      const PruningPlan plan = choice.plan.empty() ? plan_of_run(choice, chosen->source)
+                                                   : read_plan(Hdf5Reader::open(choice.plan), "", chosen->source.config);
       widths = widths_of(chosen->source.config, plan);
       chosen->unit = plan.attention_unit;
       chosen->plan_digest = plan.digest();

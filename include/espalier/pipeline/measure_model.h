@@ -13,10 +13,11 @@
 
 namespace espalier {
 
-/// Which model `score` and `eval` look at: the configuration's, a directory (dense or exported), or the state of a run
-/// after an iteration (absent = its newest valid commit).
+/// Which model `score` and `eval` look at: the configuration's or a directory (dense or exported), as a plan file leaves
+/// it; or the state of a run after an iteration (absent = its newest valid commit).
 struct ModelChoice {
   std::filesystem::path model;
+  std::filesystem::path plan;  ///< a plan.h5; empty = nothing removed
   std::filesystem::path run_dir;
   std::optional<std::int64_t> iteration;
 };

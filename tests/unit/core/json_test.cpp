@@ -29,6 +29,7 @@ TEST(Json, RefusesWhatACarelessParserAccepts) {
   EXPECT_NE(refusal("{} x").find("invalid JSON"), std::string::npos);
   EXPECT_NE(refusal("{\"a\": \"\xff\"}").find("invalid JSON"), std::string::npos);
   EXPECT_NE(refusal("[1e999]").find("invalid JSON"), std::string::npos);
+  EXPECT_NE(refusal(std::string_view("{}\0x", 4)).find("zero byte"), std::string::npos);
   EXPECT_NE(refusal("").find("invalid JSON"), std::string::npos);
   EXPECT_NE(refusal("[1,2,3]", {.depth = 4, .bytes = 3}).find("at most 3"), std::string::npos);
   EXPECT_EQ(refusal(R"({"a":{"a":1},"b":{"a":1}})"), "accepted");

@@ -1,0 +1,212 @@
+"""Losses, logits and importance scores from transformers and torch autograd.
+
+The oracle of the program's numbers. Nothing here is shared with espalier but the definitions of docs/method.md:
+whole-model autograd, hooks at the gates, plain loops over sequences and units.
+"""
+
+import contextlib
+import sys
+
+import h5py
+import torch
+import transformers
+
+
+def load(path, dtype):
+    """The checkpoint in transformers; under float64 also its RMSNorm computes in float64."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
+    model.eval()
+    if dtype == torch.float64:
+        for module in model.modules():
+            if type(module).__name__.endswith("RMSNorm"):
+                module.forward = _wide_norm(module)
+    return model
+
+
+def _wide_norm(module):
+    def forward(x):
+        variance = x.pow(2).mean(-1, keepdim=True)
+        return module.weight * (x * torch.rsqrt(variance + module.variance_epsilon))
+
+    return forward
+
+
+def read_tokens(path):
+    with h5py.File(path) as file:
+        tokens = torch.tensor(file["tokens"][:], dtype=torch.long)
+        n, s = tokens.shape
+        length = file["length"][:].tolist() if "length" in file else [s] * n
+        mask = torch.tensor(file["loss_mask"][:], dtype=torch.bool) if "loss_mask" in file else None
+    return tokens, length, mask
+
+
+def sequence_loss(model, row, mask):
+    """Mean negative log likelihood over the counted tokens of one sequence."""
+    logits = model(row[None]).logits[0]
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    nll = torch.nn.functional.cross_entropy(wide[:-1], row[1:], reduction="none")
+    counted = torch.ones_like(row[1:], dtype=torch.bool) if mask is None else mask[1:]
+    return nll[counted].mean(), nll[counted].detach()
+
+
+class Domain:
+    def __init__(self, path, weight=1.0, objective="causal_lm"):
+        tokens, length, mask = read_tokens(path)
+        use_mask = objective == "sft"
+        self.weight = weight
+        self.rows = [(tokens[i, : length[i]], mask[i, : length[i]] if use_mask else None) for i in range(len(tokens))]
+
+
+class Gates:
+    """Keeps the input of every o_proj and down_proj, so that h . dL/dh can be formed per sequence."""
+
+    def __init__(self, model):
+        self.tensors = {}
+        self.handles = []
+        for index, layer in enumerate(model.model.layers):
+            for kind, module in (("attention", layer.self_attn.o_proj), ("mlp", layer.mlp.down_proj)):
+                self.handles.append(module.register_forward_pre_hook(self._keep(index, kind)))
+
+    def _keep(self, index, kind):
+        def hook(_, inputs):
+            inputs[0].retain_grad()
+            self.tensors[index, kind] = inputs[0]
+
+        return hook
+
+    def close(self):
+        for handle in self.handles:
+            handle.remove()
+
+
+def shape_of(config):
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return config.num_attention_heads, config.num_key_value_heads, head_dim
+
+
+def unit_sums(model, layer_index, values, unit):
+    """Sums a function of each weight tensor over units: {kind: [units]}. `values(module)` has the weight's shape."""
+    heads, kv_heads, dim = shape_of(model.config)
+    layer = model.model.layers[layer_index]
+    attention = layer.self_attn
+    q = values(attention.q_proj).reshape(heads, -1).sum(1)
+    k = values(attention.k_proj).reshape(kv_heads, -1).sum(1)
+    v = values(attention.v_proj).reshape(kv_heads, -1).sum(1)
+    o = values(attention.o_proj).sum(0).reshape(heads, dim).sum(1)
+    channels = values(layer.mlp.gate_proj).sum(1) + values(layer.mlp.up_proj).sum(1) + values(layer.mlp.down_proj).sum(0)
+    per_head = q + o
+    if unit == "kv_group":
+        per_unit = per_head.reshape(kv_heads, -1).sum(1) + k + v
+    else:
+        per_unit = per_head + (k + v if heads == kv_heads else 0)
+    return {"attention": per_unit, "mlp": channels}
+
+
+def gate_sums(model, gates, layer_index, unit):
+    heads, kv_heads, dim = shape_of(model.config)
+    h = gates.tensors[layer_index, "attention"]
+    z = gates.tensors[layer_index, "mlp"]
+    per_head = (h * h.grad).sum((0, 1)).reshape(heads, dim).sum(1)
+    if unit == "kv_group":
+        per_head = per_head.reshape(kv_heads, -1).sum(1)
+    return {"attention": per_head.detach(), "mlp": (z * z.grad).sum((0, 1)).detach()}
+
+
+def raw_scores(model, domains, criterion, unit="query_head", pooled=True):
+    """{kind: [L, units]} in float64 and the loss of each domain. With pooled=False the only domain counts alone."""
+    layers = range(model.config.num_hidden_layers)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
+            parameter.grad = None
+    if criterion == "magnitude":
+        sums = [unit_sums(model, l, lambda m: m.weight.detach().abs(), unit) for l in layers]
+        return stack(sums), [domain_loss(model, d) for d in domains]
+    total = sum(d.weight for d in domains)
+    gates = Gates(model)
+    signed, absolute, losses = None, None, []
+    for domain in domains:
+        losses.append(0.0)
+        weight = domain.weight / total if pooled else 1.0
+        for row, mask in domain.rows:
+            loss, _ = sequence_loss(model, row, mask)
+            (loss * weight / len(domain.rows)).backward()
+            losses[-1] += loss.item() / len(domain.rows)
+            one = stack([gate_sums(model, gates, l, unit) for l in layers])
+            signed = one if signed is None else {k: signed[k] + one[k] for k in one}
+            size = {k: one[k].abs() for k in one}
+            absolute = size if absolute is None else {k: absolute[k] + size[k] for k in one}
+    gates.close()
+    if criterion == "taylor":
+        return stack([unit_sums(model, l, lambda m: (m.weight * m.weight.grad).detach().abs(), unit) for l in layers]), losses
+    if criterion == "taylor_gate":
+        return {k: v.abs() for k, v in signed.items()}, losses
+    return absolute, losses
+
+
+def domain_loss(model, domain):
+    with torch.no_grad():
+        return sum(sequence_loss(model, row, mask)[0].item() for row, mask in domain.rows) / len(domain.rows)
+
+
+def stack(per_layer):
+    return {k: torch.stack([layer[k] for layer in per_layer]).double() for k in per_layer[0]}
+
+
+def perplexity_loss(model, path):
+    """Nats per counted token over all rows of a token file."""
+    tokens, length, mask = read_tokens(path)
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for i in range(len(tokens)):
+            _, nll = sequence_loss(model, tokens[i, : length[i]], None if mask is None else mask[i, : length[i]])
+            total += nll.double().sum().item()
+            count += nll.numel()
+    return total / count
+
+
+def logits(model, path, rows):
+    tokens, length, _ = read_tokens(path)
+    width = max(length[:rows])
+    with torch.no_grad():
+        return model(tokens[:rows, :width]).logits.double()
+
+
+def normalised(raw, config, normalization, unit):
+    """Block-wise normalisation of {kind: [L, units]} (docs/method.md)."""
+    heads, kv_heads, dim = shape_of(config)
+    hidden, channels = config.hidden_size, config.intermediate_size
+    result = {}
+    for kind, values in raw.items():
+        if normalization == "none":
+            result[kind] = values
+        elif normalization == "gisp":
+            result[kind] = values / (4 * dim * hidden if kind == "attention" else 3 * channels)
+        elif normalization == "param_mean":
+            per_head = 4 if heads == kv_heads else 2
+            group = 2 * (heads // kv_heads) + 2
+            divisor = (group if unit == "kv_group" else per_head) * dim * hidden if kind == "attention" else 3 * hidden
+            result[kind] = values / divisor
+        elif normalization == "block_mean":
+            result[kind] = values / values.mean(1, keepdim=True)
+        elif normalization == "block_l2":
+            result[kind] = values / values.norm(dim=1, keepdim=True)
+        elif normalization == "block_standardize":
+            result[kind] = (values - values.mean(1, keepdim=True)) / values.std(1, keepdim=True)
+    return result
+
+
+@contextlib.contextmanager
+def quiet():
+    """transformers reports every load on stderr."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    yield
+
+
+def main():
+    sys.exit("reference.py is imported by compare.py and by the tests")
+
+
+if __name__ == "__main__":
+    main()
