@@ -1,0 +1,207 @@
+"""A run that is killed anywhere continues on any other layout to the end it would have had.
+
+The fault points come from the program's own list: one that no run passes fails the test.
+"""
+
+import concurrent.futures
+import os
+import pathlib
+import random
+import re
+import sys
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
+from interrupted import SMALL, Interrupted, kill
+from workbench import FULL, Case, Running, main, run
+
+PHASES_EVERY_RANK_PASSES = ("load", "calibrate", "forward", "backward", "reduce", "rank", "slice", "evaluate", "resume")
+
+
+def listed_points():
+    result = run("doctor", "--list-faults")
+    if result.code != 0:
+        raise AssertionError(result)
+    return [line.split()[0] for line in result.out.splitlines()]
+
+
+class EveryPointIsPassed(Case):
+    def test_no_listed_point_is_dead(self):
+        points = listed_points()
+        self.assertGreater(len(points), 30)
+        self.assertEqual(len(points), len(set(points)))
+        trace = self.folder / "trace"
+        extra = {"ESPALIER_FAULT_TRACE": str(trace)}
+        config = self.bench.config(**SMALL)
+        run_dir = self.folder / "run"
+        # Stopped while it exports, so that an unfinished export is removed; then completed.
+        arguments = ["run", config, "--run-dir", run_dir]
+        running = Running(arguments, 1, {**extra, "ESPALIER_FAULT": "point=export.write;action=slow:300"})
+        wait_for(lambda: list(run_dir.glob("export/exact.tmp-*")))
+        self.assertEqual(run("stop", run_dir).code, 0)
+        result = running.wait()
+        self.assertEqual(result.code, 75, result)
+        self.assertEqual(list((run_dir / "export").iterdir()), [], "an unfinished export is left")
+        self.succeeds(*arguments, extra=extra)
+        passed = set(trace.read_text().split())
+        self.assertEqual(sorted(set(points) - passed), [], "listed, and never passed")
+        self.assertEqual(sorted(passed - set(points)), [], "passed, and not listed")
+
+    def test_unknown_points_and_actions_are_refused(self):
+        for fault, word in [
+            ("point=save.pre_renam;action=kill9", "save.pre_rename"),
+            ("point=save.enter;action=explode", "kill9"),
+            ("point=save.enter", "has no action"),
+        ]:
+            with self.subTest(fault):
+                arguments = ["run", self.bench.config(), "--run-dir", self.folder / "never"]
+                result = run(*arguments, extra={"ESPALIER_FAULT": fault})
+                self.assertEqual(result.code, 64, result)
+                self.assertIn(word, result.err)
+                self.assertFalse((self.folder / "never").exists())
+
+
+def wait_for(condition, timeout=30):
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError("the awaited state did not come")
+        time.sleep(0.005)
+
+
+class KilledAtFaultPoints(Interrupted):
+    def killed_and_resumed(self, name, fault, layout, resumed):
+        """Runs `layout` = (tensor, data) into the fault, continues as `resumed`."""
+        tensor, data = layout
+        run_dir = self.folder / re.sub(r"\W+", "-", name)
+        running = self.start(run_dir, tensor * data, tensor, fault)
+        result = running.wait()
+        if result.code == 0:
+            return None
+        self.nothing_runs(running)
+        self.assertNotEqual(result.code, 0, f"{name} was not reached: {result}")
+        if tensor * data == 1:
+            self.assertEqual(result.code, 137, result)
+        verified = run("verify", run_dir)
+        # Before the first moment of a run directory there is nothing to verify.
+        if (run_dir / "config.resolved.yaml").exists():
+            self.assertEqual(verified.code, 0, f"{name}: {verified}")
+        self.assertFalse((run_dir / "export/exact").exists() and "post_rename" not in name and "fsync_dir" not in name
+                         and "export.exit" not in name, name)
+        self.continues_to_gold(run_dir, *resumed)
+        return result
+
+    def all_of(self, cases):
+        """Cases side by side; (name, fault, layout, resumed) each."""
+        failures = []
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            futures = {pool.submit(self.killed_and_resumed, *case): case for case in cases}
+            for future in concurrent.futures.as_completed(futures):
+                case = futures[future]
+                try:
+                    if future.result() is None:
+                        failures.append(f"{case[0]}: the run was never killed")
+                except AssertionError as error:
+                    failures.append(f"{case[0]}: {error}")
+        self.assertEqual(failures, [], "\n".join(failures))
+
+    def test_every_phase_on_either_rank(self):
+        cases = []
+        for number, point in enumerate(p for p in listed_points() if p.split(".")[0] in PHASES_EVERY_RANK_PASSES):
+            at = "" if point.split(".")[0] in ("load", "resume") else "iter=2;"
+            for rank in (0, 1) if FULL else (number % 2,):
+                layout = [(2, 1), (1, 2)][(number // 2) % 2]
+                resumed = [(1, 1), (3, 1)][number % 2]
+                fault = f"point={point};rank={rank};{at}action=kill9"
+                cases.append((f"{point} on rank {rank}", fault, layout, resumed))
+        self.assertGreaterEqual(len(cases), 18)
+        self.all_of(cases)
+
+    def test_phase_save_under_mpi(self):
+        points = [p for p in listed_points() if p in ("save.enter", "save.exit", "save.pre_rename", "save.post_rename")]
+        cases = [(p, f"point={p};rank=0;iter=2;action=kill9", (2, 1), (1, 1)) for p in points]
+        cases += [(f"{p} on rank 1", f"point={p};rank=1;iter=2;action=kill9", (1, 2), (1, 1)) for p in points[:2]]
+        self.all_of(cases)
+
+    def test_every_call_of_the_save(self):
+        """The n-th time that each point of the save is passed in iteration 2, n = 1, 2, ... until the run ends."""
+        reached = {}
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            points = [p for p in listed_points() if p.startswith("save.")]
+            for point, count in zip(points, pool.map(self.sweep, points), strict=True):
+                reached[point] = count
+        self.assertEqual([p for p, count in reached.items() if count == 0], [], "points that no save passes")
+        # state.h5, the manifest and LATEST are written; the directory, LATEST and the old commit are renamed.
+        self.assertGreaterEqual(reached["save.write"], 3, reached)
+        self.assertGreaterEqual(reached["save.pre_rename"], 3, reached)
+
+    def sweep(self, point):
+        nth = 0
+        while True:
+            nth += 1
+            # Another layout than the one that was killed; the first of every point under MPI.
+            resumed = (2, 1) if nth == 1 else (1, 1)
+            fault = f"point={point};iter=2;nth={nth};action=kill9"
+            if self.killed_and_resumed(f"{point} {nth}", fault, (1, 1), resumed) is None:
+                return nth - 1
+            self.assertLess(nth, 20, point)
+
+    def test_every_call_of_the_export(self):
+        cases = []
+        for point in (p for p in listed_points() if p.startswith("export.")):
+            if point == "export.unlink":  # only an export that fails removes files
+                fault = f"point=export.fsync;nth=2;action=errno:EIO|point={point};nth=2;action=kill9"
+                cases.append((point, fault, (1, 1), (1, 1)))
+                continue
+            nth = (1,) if point in ("export.enter", "export.exit", "export.pre_rename", "export.post_rename") else (1, 4)
+            nth = (1, 2) if point == "export.fsync_dir" else nth
+            nth = (1,) if point == "export.flush" else nth
+            for n in nth:
+                cases.append((f"{point} {n}", f"point={point};nth={n};action=kill9", (1, 1), (1, 2)))
+        self.all_of(cases)
+
+    def test_killed_again_while_it_resumes(self):
+        run_dir = self.folder / "twice"
+        faults = [
+            "point=save.pre_rename;iter=2;nth=2;action=kill9",
+            "point=save.unlink;nth=1;action=kill9",
+            "point=resume.exit;action=kill9",
+            "point=save.post_rename;iter=3;action=kill9",
+            "point=evaluate.enter;iter=4;action=kill9",
+        ]
+        for fault in faults:
+            self.assertEqual(self.start(run_dir, fault=fault).wait().code, 137, fault)
+        self.continues_to_gold(run_dir, 2, 1)
+
+
+class KilledAtRandomMoments(Interrupted):
+    def test_sigkill_of_a_random_rank(self):
+        seed = int(os.environ.get("ESPALIER_TEST_SEED") or time.time())
+        print(f"seed {seed} (ESPALIER_TEST_SEED repeats it)", flush=True)
+        generator = random.Random(seed)
+        # Micro-batches take 30 ms, so that moments fall into the work and not into the start of processes.
+        slow = "point=forward.enter;action=slow:30"
+        killed = 0
+        for number in range(20 if FULL else 4):
+            with self.subTest(seed=seed, number=number):
+                run_dir = self.folder / f"random{number}"
+                tensor, data = generator.choice([(2, 1), (1, 2)])
+                running = self.start(run_dir, 2, tensor, slow)
+                wait_for(lambda: (run_dir / "status.json").exists() or running.process.poll() is not None)  # noqa: B023
+                time.sleep(generator.uniform(0, 1.5))
+                rank = generator.randrange(2)
+                ranks = running.ranks()
+                hit = len(ranks) == 2 and kill(ranks[rank])
+                result = running.wait()
+                killed += hit
+                if hit:
+                    self.assertNotEqual(result.code, 0, result)
+                self.nothing_runs(running)
+                if (run_dir / "config.resolved.yaml").exists():
+                    self.assertEqual(run("verify", run_dir).code, 0)
+                self.continues_to_gold(run_dir, *generator.choice([(1, 1), (3, 1), (2, 2)]))
+        self.assertGreater(killed, 0, "every run was over before it was killed")
+
+
+if __name__ == "__main__":
+    main()
