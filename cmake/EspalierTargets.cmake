@@ -5,7 +5,9 @@ target_include_directories(espalier_flags INTERFACE ${PROJECT_SOURCE_DIR}/includ
 target_compile_options(espalier_flags INTERFACE
   -Wall -Wextra -Wpedantic -Wshadow -Wnon-virtual-dtor -Woverloaded-virtual -Wcast-align=strict -Wundef)
 if(ESPALIER_WERROR)
-  target_compile_options(espalier_flags INTERFACE -Werror)
+  # GCC 12 sees overflows inside its own std::string and std::vector that are none: these stay warnings.
+  target_compile_options(espalier_flags INTERFACE
+    -Werror -Wno-error=array-bounds -Wno-error=restrict -Wno-error=stringop-overflow -Wno-error=stringop-overread)
 endif()
 if(ESPALIER_SANITIZE)
   target_compile_options(espalier_flags INTERFACE

@@ -40,8 +40,8 @@ step "configure $preset" cmake "${arguments[@]}"
 
 start=$SECONDS
 quiet=()
-# On a terminal ninja shows one line of progress; elsewhere only what fails is of use.
-if ! [ -t 1 ]; then quiet=(-- --quiet); fi
+# On a terminal ninja shows one line of progress; elsewhere only what fails is of use, but all of it.
+if ! [ -t 1 ]; then quiet=(-- --quiet -k 0); fi
 cmake --build --preset "$preset" -j "$(jobs_allowed)" "${quiet[@]}"
 result="tests in build/$preset/bin"
 if [ -x "build/$preset/bin/espalier" ]; then result="build/$preset/bin/espalier"; fi

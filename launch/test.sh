@@ -110,7 +110,8 @@ run_python() {  # run_python NAME [FOLDER OF PACKAGES]
 check_format() {
   local files
   mapfile -t files < <(git ls-files '*.h' '*.cpp' '*.cu')
-  clang-format --dry-run -Werror "${files[@]}"
+  clang-format --dry-run -Werror "${files[@]}" 2>&1 | sed -n 's/^\([^:]*\):[0-9]*:[0-9]*: error:.*/\1/p' | sort | uniq -c |
+    awk '{print $2 ": " $1 " places"; bad = 1} END {if (bad) print "clang-format -i FILE mends them"; exit bad}'
 }
 
 # Other versions of clang-format lay out some lines in another way.
