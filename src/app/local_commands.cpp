@@ -49,9 +49,11 @@ Inspected inspect(const fs::path& path) {
   const RunConfig config = read_run_config(run / "config.resolved.yaml", {}, ConfigUse::print);
   const ModelConfig model = read_model_config(config.model_path);
   std::vector<std::string> rejected;
-  const std::optional<Commit> commit =
-      commit_dir.empty() ? CommitStore(run / "ckpt").newest_valid(rejected) : read_commit(commit_dir);
-  if (!commit) throw Error(ExitCode::missing_input, "the run has no valid commit", {}, {}, run.string());
+  const std::optional<Commit> commit = commit_dir.empty()
+                                           ? CommitStore(run / "ckpt").newest_valid(rejected)
+                                           : read_commit(commit_dir);
+  if (!commit)
+    throw Error(ExitCode::missing_input, "the run has no valid commit", {}, {}, run.string());
   PruningPlan plan = read_plan(Hdf5Reader::from_image(commit->state, "state.h5"), "", model);
   ModelWidths widths = widths_of(model, plan);
   return {model, std::move(widths), std::move(plan), config.model_path};
@@ -69,8 +71,12 @@ nlohmann::ordered_json inspection(const Inspected& seen) {
           {"family", name_of(seen.config.family)},
           {"hidden", seen.config.hidden},
           {"head_dim", seen.config.head_dim},
-          {"dense", {{"heads", seen.config.heads}, {"kv_heads", seen.config.kv_heads}, {"channels", seen.config.channels},
-                     {"parameters", dense.total}, {"decoder_parameters", dense.decoder}}},
+          {"dense",
+           {{"heads", seen.config.heads},
+            {"kv_heads", seen.config.kv_heads},
+            {"channels", seen.config.channels},
+            {"parameters", dense.total},
+            {"decoder_parameters", dense.decoder}}},
           {"parameters", kept.total},
           {"decoder_parameters", kept.decoder},
           {"iteration", seen.plan ? seen.plan->iteration : 0},
@@ -79,20 +85,26 @@ nlohmann::ordered_json inspection(const Inspected& seen) {
 }
 
 void print_key(const KeyInfo& key) {
-  fmt::print("{}\n  {}\n  type {}, default {}\n", key.key, key.meaning, key.type, key.default_value);
+  fmt::print("{}\n  {}\n  type {}, default {}\n", key.key, key.meaning, key.type,
+             key.default_value);
   if (!key.values.empty()) {
     fmt::print("  values:");
     for (const std::string& value : key.values) fmt::print(" {}", value);
     fmt::print("\n");
   }
-  fmt::print("  {} when a run is resumed\n", key.free_at_resume ? "may change" : "must stay the same");
+  fmt::print("  {} when a run is resumed\n",
+             key.free_at_resume ? "may change" : "must stay the same");
 }
 
 nlohmann::ordered_json schema_json() {
   nlohmann::ordered_json keys = nlohmann::ordered_json::array();
   for (const KeyInfo& key : config_keys())
-    keys.push_back({{"key", key.key}, {"type", key.type}, {"default", key.default_value}, {"values", key.values},
-                    {"meaning", key.meaning}, {"free_at_resume", key.free_at_resume}});
+    keys.push_back({{"key", key.key},
+                    {"type", key.type},
+                    {"default", key.default_value},
+                    {"values", key.values},
+                    {"meaning", key.meaning},
+                    {"free_at_resume", key.free_at_resume}});
   return keys;
 }
 
@@ -109,11 +121,13 @@ int command_export(const CommandOptions& options) {
   const ExportOutcome outcome = export_run(request);
   const ExportReport& report = outcome.report;
   for (const std::string& note : report.notes) fmt::print("note: {}\n", note);
-  fmt::print("{}: {} tensors, {} bytes of weights, model type {}\n", report.directory.string(), report.tensors,
-             report.weight_bytes, report.model_type);
-  fmt::print("removed {:.4f} of structures, {:.4f} of decoder parameters, {:.4f} of all parameters ({} -> {})\n",
-             outcome.reached.structures, outcome.reached.parameters, outcome.reached.total_parameters,
-             report.dense_parameters.total, report.parameters.total);
+  fmt::print("{}: {} tensors, {} bytes of weights, model type {}\n", report.directory.string(),
+             report.tensors, report.weight_bytes, report.model_type);
+  fmt::print(
+      "removed {:.4f} of structures, {:.4f} of decoder parameters, {:.4f} of all parameters ({} -> "
+      "{})\n",
+      outcome.reached.structures, outcome.reached.parameters, outcome.reached.total_parameters,
+      report.dense_parameters.total, report.parameters.total);
   return 0;
 }
 
@@ -124,13 +138,14 @@ int command_inspect(const CommandOptions& options) {
     return 0;
   }
   fmt::print("{} ({}), iteration {}, {} of {} parameters\n", facts["model"].get<std::string>(),
-             facts["family"].get<std::string>(), facts["iteration"].dump(), facts["parameters"].dump(),
-             facts["dense"]["parameters"].dump());
-  fmt::print("layer  heads/{}  groups (query heads per KV head)  channels/{}\n", facts["dense"]["heads"].dump(),
-             facts["dense"]["channels"].dump());
+             facts["family"].get<std::string>(), facts["iteration"].dump(),
+             facts["parameters"].dump(), facts["dense"]["parameters"].dump());
+  fmt::print("layer  heads/{}  groups (query heads per KV head)  channels/{}\n",
+             facts["dense"]["heads"].dump(), facts["dense"]["channels"].dump());
   std::size_t l = 0;
   for (const auto& layer : facts["layers"])
-    fmt::print("{:>5}  {:>7}  {:<33}  {:>8}\n", l++, layer["query_heads"].dump(), layer["groups"].dump(), layer["channels"].dump());
+    fmt::print("{:>5}  {:>7}  {:<33}  {:>8}\n", l++, layer["query_heads"].dump(),
+               layer["groups"].dump(), layer["channels"].dump());
   return 0;
 }
 
@@ -149,7 +164,8 @@ int command_config(const CommandOptions& options) {
     }
     const std::string near = nearest_name(options.explain, names);
     throw Error(ExitCode::usage, fmt::format("there is no key '{}'", options.explain), {},
-                near.empty() ? "'espalier config --reference' lists all keys." : fmt::format("Did you mean '{}'?", near));
+                near.empty() ? "'espalier config --reference' lists all keys."
+                             : fmt::format("Did you mean '{}'?", near));
   } else if (!options.path.empty()) {
     const RunConfig config = read_run_config(options.path, options.set, ConfigUse::print);
     fmt::print("{}", to_yaml(config));
@@ -173,8 +189,10 @@ int command_verify(const CommandOptions& options) {
 int command_status(const CommandOptions& options) {
   for (;;) {
     const StatusReport report = report_status(options.path);
-    if (options.json) fmt::print("{}\n", report.status.dump(2));
-    else fmt::print("{}\n", report.line);
+    if (options.json)
+      fmt::print("{}\n", report.status.dump(2));
+    else
+      fmt::print("{}\n", report.line);
     std::fflush(stdout);
     const bool running = report.exit_code == 0 && report.status.value("state", "") != "finished";
     if (!options.follow || !running) return options.exit_code ? report.exit_code : 0;
@@ -191,7 +209,8 @@ int command_stop(const CommandOptions& options) {
 int command_doctor(const CommandOptions& options) {
   if (!options.list_faults)
     throw Error(ExitCode::usage, "doctor needs something to do", {}, "Give --list-faults.");
-  for (const fault::Point& point : fault::points()) fmt::print("{:<20} {}\n", point.name, point.meaning);
+  for (const fault::Point& point : fault::points())
+    fmt::print("{:<20} {}\n", point.name, point.meaning);
   return 0;
 }
 

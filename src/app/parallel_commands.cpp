@@ -23,7 +23,7 @@ void configure_log(const CommandOptions& options, int rank) {
   log::Options log;
   log.rank = rank;
   log.json = options.log_format == "json";
-  log.level = options.quiet                     ? log::Level::warning
+  log.level = options.quiet                    ? log::Level::warning
               : options.log_level == "debug"   ? log::Level::debug
               : options.log_level == "warning" ? log::Level::warning
               : options.log_level == "error"   ? log::Level::error
@@ -31,8 +31,9 @@ void configure_log(const CommandOptions& options, int rank) {
   log::configure(log);
 }
 
-/// Runs `work` on all ranks. What every rank throws together is printed by rank 0 and all ranks return its code; what
-/// one rank throws alone is printed by that rank and ends the whole job, since its peers may wait for it.
+/// Runs `work` on all ranks. What every rank throws together is printed by rank 0 and all ranks
+/// return its code; what one rank throws alone is printed by that rank and ends the whole job,
+/// since its peers may wait for it.
 int run_on_ranks(const CommandOptions& options, const std::function<void(CommRuntime&)>& work) {
   std::unique_ptr<CommRuntime> runtime = std::make_unique<CommRuntime>();
   const int rank = runtime->world().rank();
@@ -51,24 +52,29 @@ int run_on_ranks(const CommandOptions& options, const std::function<void(CommRun
     together(runtime->world(), "start", [&] { fault::initialise(rank); });
     work(*runtime);
   } catch (const stop::Stopped&) {
-    if (rank == 0) log::info("stopped on request after the last commit; the same command continues (exit 75)");
+    if (rank == 0)
+      log::info("stopped on request after the last commit; the same command continues (exit 75)");
     code = static_cast<int>(ExitCode::stopped);
   } catch (const AgreedError& error) {
     fail(error, true);
   } catch (const Error& error) {
     fail(error, false);
   } catch (const std::bad_alloc&) {
-    fail(Error(ExitCode::unsuitable, "memory ran out", {}, "Lower calibration.micro_batch_tokens or use more tensor ranks.",
-               fmt::format("rank {}", rank)), false);
+    fail(Error(ExitCode::unsuitable, "memory ran out", {},
+               "Lower calibration.micro_batch_tokens or use more tensor ranks.",
+               fmt::format("rank {}", rank)),
+         false);
   } catch (const std::exception& error) {
-    fail(Error(ExitCode::internal, error.what(), "unexpected", "Please report this with the command.",
-               fmt::format("rank {}", rank)), false);
+    fail(Error(ExitCode::internal, error.what(), "unexpected",
+               "Please report this with the command.", fmt::format("rank {}", rank)),
+         false);
   }
   runtime->finish();
   return code;
 }
 
-RunConfig read_config(Communicator& world, const fs::path& file, const CommandOptions& options, ConfigUse use) {
+RunConfig read_config(Communicator& world, const fs::path& file, const CommandOptions& options,
+                      ConfigUse use) {
   RunConfig config;
   together(world, "read the configuration", [&] {
     std::vector<std::string> overrides = options.set;
@@ -80,7 +86,8 @@ RunConfig read_config(Communicator& world, const fs::path& file, const CommandOp
   return config;
 }
 
-RunRequest run_request(RunConfig config, const fs::path& run_dir, const CommandOptions& options, ResumeMode resume) {
+RunRequest run_request(RunConfig config, const fs::path& run_dir, const CommandOptions& options,
+                       ResumeMode resume) {
   RunRequest request;
   request.config = std::move(config);
   request.run_dir = run_dir;
@@ -94,11 +101,14 @@ RunRequest run_request(RunConfig config, const fs::path& run_dir, const CommandO
 
 ModelChoice model_choice(const CommandOptions& options) {
   if (options.iteration && options.run_dir.empty())
-    throw Error(ExitCode::usage, "--iteration without --run-dir", {}, "Name the run with --run-dir DIR.");
+    throw Error(ExitCode::usage, "--iteration without --run-dir", {},
+                "Name the run with --run-dir DIR.");
   if (!options.model.empty() && !options.run_dir.empty())
-    throw Error(ExitCode::usage, "--model and --run-dir exclude each other", {}, "Give one of them.");
+    throw Error(ExitCode::usage, "--model and --run-dir exclude each other", {},
+                "Give one of them.");
   if (!options.plan.empty() && !options.run_dir.empty())
-    throw Error(ExitCode::usage, "--plan and --run-dir exclude each other", {}, "Give one of them.");
+    throw Error(ExitCode::usage, "--plan and --run-dir exclude each other", {},
+                "Give one of them.");
   return {options.model, options.plan, options.run_dir, options.iteration};
 }
 
@@ -119,11 +129,13 @@ int command_resume(const CommandOptions& options) {
     const fs::path resolved = fs::path(options.path) / "config.resolved.yaml";
     together(runtime.world(), "resume", [&] {
       if (!fs::exists(resolved))
-        throw Error(ExitCode::missing_input, "this is not a run directory", "it has no config.resolved.yaml",
+        throw Error(ExitCode::missing_input, "this is not a run directory",
+                    "it has no config.resolved.yaml",
                     "Start the run with 'espalier run CONFIG --run-dir DIR'.", options.path);
     });
     RunConfig config = read_config(runtime.world(), resolved, options, ConfigUse::run);
-    run_pruning(runtime, run_request(std::move(config), options.path, options, ResumeMode::require));
+    run_pruning(runtime,
+                run_request(std::move(config), options.path, options, ResumeMode::require));
   });
 }
 
@@ -142,9 +154,11 @@ int command_eval(const CommandOptions& options) {
     const nlohmann::ordered_json result = evaluate_model(runtime, config, request);
     if (runtime.world().rank() != 0) return;
     for (const auto& [name, p] : result.at("perplexity").items())
-      fmt::print("{:<16} perplexity {:.6g}  loss {:.8g} nats/token  {} tokens in {} windows of {}\n", name,
-                 p.at("perplexity").get<double>(), p.at("loss").get<double>(), p.at("tokens").get<std::int64_t>(),
-                 p.at("windows").get<std::int64_t>(), p.at("window_tokens").get<std::int64_t>());
+      fmt::print(
+          "{:<16} perplexity {:.6g}  loss {:.8g} nats/token  {} tokens in {} windows of {}\n", name,
+          p.at("perplexity").get<double>(), p.at("loss").get<double>(),
+          p.at("tokens").get<std::int64_t>(), p.at("windows").get<std::int64_t>(),
+          p.at("window_tokens").get<std::int64_t>());
   });
 }
 

@@ -16,8 +16,10 @@ std::string code_text(ExitCode code) {
   switch (code) {
     case ExitCode::write_failed:
     case ExitCode::stopped:
-    case ExitCode::peer_lost: return fmt::format("exit {}, resumable", number);
-    default: return fmt::format("exit {}", number);
+    case ExitCode::peer_lost:
+      return fmt::format("exit {}, resumable", number);
+    default:
+      return fmt::format("exit {}", number);
   }
 }
 
@@ -30,7 +32,8 @@ std::string error_text(const Error& error) {
   }
   std::string text;
   for (const Problem& problem : problems) text += problem.message() + "\n";
-  return text + fmt::format("espalier: {} problems ({})\n", problems.size(), code_text(error.code()));
+  return text +
+         fmt::format("espalier: {} problems ({})\n", problems.size(), code_text(error.code()));
 }
 
 }  // namespace espalier

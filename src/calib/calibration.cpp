@@ -28,7 +28,8 @@ std::vector<std::int64_t> draw_rows(std::int64_t rows, std::int64_t wanted, std:
   const std::uint64_t name_key = name_word(name);
   for (const std::int64_t row : all) {
     const std::uint64_t words[] = {static_cast<std::uint64_t>(seed), name_key,
-                                   static_cast<std::uint64_t>(iteration), static_cast<std::uint64_t>(row)};
+                                   static_cast<std::uint64_t>(iteration),
+                                   static_cast<std::uint64_t>(row)};
     keyed.emplace_back(counter_hash(words), row);
   }
   const auto cut = keyed.begin() + wanted;
@@ -41,7 +42,8 @@ std::vector<std::int64_t> draw_rows(std::int64_t rows, std::int64_t wanted, std:
 
 }  // namespace
 
-std::int64_t sequences_per_micro_batch(std::int64_t micro_batch_tokens, std::int64_t sequence_tokens) {
+std::int64_t sequences_per_micro_batch(std::int64_t micro_batch_tokens,
+                                       std::int64_t sequence_tokens) {
   return std::max<std::int64_t>(1, micro_batch_tokens / sequence_tokens);
 }
 
@@ -66,11 +68,13 @@ TokenBatch make_batch(const TokenRows& rows, double sequence_weight, at::Device 
     weights.insert(weights.end(), count, sequence_weight / static_cast<double>(count));
   }
   const at::Tensor tokens_BS = at::tensor(rows.tokens, at::kInt).view({B, S});
-  return {tokens_BS.narrow(1, 0, T).to(at::kLong).contiguous().to(device), at::tensor(positions, at::kLong).to(device),
-          at::tensor(targets, at::kLong).to(device), at::tensor(weights, at::kDouble).to(device)};
+  return {tokens_BS.narrow(1, 0, T).to(at::kLong).contiguous().to(device),
+          at::tensor(positions, at::kLong).to(device), at::tensor(targets, at::kLong).to(device),
+          at::tensor(weights, at::kDouble).to(device)};
 }
 
-Calibration Calibration::draw(const CalibrationConfig& config, std::int64_t iteration, std::int64_t vocabulary) {
+Calibration Calibration::draw(const CalibrationConfig& config, std::int64_t iteration,
+                              std::int64_t vocabulary) {
   Calibration calibration;
   calibration.micro_batch_tokens_ = config.micro_batch_tokens;
   Problems problems;
@@ -85,7 +89,8 @@ Calibration Calibration::draw(const CalibrationConfig& config, std::int64_t iter
     const std::int64_t rows = calibration.files_.back().rows();
     const std::int64_t wanted = domain.sequences.value_or(rows);
     if (wanted > rows) {
-      problems.add(ExitCode::config, fmt::format("calibration.domains[{}].sequences = {}", d, wanted),
+      problems.add(ExitCode::config,
+                   fmt::format("calibration.domains[{}].sequences = {}", d, wanted),
                    fmt::format("{} has {} sequences", domain.tokens.string(), rows),
                    fmt::format("Use at most {}, or leave it out to take all.", rows));
       continue;
@@ -118,9 +123,11 @@ std::vector<MicroBatch> Calibration::micro_batches(int only_domain) const {
   return order;
 }
 
-CalibrationBatch Calibration::read(const MicroBatch& micro_batch, bool pooled, at::Device device) const {
+CalibrationBatch Calibration::read(const MicroBatch& micro_batch, bool pooled,
+                                   at::Device device) const {
   const DomainDraw& domain = domains_[micro_batch.domain];
-  const std::span<const std::int64_t> rows(domain.rows.data() + micro_batch.begin, micro_batch.end - micro_batch.begin);
+  const std::span<const std::int64_t> rows(domain.rows.data() + micro_batch.begin,
+                                           micro_batch.end - micro_batch.begin);
   const Counting counting =
       domain.objective == Objective::sft ? Counting::loss_mask : Counting::every_token;
   double weight = 1.0 / static_cast<double>(domain.rows.size());
@@ -131,7 +138,8 @@ CalibrationBatch Calibration::read(const MicroBatch& micro_batch, bool pooled, a
   }
   CalibrationBatch result;
   result.domain = micro_batch.domain;
-  result.batch = make_batch(files_[micro_batch.domain].read(rows, counting), weight, device, result.predictions);
+  result.batch = make_batch(files_[micro_batch.domain].read(rows, counting), weight, device,
+                            result.predictions);
   return result;
 }
 

@@ -6,8 +6,8 @@
 
 namespace espalier {
 
-void agree_to_continue(Communicator& world, const std::string& phase, std::vector<Problem>& problems,
-                       const RoundHooks& hooks) {
+void agree_to_continue(Communicator& world, const std::string& phase,
+                       std::vector<Problem>& problems, const RoundHooks& hooks) {
   if (hooks.poll) hooks.poll();
   std::array<std::int64_t, 2> flags{problems.empty() ? 0 : 1, stop::requests()};
   world.all_reduce({flags.data(), flags.size(), DType::i64}, ReduceOp::max);
@@ -20,8 +20,8 @@ void agree_to_continue(Communicator& world, const std::string& phase, std::vecto
 }
 
 void deal_rounds(const ProcessGrid& grid, const std::string& phase, std::int64_t count,
-                 const std::function<void(std::int64_t micro_batch)>& read, const std::function<void()>& compute,
-                 const RoundHooks& hooks) {
+                 const std::function<void(std::int64_t micro_batch)>& read,
+                 const std::function<void()>& compute, const RoundHooks& hooks) {
   const std::int64_t data = grid.data_size();
   const std::int64_t rounds = (count + data - 1) / data;
   std::vector<Problem> problems;

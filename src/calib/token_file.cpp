@@ -13,16 +13,17 @@ namespace {
 
 constexpr const char* kRemedy = "Write token files with launch/tokenize.py.";
 
-[[noreturn]] void bad(const std::filesystem::path& path, const std::string& what, const std::string& why = {},
-                      const std::string& remedy = kRemedy) {
+[[noreturn]] void bad(const std::filesystem::path& path, const std::string& what,
+                      const std::string& why = {}, const std::string& remedy = kRemedy) {
   throw Error(ExitCode::bad_content, what, why, remedy, path.string());
 }
 
-void require_shape(const std::filesystem::path& path, const Hdf5Reader& reader, const std::string& object,
-                   const std::vector<std::int64_t>& shape) {
+void require_shape(const std::filesystem::path& path, const Hdf5Reader& reader,
+                   const std::string& object, const std::vector<std::int64_t>& shape) {
   const std::vector<std::int64_t> found = reader.shape(object);
   if (found == shape) return;
-  bad(path, fmt::format("{} has shape [{}], expected [{}]", object, fmt::join(found, ", "), fmt::join(shape, ", ")));
+  bad(path, fmt::format("{} has shape [{}], expected [{}]", object, fmt::join(found, ", "),
+                        fmt::join(shape, ", ")));
 }
 
 }  // namespace
@@ -33,9 +34,11 @@ TokenFile::TokenFile(std::filesystem::path path, Hdf5Reader reader, std::int64_t
 TokenFile TokenFile::open(const std::filesystem::path& path, std::int64_t vocabulary) {
   TokenFile file(path, Hdf5Reader::open(path), vocabulary);
   const Hdf5Reader& reader = file.reader_;
-  if (!reader.has_attribute("/", "format") || reader.attribute_string("/", "format") != "espalier-tokens")
+  if (!reader.has_attribute("/", "format") ||
+      reader.attribute_string("/", "format") != "espalier-tokens")
     bad(path, "this is not a token file", "attribute format is not 'espalier-tokens'");
-  const std::int64_t version = reader.has_attribute("/", "version") ? reader.attribute_i64("/", "version") : 0;
+  const std::int64_t version =
+      reader.has_attribute("/", "version") ? reader.attribute_i64("/", "version") : 0;
   if (version != 1) bad(path, fmt::format("token file version {}", version), "version 1 is read");
   if (!reader.has("/tokens")) bad(path, "dataset /tokens is missing");
   const std::vector<std::int64_t> shape = reader.shape("/tokens");
@@ -52,13 +55,14 @@ TokenFile TokenFile::open(const std::filesystem::path& path, std::int64_t vocabu
 }
 
 void TokenFile::check_ids(const TokenRows& rows, std::span<const std::int64_t> numbers) const {
-  const auto bad_id = std::find_if(rows.tokens.begin(), rows.tokens.end(), [&](std::int32_t id) {
-    return id < 0 || id >= vocabulary_;
-  });
+  const auto bad_id = std::find_if(rows.tokens.begin(), rows.tokens.end(),
+                                   [&](std::int32_t id) { return id < 0 || id >= vocabulary_; });
   if (bad_id == rows.tokens.end()) return;
   const auto place = bad_id - rows.tokens.begin();
-  bad(path_, fmt::format("/tokens[{}, {}] = {}", numbers[static_cast<std::size_t>(place / sequence_tokens_)],
-                         place % sequence_tokens_, *bad_id),
+  bad(path_,
+      fmt::format("/tokens[{}, {}] = {}",
+                  numbers[static_cast<std::size_t>(place / sequence_tokens_)],
+                  place % sequence_tokens_, *bad_id),
       fmt::format("the model's vocabulary has {} tokens", vocabulary_),
       "Was the file written with another model's tokenizer? Write it again with this model's.");
 }
@@ -66,13 +70,16 @@ void TokenFile::check_ids(const TokenRows& rows, std::span<const std::int64_t> n
 TokenRows TokenFile::read(std::span<const std::int64_t> numbers, Counting counting) const {
   const std::int64_t S = sequence_tokens_;
   const auto n = static_cast<std::int64_t>(numbers.size());
-  TokenRows rows{S, reader_.read_rows_i32("/tokens", numbers).values,
-                 std::vector<std::int32_t>(numbers.size(), static_cast<std::int32_t>(S)), {}};
+  TokenRows rows{S,
+                 reader_.read_rows_i32("/tokens", numbers).values,
+                 std::vector<std::int32_t>(numbers.size(), static_cast<std::int32_t>(S)),
+                 {}};
   check_ids(rows, numbers);
   if (has_length_) rows.length = reader_.read_rows_i32("/length", numbers).values;
   if (counting == Counting::loss_mask && !has_loss_mask_)
     bad(path_, "dataset /loss_mask is missing", "objective sft counts the answer's tokens only",
-        "Write the file with launch/tokenize.py --template ... --loss-on ..., or use objective: causal_lm.");
+        "Write the file with launch/tokenize.py --template ... --loss-on ..., or use objective: "
+        "causal_lm.");
   const bool masked = has_loss_mask_ && counting != Counting::every_token;
   rows.counted = masked ? reader_.read_rows_u8("/loss_mask", numbers).values
                         : std::vector<std::uint8_t>(rows.tokens.size(), 1);
@@ -85,8 +92,11 @@ TokenRows TokenFile::read(std::span<const std::int64_t> numbers, Counting counti
     row[0] = 0;
     std::fill(row + length, row + S, std::uint8_t{0});
     if (std::none_of(row, row + length, [](std::uint8_t c) { return c != 0; }))
-      bad(path_, fmt::format("row {} has no token whose prediction counts", numbers[static_cast<std::size_t>(i)]),
-          "its mean loss is undefined", "Drop rows of one token and rows whose loss mask is empty.");
+      bad(path_,
+          fmt::format("row {} has no token whose prediction counts",
+                      numbers[static_cast<std::size_t>(i)]),
+          "its mean loss is undefined",
+          "Drop rows of one token and rows whose loss mask is empty.");
   }
   return rows;
 }

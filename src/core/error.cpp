@@ -53,8 +53,10 @@ std::string Problem::message() const {
   return text;
 }
 
-Error::Error(ExitCode code, std::string what, std::string why, std::string remedy, std::string where)
-    : Error({Problem{code, std::move(what), std::move(why), std::move(remedy), std::move(where)}}) {}
+Error::Error(ExitCode code, std::string what, std::string why, std::string remedy,
+             std::string where)
+    : Error({Problem{code, std::move(what), std::move(why), std::move(remedy), std::move(where)}}) {
+}
 
 Error::Error(std::vector<Problem> problems)
     : code_(lowest(problems)), problems_(std::move(problems)), text_(joined(problems_)) {}

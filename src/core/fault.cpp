@@ -52,8 +52,8 @@ State& state() {
 }
 
 const std::vector<std::pair<std::string, int>> kErrnos{
-    {"ENOSPC", ENOSPC}, {"EIO", EIO},       {"EDQUOT", EDQUOT}, {"EFBIG", EFBIG},
-    {"EACCES", EACCES}, {"EROFS", EROFS},   {"EEXIST", EEXIST}, {"ENOENT", ENOENT},
+    {"ENOSPC", ENOSPC}, {"EIO", EIO},     {"EDQUOT", EDQUOT}, {"EFBIG", EFBIG},
+    {"EACCES", EACCES}, {"EROFS", EROFS}, {"EEXIST", EEXIST}, {"ENOENT", ENOENT},
 };
 
 [[noreturn]] void usage(const std::string& what, const std::string& remedy) {
@@ -80,13 +80,16 @@ double number(const std::string& key, const std::string& text) {
 
 Action parse_action(const std::string& text) {
   using Kind = Action::Kind;
-  static const std::vector<std::pair<std::string, Kind>> plain{
-      {"kill9", Kind::kill9}, {"stop", Kind::stop},
-      {"throw", Kind::raise}, {"nan", Kind::nan},
-      {"short-write", Kind::short_write}, {"alloc-fail", Kind::alloc_fail}};
+  static const std::vector<std::pair<std::string, Kind>> plain{{"kill9", Kind::kill9},
+                                                               {"stop", Kind::stop},
+                                                               {"throw", Kind::raise},
+                                                               {"nan", Kind::nan},
+                                                               {"short-write", Kind::short_write},
+                                                               {"alloc-fail", Kind::alloc_fail}};
   for (const auto& [name, kind] : plain)
     if (text == name) return {kind, 0};
-  if (text.starts_with("slow:")) return {Kind::slow, static_cast<int>(number("slow", text.substr(5)))};
+  if (text.starts_with("slow:"))
+    return {Kind::slow, static_cast<int>(number("slow", text.substr(5)))};
   if (text.starts_with("errno:"))
     for (const auto& [name, value] : kErrnos)
       if (text.substr(6) == name) return {Kind::io_error, value};
@@ -112,16 +115,23 @@ Spec parse_spec(const std::string& text) {
     if (equals == std::string::npos) usage(fmt::format("'{}' is not key=value", field), {});
     const std::string key = field.substr(0, equals);
     const std::string value = field.substr(equals + 1);
-    if (key == "point") spec.point = value;
-    else if (key == "rank") spec.rank = static_cast<int>(number(key, value));
-    else if (key == "iter") spec.iteration = static_cast<int>(number(key, value));
-    else if (key == "nth") spec.nth = static_cast<std::int64_t>(number(key, value));
-    else if (key == "seed") spec.seed = static_cast<std::int64_t>(number(key, value));
-    else if (key == "p") spec.probability = number(key, value);
+    if (key == "point")
+      spec.point = value;
+    else if (key == "rank")
+      spec.rank = static_cast<int>(number(key, value));
+    else if (key == "iter")
+      spec.iteration = static_cast<int>(number(key, value));
+    else if (key == "nth")
+      spec.nth = static_cast<std::int64_t>(number(key, value));
+    else if (key == "seed")
+      spec.seed = static_cast<std::int64_t>(number(key, value));
+    else if (key == "p")
+      spec.probability = number(key, value);
     else if (key == "action") {
       spec.action = parse_action(value);
       has_action = true;
-    } else usage(fmt::format("unknown key '{}'", key), "Keys: point, rank, iter, nth, seed, p, action.");
+    } else
+      usage(fmt::format("unknown key '{}'", key), "Keys: point, rank, iter, nth, seed, p, action.");
   }
   if (!has_action) usage(fmt::format("'{}' has no action", text), {});
   require_known_point(spec.point);
@@ -143,18 +153,26 @@ bool fires(Spec& spec, const State& s) {
 Outcome perform(const Spec& spec, const State& s) {
   using Kind = Action::Kind;
   switch (spec.action.kind) {
-    case Kind::kill9: ::raise(SIGKILL); break;
-    case Kind::stop: ::raise(SIGSTOP); break;
+    case Kind::kill9:
+      ::raise(SIGKILL);
+      break;
+    case Kind::stop:
+      ::raise(SIGSTOP);
+      break;
     case Kind::raise:
       throw Error(ExitCode::internal, fmt::format("fault injected at {}", spec.point), {}, {},
                   fmt::format("rank {}", s.rank));
     case Kind::slow:
       std::this_thread::sleep_for(std::chrono::milliseconds(spec.action.argument));
       break;
-    case Kind::nan: return {Effect::nan, 0};
-    case Kind::short_write: return {Effect::short_write, ENOSPC};
-    case Kind::io_error: return {Effect::io_error, spec.action.argument};
-    case Kind::alloc_fail: return {Effect::alloc_fail, ENOMEM};
+    case Kind::nan:
+      return {Effect::nan, 0};
+    case Kind::short_write:
+      return {Effect::short_write, ENOSPC};
+    case Kind::io_error:
+      return {Effect::io_error, spec.action.argument};
+    case Kind::alloc_fail:
+      return {Effect::alloc_fail, ENOMEM};
   }
   return {};
 }
@@ -189,8 +207,10 @@ void set_iteration(int iteration) { state().iteration = iteration; }
 
 Outcome hit(std::string_view name) {
   State& s = state();
-  if (!s.trace_file.empty()) [[unlikely]] trace(s, name);
-  if (s.specs.empty()) [[likely]] return {};
+  if (!s.trace_file.empty()) [[unlikely]]
+    trace(s, name);
+  if (s.specs.empty()) [[likely]]
+    return {};
   Outcome outcome;
   for (Spec& spec : s.specs) {
     if (spec.point != name || !fires(spec, s)) continue;
@@ -205,21 +225,27 @@ const std::vector<Point>& points() {
     std::vector<Point> list;
     for (const char* phase : {"load", "calibrate", "forward", "backward", "reduce", "rank", "slice",
                               "evaluate", "save", "export", "resume"}) {
-      list.push_back({fmt::format("{}.enter", phase), fmt::format("at the start of phase {}", phase)});
+      list.push_back(
+          {fmt::format("{}.enter", phase), fmt::format("at the start of phase {}", phase)});
       list.push_back({fmt::format("{}.exit", phase), fmt::format("at the end of phase {}", phase)});
     }
     const std::vector<std::pair<const char*, const char*>> steps{
-        {"open", "before a file is created"},       {"write", "before bytes are written"},
-        {"flush", "before a file's last bytes are handed over"}, {"close", "before a file is closed"},
-        {"fsync", "before fsync of a file"},        {"pre_rename", "before the rename that publishes"},
+        {"open", "before a file is created"},
+        {"write", "before bytes are written"},
+        {"flush", "before a file's last bytes are handed over"},
+        {"close", "before a file is closed"},
+        {"fsync", "before fsync of a file"},
+        {"pre_rename", "before the rename that publishes"},
         {"post_rename", "after the rename that publishes"},
-        {"fsync_dir", "before fsync of a directory"}, {"unlink", "before a file or directory is removed"}};
+        {"fsync_dir", "before fsync of a directory"},
+        {"unlink", "before a file or directory is removed"}};
     for (const char* scope : {"save", "export"})
       for (const auto& [step, meaning] : steps)
         list.push_back({fmt::format("{}.{}", scope, step), fmt::format("{} ({})", meaning, scope)});
     list.push_back({"save.readback", "before a saved file is read back and compared"});
     list.push_back({"save.manifest", "before the manifest of a commit is written"});
-    std::sort(list.begin(), list.end(), [](const Point& a, const Point& b) { return a.name < b.name; });
+    std::sort(list.begin(), list.end(),
+              [](const Point& a, const Point& b) { return a.name < b.name; });
     return list;
   }();
   return all;

@@ -12,7 +12,8 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-/// Builds the value while refusing duplicate keys and depth, which the library's own parser accepts.
+/// Builds the value while refusing duplicate keys and depth, which the library's own parser
+/// accepts.
 class StrictHandler : public nlohmann::json_sax<Json> {
  public:
   StrictHandler(std::string origin, JsonLimits limits)
@@ -51,7 +52,8 @@ class StrictHandler : public nlohmann::json_sax<Json> {
     stack_.pop_back();
     return true;
   }
-  bool parse_error(std::size_t position, const std::string&, const nlohmann::detail::exception& e) override {
+  bool parse_error(std::size_t position, const std::string&,
+                   const nlohmann::detail::exception& e) override {
     std::string words = e.what();
     if (const auto at = words.find("] "); at != std::string::npos) words = words.substr(at + 2);
     throw Error(ExitCode::bad_content, fmt::format("invalid JSON at byte {}", position),
@@ -98,15 +100,16 @@ class StrictHandler : public nlohmann::json_sax<Json> {
 
 }  // namespace
 
-nlohmann::ordered_json parse_json(std::string_view text, std::string_view origin, JsonLimits limits) {
+nlohmann::ordered_json parse_json(std::string_view text, std::string_view origin,
+                                  JsonLimits limits) {
   if (text.size() > limits.bytes)
     throw Error(ExitCode::bad_content,
-                fmt::format("{} bytes of JSON, at most {} are read", text.size(), limits.bytes), {}, {},
-                std::string(origin));
+                fmt::format("{} bytes of JSON, at most {} are read", text.size(), limits.bytes), {},
+                {}, std::string(origin));
   // The library takes a zero byte for the end of the text.
   if (const auto zero = text.find('\0'); zero != std::string_view::npos)
-    throw Error(ExitCode::bad_content, fmt::format("invalid JSON at byte {}: a zero byte", zero), {}, {},
-                std::string(origin));
+    throw Error(ExitCode::bad_content, fmt::format("invalid JSON at byte {}: a zero byte", zero),
+                {}, {}, std::string(origin));
   StrictHandler handler{std::string(origin), limits};
   Json::sax_parse(text.begin(), text.end(), &handler);
   return handler.take();

@@ -11,7 +11,8 @@ namespace {
 
 std::atomic<int> count{0};
 std::atomic<std::int64_t> last_milliseconds{-1000};
-static_assert(std::atomic<std::int64_t>::is_always_lock_free && std::atomic<int>::is_always_lock_free,
+static_assert(std::atomic<std::int64_t>::is_always_lock_free &&
+                  std::atomic<int>::is_always_lock_free,
               "the handler may only touch lock-free atomics");
 
 void on_signal(int) {

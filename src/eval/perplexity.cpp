@@ -11,20 +11,24 @@
 
 namespace espalier {
 
-Perplexity evaluate_perplexity(const CausalLM& model, const NamedTokens& data, std::int64_t micro_batch_tokens,
-                               const ProcessGrid& grid, const RoundHooks& hooks) {
+Perplexity evaluate_perplexity(const CausalLM& model, const NamedTokens& data,
+                               std::int64_t micro_batch_tokens, const ProcessGrid& grid,
+                               const RoundHooks& hooks) {
   std::optional<TokenFile> file;
-  together(grid.world(), "evaluate", [&] { file = TokenFile::open(data.tokens, model.config().vocabulary); });
+  together(grid.world(), "evaluate",
+           [&] { file = TokenFile::open(data.tokens, model.config().vocabulary); });
   const std::int64_t size = sequences_per_micro_batch(micro_batch_tokens, file->sequence_tokens());
   const std::int64_t count = (file->rows() + size - 1) / size;
   double sum = 0;
   std::int64_t tokens = 0;
   TokenBatch batch;
   const auto read = [&](std::int64_t j) {
-    std::vector<std::int64_t> rows(static_cast<std::size_t>(std::min(size, file->rows() - j * size)));
+    std::vector<std::int64_t> rows(
+        static_cast<std::size_t>(std::min(size, file->rows() - j * size)));
     std::iota(rows.begin(), rows.end(), j * size);
     std::vector<std::int64_t> predictions;
-    batch = make_batch(file->read(rows, Counting::loss_mask_if_present), 1.0, model.options().device, predictions);
+    batch = make_batch(file->read(rows, Counting::loss_mask_if_present), 1.0,
+                       model.options().device, predictions);
   };
   const auto compute = [&] {
     const at::Tensor nll_N = token_losses(model, batch, grid.tensor());

@@ -19,11 +19,13 @@ namespace {
 UnitKind kind_of(std::int64_t half) { return half % 2 == 0 ? UnitKind::attention : UnitKind::mlp; }
 
 HalfOutput run_half(const CausalLM& model, std::int64_t half, const at::Tensor& x_BTD) {
-  return kind_of(half) == UnitKind::attention ? model.attention_half(half / 2, x_BTD) : model.mlp_half(half / 2, x_BTD);
+  return kind_of(half) == UnitKind::attention ? model.attention_half(half / 2, x_BTD)
+                                              : model.mlp_half(half / 2, x_BTD);
 }
 
 std::string half_name(std::int64_t half) {
-  return fmt::format("{} of layer {}", kind_of(half) == UnitKind::attention ? "attention" : "MLP", half / 2);
+  return fmt::format("{} of layer {}", kind_of(half) == UnitKind::attention ? "attention" : "MLP",
+                     half / 2);
 }
 
 at::Tensor embed(const CausalLM& model, const at::Tensor& tokens_BT, Communicator& tensor) {
@@ -33,7 +35,8 @@ at::Tensor embed(const CausalLM& model, const at::Tensor& tokens_BT, Communicato
 }
 
 /// x + sum over tensor ranks of the half's partial output. Collective.
-at::Tensor advance_half(const CausalLM& model, std::int64_t half, const at::Tensor& x_BTD, Communicator& tensor) {
+at::Tensor advance_half(const CausalLM& model, std::int64_t half, const at::Tensor& x_BTD,
+                        Communicator& tensor) {
   at::Tensor partial_BTD = run_half(model, half, x_BTD).partial_BTD;
   all_reduce_sum(partial_BTD, tensor);
   return x_BTD + partial_BTD;
@@ -57,7 +60,8 @@ class GradientScope {
   std::vector<at::Tensor> weights_;
 };
 
-/// Re-runs one half with gradients on. Returns d/dx of this rank's part (zero where the rank holds no unit).
+/// Re-runs one half with gradients on. Returns d/dx of this rank's part (zero where the rank holds
+/// no unit).
 at::Tensor backward_half(const CausalLM& model, std::int64_t half, const at::Tensor& x_BTD,
                          const at::Tensor& dy_BTD, bool needs_input, BackwardObserver& observer) {
   const std::int64_t layer = half / 2;
@@ -82,7 +86,8 @@ at::Tensor backward_half(const CausalLM& model, std::int64_t half, const at::Ten
   HalfGradients observed;
   observed.gate = out.gate.detach();
   if (wants_gate) observed.gate_gradient = gradients[next++];
-  for (const TensorRole role : roles) observed.weight_gradients.emplace_back(role, gradients[next++]);
+  for (const TensorRole role : roles)
+    observed.weight_gradients.emplace_back(role, gradients[next++]);
   if (wants_gate || !roles.empty()) {
     const c10::NoGradGuard no_gradient;
     observer.observe(layer, kind_of(half), observed);
@@ -90,9 +95,10 @@ at::Tensor backward_half(const CausalLM& model, std::int64_t half, const at::Ten
   return dx_BTD;
 }
 
-/// Runs forward once more and says where the first value that is not finite appeared. Collective, and the
-/// same on every tensor rank, since residuals are.
-[[noreturn]] void report_non_finite(const CausalLM& model, const TokenBatch& batch, Communicator& tensor) {
+/// Runs forward once more and says where the first value that is not finite appeared. Collective,
+/// and the same on every tensor rank, since residuals are.
+[[noreturn]] void report_non_finite(const CausalLM& model, const TokenBatch& batch,
+                                    Communicator& tensor) {
   std::string place = "the output projection or the loss";
   at::Tensor x_BTD = embed(model, batch.tokens_BT, tensor);
   if (!all_finite(x_BTD)) place = "the embedding";
@@ -103,13 +109,16 @@ at::Tensor backward_half(const CausalLM& model, std::int64_t half, const at::Ten
     place = half_name(half);
     break;
   }
-  throw AgreedError(ExitCode::bad_content, "the loss is NaN or infinite",
-              fmt::format("the first value that is not finite is an activation after the {}, tensor rank {}",
-                          place, tensor.rank()),
-              "Use a wider model.dtype (float16 overflows easily), or check the weights of that layer.");
+  throw AgreedError(
+      ExitCode::bad_content, "the loss is NaN or infinite",
+      fmt::format(
+          "the first value that is not finite is an activation after the {}, tensor rank {}", place,
+          tensor.rank()),
+      "Use a wider model.dtype (float16 overflows easily), or check the weights of that layer.");
 }
 
-at::Tensor finite_losses(const CausalLM& model, const TokenBatch& batch, const at::Tensor& nll_N, Communicator& tensor) {
+at::Tensor finite_losses(const CausalLM& model, const TokenBatch& batch, const at::Tensor& nll_N,
+                         Communicator& tensor) {
   const at::Tensor host_N = nll_N.to(at::kCPU);
   if (!all_finite(host_N)) report_non_finite(model, batch, tensor);
   return host_N;
@@ -122,25 +131,29 @@ void poison(at::Tensor& tensor) {
 
 }  // namespace
 
-at::Tensor forward_hidden(const CausalLM& model, const at::Tensor& tokens_BT, Communicator& tensor) {
+at::Tensor forward_hidden(const CausalLM& model, const at::Tensor& tokens_BT,
+                          Communicator& tensor) {
   const c10::NoGradGuard no_gradient;
   at::Tensor x_BTD = embed(model, tokens_BT, tensor);
-  for (std::int64_t half = 0; half < 2 * model.layers(); ++half) x_BTD = advance_half(model, half, x_BTD, tensor);
+  for (std::int64_t half = 0; half < 2 * model.layers(); ++half)
+    x_BTD = advance_half(model, half, x_BTD, tensor);
   return x_BTD;
 }
 
 at::Tensor token_losses(const CausalLM& model, const TokenBatch& batch, Communicator& tensor) {
   const c10::NoGradGuard no_gradient;
   const at::Tensor x_BTD = forward_hidden(model, batch.tokens_BT, tensor);
-  return finite_losses(model, batch,
-                       vocabulary_loss(model, x_BTD, batch.positions_N, batch.targets_N, {}, tensor).nll_N, tensor);
+  return finite_losses(
+      model, batch,
+      vocabulary_loss(model, x_BTD, batch.positions_N, batch.targets_N, {}, tensor).nll_N, tensor);
 }
 
-at::Tensor logits_at(const CausalLM& model, const at::Tensor& hidden_BTD, const at::Tensor& positions_N,
-                     Communicator& tensor) {
+at::Tensor logits_at(const CausalLM& model, const at::Tensor& hidden_BTD,
+                     const at::Tensor& positions_N, Communicator& tensor) {
   const c10::NoGradGuard no_gradient;
-  const at::Tensor rows_ND =
-      model.final_norm(hidden_BTD).reshape({-1, model.config().hidden}).index_select(0, positions_N);
+  const at::Tensor rows_ND = model.final_norm(hidden_BTD)
+                                 .reshape({-1, model.config().hidden})
+                                 .index_select(0, positions_N);
   at::Tensor all_NV = at::zeros({rows_ND.size(0), model.config().vocabulary}, rows_ND.options());
   const Range mine = model.shard().vocabulary;
   all_NV.narrow(1, mine.begin, mine.size()).copy_(at::linear(rows_ND, model.head_VD()));
@@ -148,8 +161,9 @@ at::Tensor logits_at(const CausalLM& model, const at::Tensor& hidden_BTD, const 
   return all_NV;
 }
 
-at::Tensor blockwise_backward(const CausalLM& model, const TokenBatch& batch, std::int64_t lowest_half,
-                              BackwardObserver& observer, Communicator& tensor) {
+at::Tensor blockwise_backward(const CausalLM& model, const TokenBatch& batch,
+                              std::int64_t lowest_half, BackwardObserver& observer,
+                              Communicator& tensor) {
   const c10::NoGradGuard no_gradient;
   const std::int64_t halves = 2 * model.layers();
   std::vector<at::Tensor> inputs(static_cast<std::size_t>(halves));

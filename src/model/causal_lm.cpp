@@ -11,23 +11,38 @@ namespace espalier {
 
 at::Tensor& LayerWeights::by_role(TensorRole role) {
   switch (role) {
-    case TensorRole::attention_norm: return attention_norm_D;
-    case TensorRole::q: return q_HED;
-    case TensorRole::k: return k_KED;
-    case TensorRole::v: return v_KED;
-    case TensorRole::o: return o_DHE;
-    case TensorRole::q_bias: return q_bias_HE;
-    case TensorRole::k_bias: return k_bias_KE;
-    case TensorRole::v_bias: return v_bias_KE;
-    case TensorRole::q_norm: return q_norm_E;
-    case TensorRole::k_norm: return k_norm_E;
-    case TensorRole::mlp_norm: return mlp_norm_D;
-    case TensorRole::gate: return gate_FD;
-    case TensorRole::up: return up_FD;
-    case TensorRole::down: return down_DF;
+    case TensorRole::attention_norm:
+      return attention_norm_D;
+    case TensorRole::q:
+      return q_HED;
+    case TensorRole::k:
+      return k_KED;
+    case TensorRole::v:
+      return v_KED;
+    case TensorRole::o:
+      return o_DHE;
+    case TensorRole::q_bias:
+      return q_bias_HE;
+    case TensorRole::k_bias:
+      return k_bias_KE;
+    case TensorRole::v_bias:
+      return v_bias_KE;
+    case TensorRole::q_norm:
+      return q_norm_E;
+    case TensorRole::k_norm:
+      return k_norm_E;
+    case TensorRole::mlp_norm:
+      return mlp_norm_D;
+    case TensorRole::gate:
+      return gate_FD;
+    case TensorRole::up:
+      return up_FD;
+    case TensorRole::down:
+      return down_DF;
     case TensorRole::embedding:
     case TensorRole::final_norm:
-    case TensorRole::head: break;
+    case TensorRole::head:
+      break;
   }
   throw Error(ExitCode::internal, "a tensor outside the decoder layers was asked of a layer");
 }
@@ -50,10 +65,14 @@ const LayerWidths& CausalLM::widths(std::int64_t layer) const {
 
 at::Tensor& CausalLM::tensor(const TensorSpec& spec) {
   switch (spec.role) {
-    case TensorRole::embedding: return embedding_VD_;
-    case TensorRole::final_norm: return final_norm_D_;
-    case TensorRole::head: return head_VD_;
-    default: return layer(spec.layer).by_role(spec.role);
+    case TensorRole::embedding:
+      return embedding_VD_;
+    case TensorRole::final_norm:
+      return final_norm_D_;
+    case TensorRole::head:
+      return head_VD_;
+    default:
+      return layer(spec.layer).by_role(spec.role);
   }
 }
 
@@ -61,7 +80,8 @@ at::Tensor CausalLM::embed_partial(const at::Tensor& tokens_BT) const {
   const Range rows = shard().vocabulary;
   if (rows.size() == config_.vocabulary) return at::embedding(embedding_VD_, tokens_BT);
   if (rows.size() == 0)
-    return at::zeros({tokens_BT.size(0), tokens_BT.size(1), config_.hidden}, embedding_VD_.options());
+    return at::zeros({tokens_BT.size(0), tokens_BT.size(1), config_.hidden},
+                     embedding_VD_.options());
   const at::Tensor elsewhere_BT = at::logical_or(tokens_BT < rows.begin, tokens_BT >= rows.end);
   const at::Tensor local_BT = (tokens_BT - rows.begin).masked_fill(elsewhere_BT, 0);
   return at::embedding(embedding_VD_, local_BT).masked_fill(elsewhere_BT.unsqueeze(-1), 0);
@@ -74,7 +94,9 @@ at::Tensor CausalLM::rms_norm(const at::Tensor& x, const at::Tensor& weight) con
   return weight * (wide * at::rsqrt(mean_square + config_.rms_norm_eps)).to(x.scalar_type());
 }
 
-at::Tensor CausalLM::final_norm(const at::Tensor& x_BTD) const { return rms_norm(x_BTD, final_norm_D_); }
+at::Tensor CausalLM::final_norm(const at::Tensor& x_BTD) const {
+  return rms_norm(x_BTD, final_norm_D_);
+}
 
 const RotaryTable& CausalLM::rotary(std::int64_t tokens) const {
   if (!rotary_.cos_TE.defined() || rotary_.cos_TE.size(0) < tokens)
@@ -97,11 +119,14 @@ at::Tensor CausalLM::attention(std::int64_t layer, at::Tensor q_BHTE, at::Tensor
   const std::int64_t window = config_.sliding_window[static_cast<std::size_t>(layer)];
   const double scale = 1.0 / std::sqrt(static_cast<double>(config_.head_dim));
   if (window == 0 || window >= tokens)
-    return at::scaled_dot_product_attention(q_BHTE, k_BKTE, v_BKTE, {}, 0.0, /*is_causal=*/true, scale, shared_kv);
-  const at::Tensor position = at::arange(tokens, at::TensorOptions(at::kLong).device(options_.device));
+    return at::scaled_dot_product_attention(q_BHTE, k_BKTE, v_BKTE, {}, 0.0, /*is_causal=*/true,
+                                            scale, shared_kv);
+  const at::Tensor position =
+      at::arange(tokens, at::TensorOptions(at::kLong).device(options_.device));
   const at::Tensor distance_TT = position.unsqueeze(1) - position.unsqueeze(0);
   const at::Tensor visible_TT = at::logical_and(distance_TT >= 0, distance_TT < window);
-  return at::scaled_dot_product_attention(q_BHTE, k_BKTE, v_BKTE, visible_TT, 0.0, false, scale, shared_kv);
+  return at::scaled_dot_product_attention(q_BHTE, k_BKTE, v_BKTE, visible_TT, 0.0, false, scale,
+                                          shared_kv);
 }
 
 HalfOutput CausalLM::attention_half(std::int64_t l, const at::Tensor& x_BTD) const {

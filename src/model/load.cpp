@@ -15,9 +15,11 @@ std::string shape_text(const std::vector<std::int64_t>& shape) {
 }
 
 /// Reads one slice as a tensor of the stored dtype on the host.
-at::Tensor read_slice(const CheckpointReader& reader, const TensorSpec& spec, const TensorSlice& slice) {
+at::Tensor read_slice(const CheckpointReader& reader, const TensorSpec& spec,
+                      const TensorSlice& slice) {
   const TensorInfo* info = reader.find(spec.name);
-  ESPALIER_CHECK(info != nullptr, "tensor " + spec.name + " vanished after the checkpoint was checked");
+  ESPALIER_CHECK(info != nullptr,
+                 "tensor " + spec.name + " vanished after the checkpoint was checked");
   std::vector<std::int64_t> shape{slice.rows.size()};
   if (spec.shape.size() == 2) shape.push_back(slice.columns.size());
   at::Tensor t = at::empty(shape, at::TensorOptions().dtype(to_scalar_type(info->dtype)));
@@ -29,11 +31,13 @@ at::Tensor read_slice(const CheckpointReader& reader, const TensorSpec& spec, co
 void require_finite(const at::Tensor& t, const TensorSpec& spec, int tensor_index) {
   if (all_finite(t)) return;
   const auto bad = at::logical_not(at::isfinite(t)).sum().item<std::int64_t>();
-  const std::string place = spec.layer < 0 ? std::string("outside the decoder layers") : fmt::format("layer {}", spec.layer);
-  throw Error(ExitCode::bad_content,
-              fmt::format("{} of {} values of tensor '{}' are NaN or infinite", bad, t.numel(), spec.name),
-              fmt::format("{}, tensor rank {}", place, tensor_index),
-              "Check the checkpoint (espalier verify MODEL --deep), or load it in a wider dtype.");
+  const std::string place = spec.layer < 0 ? std::string("outside the decoder layers")
+                                           : fmt::format("layer {}", spec.layer);
+  throw Error(
+      ExitCode::bad_content,
+      fmt::format("{} of {} values of tensor '{}' are NaN or infinite", bad, t.numel(), spec.name),
+      fmt::format("{}, tensor rank {}", place, tensor_index),
+      "Check the checkpoint (espalier verify MODEL --deep), or load it in a wider dtype.");
 }
 
 TensorSlice slice_for(const CausalLM& model, const WeightSource& source, const TensorSpec& spec) {
@@ -67,18 +71,24 @@ std::vector<std::string> check_checkpoint(const ModelConfig& config, const Weigh
     const std::vector<std::int64_t> shape = shape_with(spec, config, source.widths);
     if (info == nullptr) {
       const std::string near = nearest_name(spec.name, available);
-      problems.add(ExitCode::bad_content, fmt::format("tensor '{}' {} is missing", spec.name, shape_text(shape)),
-                   {}, near.empty() ? "" : fmt::format("The nearest name in the checkpoint is '{}'.", near), where);
+      problems.add(
+          ExitCode::bad_content,
+          fmt::format("tensor '{}' {} is missing", spec.name, shape_text(shape)), {},
+          near.empty() ? "" : fmt::format("The nearest name in the checkpoint is '{}'.", near),
+          where);
       continue;
     }
     if (info->shape != shape)
       problems.add(ExitCode::bad_content,
                    fmt::format("tensor '{}' has shape {}, config.json promises {}", spec.name,
-                               shape_text(info->shape), shape_text(shape)), {}, {}, where);
+                               shape_text(info->shape), shape_text(shape)),
+                   {}, {}, where);
     if (!is_floating(info->dtype))
-      problems.add(ExitCode::bad_content,
-                   fmt::format("tensor '{}' is stored as {}", spec.name, safetensors_name(info->dtype)),
-                   "weights must be F16, BF16, F32 or F64", "Quantized checkpoints cannot be pruned.", where);
+      problems.add(
+          ExitCode::bad_content,
+          fmt::format("tensor '{}' is stored as {}", spec.name, safetensors_name(info->dtype)),
+          "weights must be F16, BF16, F32 or F64", "Quantized checkpoints cannot be pruned.",
+          where);
   }
   problems.throw_if_any();
   std::sort(expected.begin(), expected.end());
@@ -92,7 +102,8 @@ std::vector<std::string> check_checkpoint(const ModelConfig& config, const Weigh
       first_extra = name;
   }
   if (extra > 0)
-    notes.push_back(fmt::format("{} tensors of the checkpoint are not used (the first: {})", extra, first_extra));
+    notes.push_back(fmt::format("{} tensors of the checkpoint are not used (the first: {})", extra,
+                                first_extra));
   return notes;
 }
 
@@ -102,9 +113,9 @@ at::ScalarType stored_type(const WeightSource& source) {
   return to_scalar_type(info->dtype);
 }
 
-CausalLM load_causal_lm(const ModelConfig& config, const ModelWidths& widths, const WeightSource& source,
-                        const ComputeOptions& options, int tensor_size, int tensor_index,
-                        const LoadProgress& progress) {
+CausalLM load_causal_lm(const ModelConfig& config, const ModelWidths& widths,
+                        const WeightSource& source, const ComputeOptions& options, int tensor_size,
+                        int tensor_index, const LoadProgress& progress) {
   std::vector<ShardWidths> shards;
   for (int i = 0; i < tensor_size; ++i) shards.push_back(shard_of(config, widths, tensor_size, i));
   CausalLM model(config, std::move(shards), tensor_index, options);
@@ -127,21 +138,24 @@ CausalLM load_causal_lm(const ModelConfig& config, const ModelWidths& widths, co
 }
 
 bool rebalance(CausalLM& model, const WeightSource& source, double limit) {
-  if (model.shards().size() == 1 || imbalance(model.config(), model.shards()) <= limit) return false;
+  if (model.shards().size() == 1 || imbalance(model.config(), model.shards()) <= limit)
+    return false;
   ModelWidths kept;
   kept.layers.resize(static_cast<std::size_t>(model.layers()));
   for (const ShardWidths& shard : model.shards())
     for (std::size_t l = 0; l < kept.layers.size(); ++l) {
       const LayerWidths& part = shard.widths.layers[l];
       LayerWidths& all = kept.layers[l];
-      all.query_heads.insert(all.query_heads.end(), part.query_heads.begin(), part.query_heads.end());
+      all.query_heads.insert(all.query_heads.end(), part.query_heads.begin(),
+                             part.query_heads.end());
       all.kv_heads.insert(all.kv_heads.end(), part.kv_heads.begin(), part.kv_heads.end());
       all.channels.insert(all.channels.end(), part.channels.begin(), part.channels.end());
     }
   std::vector<ShardWidths> shards;
   const int count = static_cast<int>(model.shards().size());
   for (int i = 0; i < count; ++i) shards.push_back(shard_of(model.config(), kept, count, i));
-  // The best cut of few KV groups can stay above the limit for ever: then moving units would gain nothing.
+  // The best cut of few KV groups can stay above the limit for ever: then moving units would gain
+  // nothing.
   if (imbalance(model.config(), shards) >= imbalance(model.config(), model.shards())) return false;
   const ModelWidths before = model.shard().widths;
   model.set_shards(std::move(shards));

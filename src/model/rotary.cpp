@@ -7,8 +7,8 @@
 namespace espalier {
 namespace {
 
-/// The rescaling of Llama 3.1: wavelengths beyond the original context are stretched by `factor`, short ones
-/// are kept, those between are blended.
+/// The rescaling of Llama 3.1: wavelengths beyond the original context are stretched by `factor`,
+/// short ones are kept, those between are blended.
 at::Tensor rescale_llama3(const at::Tensor& inverse_frequency, const RopeConfig& rope) {
   const double context = static_cast<double>(rope.original_max_positions);
   const double low_wavelength = context / rope.low_freq_factor;
@@ -26,7 +26,8 @@ at::Tensor rescale_llama3(const at::Tensor& inverse_frequency, const RopeConfig&
 
 }  // namespace
 
-RotaryTable rotary_table(const ModelConfig& config, std::int64_t tokens, at::ScalarType dtype, at::Device device) {
+RotaryTable rotary_table(const ModelConfig& config, std::int64_t tokens, at::ScalarType dtype,
+                         at::Device device) {
   const at::Tensor pair = at::arange(0, config.head_dim, 2, at::kLong).to(at::kFloat);
   at::Tensor inverse_frequency = at::reciprocal(
       at::pow(at::Scalar(config.rope.theta), pair / static_cast<double>(config.head_dim)));

@@ -15,10 +15,12 @@ at::ScalarType wire_type(at::ScalarType type) {
 void all_reduce(at::Tensor& tensor, Communicator& comm, ReduceOp op) {
   if (comm.size() == 1 || tensor.numel() == 0) return;
   const at::ScalarType wire = wire_type(tensor.scalar_type());
-  const bool in_place = tensor.device().is_cpu() && tensor.is_contiguous() && wire == tensor.scalar_type();
+  const bool in_place =
+      tensor.device().is_cpu() && tensor.is_contiguous() && wire == tensor.scalar_type();
   at::Tensor host = tensor;
   if (!in_place) {
-    host = at::empty(tensor.sizes(), at::TensorOptions().dtype(wire).pinned_memory(tensor.is_cuda()));
+    host =
+        at::empty(tensor.sizes(), at::TensorOptions().dtype(wire).pinned_memory(tensor.is_cuda()));
     host.copy_(tensor);
   }
   comm.all_reduce({host.data_ptr(), static_cast<std::size_t>(host.numel()), to_dtype(wire)}, op);
@@ -29,38 +31,63 @@ void all_reduce(at::Tensor& tensor, Communicator& comm, ReduceOp op) {
 
 at::ScalarType to_scalar_type(DType dtype) {
   switch (dtype) {
-    case DType::boolean: return at::kBool;
-    case DType::u8: return at::kByte;
-    case DType::i8: return at::kChar;
-    case DType::i16: return at::kShort;
-    case DType::i32: return at::kInt;
-    case DType::i64: return at::kLong;
-    case DType::f16: return at::kHalf;
-    case DType::bf16: return at::kBFloat16;
-    case DType::f32: return at::kFloat;
-    case DType::f64: return at::kDouble;
+    case DType::boolean:
+      return at::kBool;
+    case DType::u8:
+      return at::kByte;
+    case DType::i8:
+      return at::kChar;
+    case DType::i16:
+      return at::kShort;
+    case DType::i32:
+      return at::kInt;
+    case DType::i64:
+      return at::kLong;
+    case DType::f16:
+      return at::kHalf;
+    case DType::bf16:
+      return at::kBFloat16;
+    case DType::f32:
+      return at::kFloat;
+    case DType::f64:
+      return at::kDouble;
     default:
-      throw Error(ExitCode::bad_content,
-                  "elements of type " + std::string(safetensors_name(dtype)) + " cannot be computed with");
+      throw Error(
+          ExitCode::bad_content,
+          "elements of type " + std::string(safetensors_name(dtype)) + " cannot be computed with");
   }
 }
 
 DType to_dtype(at::ScalarType type) {
   switch (type) {
-    case at::kBool: return DType::boolean;
-    case at::kByte: return DType::u8;
-    case at::kInt: return DType::i32;
-    case at::kLong: return DType::i64;
-    case at::kHalf: return DType::f16;
-    case at::kBFloat16: return DType::bf16;
-    case at::kFloat: return DType::f32;
-    case at::kDouble: return DType::f64;
-    default: ESPALIER_CHECK(false, "a tensor type without a DType"); return DType::f32;
+    case at::kBool:
+      return DType::boolean;
+    case at::kByte:
+      return DType::u8;
+    case at::kInt:
+      return DType::i32;
+    case at::kLong:
+      return DType::i64;
+    case at::kHalf:
+      return DType::f16;
+    case at::kBFloat16:
+      return DType::bf16;
+    case at::kFloat:
+      return DType::f32;
+    case at::kDouble:
+      return DType::f64;
+    default:
+      ESPALIER_CHECK(false, "a tensor type without a DType");
+      return DType::f32;
   }
 }
 
-void all_reduce_sum(at::Tensor& tensor, Communicator& comm) { all_reduce(tensor, comm, ReduceOp::sum); }
-void all_reduce_max(at::Tensor& tensor, Communicator& comm) { all_reduce(tensor, comm, ReduceOp::max); }
+void all_reduce_sum(at::Tensor& tensor, Communicator& comm) {
+  all_reduce(tensor, comm, ReduceOp::sum);
+}
+void all_reduce_max(at::Tensor& tensor, Communicator& comm) {
+  all_reduce(tensor, comm, ReduceOp::max);
+}
 
 at::Tensor take(const at::Tensor& tensor, std::int64_t dim, const IndexRuns& indices) {
   if (indices.is_all(tensor.size(dim))) return tensor;

@@ -13,7 +13,9 @@ namespace espalier {
 namespace {
 
 /// Logits and loss are never narrower than float32.
-at::ScalarType loss_type(at::ScalarType model) { return model == at::kDouble ? at::kDouble : at::kFloat; }
+at::ScalarType loss_type(at::ScalarType model) {
+  return model == at::kDouble ? at::kDouble : at::kFloat;
+}
 
 struct Chunk {
   at::Tensor nll_C;        // loss type
@@ -21,21 +23,24 @@ struct Chunk {
 };
 
 /// One chunk's loss from this rank's logits. Collective.
-Chunk chunk_loss(const at::Tensor& logits_CV, const at::Tensor& targets_C, const at::Tensor& weights_C,
-                 Range vocabulary, Communicator& tensor) {
+Chunk chunk_loss(const at::Tensor& logits_CV, const at::Tensor& targets_C,
+                 const at::Tensor& weights_C, Range vocabulary, Communicator& tensor) {
   const std::int64_t chunk = logits_CV.size(0);
-  at::Tensor max_C = vocabulary.size() > 0
-                         ? logits_CV.amax(-1)
-                         : at::full({chunk}, -std::numeric_limits<double>::infinity(), logits_CV.options());
+  at::Tensor max_C =
+      vocabulary.size() > 0
+          ? logits_CV.amax(-1)
+          : at::full({chunk}, -std::numeric_limits<double>::infinity(), logits_CV.options());
   all_reduce_max(max_C, tensor);
   const at::Tensor shifted_CV = logits_CV - max_C.unsqueeze(-1);
-  const at::Tensor elsewhere_C = at::logical_or(targets_C < vocabulary.begin, targets_C >= vocabulary.end);
+  const at::Tensor elsewhere_C =
+      at::logical_or(targets_C < vocabulary.begin, targets_C >= vocabulary.end);
   const at::Tensor local_C = (targets_C - vocabulary.begin).masked_fill(elsewhere_C, 0);
   at::Tensor exp_CV = shifted_CV.exp();
   at::Tensor sums_2C = at::zeros({2, chunk}, logits_CV.options());
   if (vocabulary.size() > 0) {
     sums_2C.select(0, 0).copy_(exp_CV.sum(-1));
-    sums_2C.select(0, 1).copy_(shifted_CV.gather(-1, local_C.unsqueeze(-1)).squeeze(-1).masked_fill(elsewhere_C, 0));
+    sums_2C.select(0, 1).copy_(
+        shifted_CV.gather(-1, local_C.unsqueeze(-1)).squeeze(-1).masked_fill(elsewhere_C, 0));
   }
   all_reduce_sum(sums_2C, tensor);
   const at::Tensor sum_C = sums_2C.select(0, 0);
@@ -56,13 +61,15 @@ std::int64_t loss_chunk(std::int64_t local_vocabulary) {
   return std::clamp<std::int64_t>(kLogits / std::max<std::int64_t>(local_vocabulary, 1), 16, 2048);
 }
 
-VocabularyLoss vocabulary_loss(const CausalLM& model, const at::Tensor& x_BTD, const at::Tensor& positions_N,
-                               const at::Tensor& targets_N, const at::Tensor& weights_N, Communicator& tensor) {
+VocabularyLoss vocabulary_loss(const CausalLM& model, const at::Tensor& x_BTD,
+                               const at::Tensor& positions_N, const at::Tensor& targets_N,
+                               const at::Tensor& weights_N, Communicator& tensor) {
   const bool with_gradient = weights_N.defined();
   const Range vocabulary = model.shard().vocabulary;
   const std::int64_t predictions = positions_N.numel(), D = model.config().hidden;
   // The widest rank sets the chunk, so that all ranks issue the same collectives.
-  const std::int64_t chunk = loss_chunk(even_cut(model.config().vocabulary, tensor.size(), 0).size());
+  const std::int64_t chunk =
+      loss_chunk(even_cut(model.config().vocabulary, tensor.size(), 0).size());
 
   const at::Tensor leaf_BTD = x_BTD.detach().requires_grad_(with_gradient);
   at::Tensor norm_BTD;
@@ -77,16 +84,19 @@ VocabularyLoss vocabulary_loss(const CausalLM& model, const at::Tensor& x_BTD, c
   for (std::int64_t begin = 0; begin < predictions; begin += chunk) {
     const std::int64_t size = std::min(chunk, predictions - begin);
     const at::Tensor rows_CD = rows_ND.narrow(0, begin, size);
-    const at::Tensor logits_CV = at::linear(rows_CD, model.head_VD()).to(loss_type(rows_CD.scalar_type()));
-    const Chunk result =
-        chunk_loss(logits_CV, targets_N.narrow(0, begin, size),
-                   with_gradient ? weights_N.narrow(0, begin, size) : at::Tensor(), vocabulary, tensor);
+    const at::Tensor logits_CV =
+        at::linear(rows_CD, model.head_VD()).to(loss_type(rows_CD.scalar_type()));
+    const Chunk result = chunk_loss(logits_CV, targets_N.narrow(0, begin, size),
+                                    with_gradient ? weights_N.narrow(0, begin, size) : at::Tensor(),
+                                    vocabulary, tensor);
     losses.push_back(result.nll_C.to(at::kDouble));
     if (result.gradient_CV.defined())
-      drows_ND.narrow(0, begin, size).copy_(at::mm(result.gradient_CV.to(rows_CD.scalar_type()), model.head_VD()));
+      drows_ND.narrow(0, begin, size)
+          .copy_(at::mm(result.gradient_CV.to(rows_CD.scalar_type()), model.head_VD()));
   }
   VocabularyLoss loss;
-  loss.nll_N = losses.empty() ? at::zeros({0}, x_BTD.options().dtype(at::kDouble)) : at::cat(losses);
+  loss.nll_N =
+      losses.empty() ? at::zeros({0}, x_BTD.options().dtype(at::kDouble)) : at::cat(losses);
   if (!with_gradient) return loss;
   // A position predicts once, so rows are copied back, not added.
   at::Tensor dnorm_BTD = at::zeros_like(norm_BTD);

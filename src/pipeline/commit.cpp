@@ -18,7 +18,9 @@ namespace fs = std::filesystem;
 constexpr const char* kState = "state.h5";
 constexpr const char* kManifest = "MANIFEST.json";
 
-std::span<const std::byte> bytes_of(const std::string& text) { return std::as_bytes(std::span(text.data(), text.size())); }
+std::span<const std::byte> bytes_of(const std::string& text) {
+  return std::as_bytes(std::span(text.data(), text.size()));
+}
 
 /// The manifest carries the hash of itself without that one entry.
 std::string sealed(nlohmann::ordered_json manifest) {
@@ -35,7 +37,8 @@ nlohmann::ordered_json unsealed(const std::string& text, const fs::path& path) {
   const std::string hash = manifest["sha256"];
   manifest.erase("sha256");
   if (sha256_hex(std::string_view(manifest.dump())) != hash || sealed(manifest) != text)
-    throw Error(ExitCode::bad_content, "the manifest is damaged: its hash does not match", {}, {}, path.string());
+    throw Error(ExitCode::bad_content, "the manifest is damaged: its hash does not match", {}, {},
+                path.string());
   return manifest;
 }
 
@@ -75,7 +78,9 @@ std::vector<std::byte> state_image(const PruningPlan& plan, const ScoreTable& sc
   return file.finish();
 }
 
-std::string CommitStore::directory_name(std::int64_t iteration) { return fmt::format("iter-{:06}", iteration); }
+std::string CommitStore::directory_name(std::int64_t iteration) {
+  return fmt::format("iter-{:06}", iteration);
+}
 
 void CommitStore::publish(const Commit& commit, int attempt) {
   const fs::path final_path = directory_ / directory_name(commit.iteration);
@@ -86,7 +91,8 @@ void CommitStore::publish(const Commit& commit, int attempt) {
   write_verified(temporary / kState, commit.state);
   nlohmann::ordered_json manifest = commit.manifest;
   manifest["iteration"] = commit.iteration;
-  manifest["files"] = {{kState, {{"bytes", commit.state.size()}, {"sha256", sha256_hex(commit.state)}}}};
+  manifest["files"] = {
+      {kState, {{"bytes", commit.state.size()}, {"sha256", sha256_hex(commit.state)}}}};
   fault::hit("save.manifest");
   write_new_file(temporary / kManifest, sealed(std::move(manifest)), WriteScope::save);
   fsync_directory(temporary, WriteScope::save);
@@ -103,26 +109,33 @@ Commit read_commit(const fs::path& directory) {
   const auto& files = commit.manifest.at("files");
   for (const auto& entry : fs::directory_iterator(directory))
     if (entry.path().filename() != kManifest && !files.contains(entry.path().filename().string()))
-      throw Error(ExitCode::bad_content, "a file that the manifest does not name", {}, {}, entry.path().string());
+      throw Error(ExitCode::bad_content, "a file that the manifest does not name", {}, {},
+                  entry.path().string());
   for (const auto& [name, facts] : files.items()) {
     const fs::path path = directory / name;
     const std::string bytes = read_file(path);
     if (bytes.size() != facts.at("bytes").get<std::size_t>())
-      throw Error(ExitCode::bad_content, fmt::format("{} bytes, the manifest says {}", bytes.size(), facts.at("bytes").dump()),
-                  {}, {}, path.string());
+      throw Error(
+          ExitCode::bad_content,
+          fmt::format("{} bytes, the manifest says {}", bytes.size(), facts.at("bytes").dump()), {},
+          {}, path.string());
     if (sha256_hex(std::string_view(bytes)) != facts.at("sha256").get<std::string>())
-      throw Error(ExitCode::bad_content, "the content does not match its hash", {}, {}, path.string());
+      throw Error(ExitCode::bad_content, "the content does not match its hash", {}, {},
+                  path.string());
     if (name == kState) {
       const auto view = bytes_of(bytes);
       commit.state.assign(view.begin(), view.end());
     }
   }
-  if (commit.state.empty()) throw Error(ExitCode::bad_content, "the commit has no state.h5", {}, {}, directory.string());
+  if (commit.state.empty())
+    throw Error(ExitCode::bad_content, "the commit has no state.h5", {}, {}, directory.string());
   commit.iteration = commit.manifest.at("iteration").get<std::int64_t>();
   const std::optional<std::int64_t> named = iteration_of(directory.filename().string());
   if (named && *named != commit.iteration)
-    throw Error(ExitCode::bad_content, fmt::format("the directory of iteration {} holds iteration {}", *named, commit.iteration),
-                {}, {}, directory.string());
+    throw Error(
+        ExitCode::bad_content,
+        fmt::format("the directory of iteration {} holds iteration {}", *named, commit.iteration),
+        {}, {}, directory.string());
   return commit;
 }
 
@@ -130,7 +143,8 @@ std::vector<std::int64_t> CommitStore::iterations() const {
   std::vector<std::int64_t> found;
   if (!fs::exists(directory_)) return found;
   for (const auto& entry : fs::directory_iterator(directory_))
-    if (const auto iteration = iteration_of(entry.path().filename().string())) found.push_back(*iteration);
+    if (const auto iteration = iteration_of(entry.path().filename().string()))
+      found.push_back(*iteration);
   std::sort(found.begin(), found.end());
   return found;
 }
@@ -138,8 +152,10 @@ std::vector<std::int64_t> CommitStore::iterations() const {
 Commit CommitStore::read(std::int64_t iteration) const {
   const fs::path path = directory_ / directory_name(iteration);
   if (!fs::exists(path))
-    throw Error(ExitCode::missing_input, fmt::format("there is no commit of iteration {}", iteration),
-                "old commits are removed, see checkpoint.keep_last and keep_every", {}, directory_.string());
+    throw Error(ExitCode::missing_input,
+                fmt::format("there is no commit of iteration {}", iteration),
+                "old commits are removed, see checkpoint.keep_last and keep_every", {},
+                directory_.string());
   return read_commit(path);
 }
 
@@ -151,7 +167,8 @@ std::optional<Commit> CommitStore::newest_valid(std::vector<std::string>& reject
     } catch (const Error& error) {
       rejected.push_back(fmt::format("{} is not used: {}", directory_name(*it), error.what()));
     } catch (const nlohmann::json::exception& error) {
-      rejected.push_back(fmt::format("{} is not used: its manifest is incomplete ({})", directory_name(*it), error.what()));
+      rejected.push_back(fmt::format("{} is not used: its manifest is incomplete ({})",
+                                     directory_name(*it), error.what()));
     }
   }
   return std::nullopt;

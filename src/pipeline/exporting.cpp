@@ -27,27 +27,33 @@ ModelCard card_of(const Source& source, const PruneRules& rules, const ExportFac
   const ParameterCount kept = count_parameters(source.config, widths_of(source.config, facts.plan));
   ModelCard card;
   card.facts = {{"Structures removed", percent(sparsity.structures) + " of heads and channels"},
-                {"Decoder parameters", fmt::format("{} of {} ({} removed)", kept.decoder, dense.decoder, percent(sparsity.parameters))},
-                {"All parameters", fmt::format("{} of {} ({} removed)", kept.total, dense.total, percent(sparsity.total_parameters))},
+                {"Decoder parameters", fmt::format("{} of {} ({} removed)", kept.decoder,
+                                                   dense.decoder, percent(sparsity.parameters))},
+                {"All parameters", fmt::format("{} of {} ({} removed)", kept.total, dense.total,
+                                               percent(sparsity.total_parameters))},
                 {"Plan digest", facts.plan.digest()}};
   // The first and the last evaluated state that are not beyond the plan.
   const nlohmann::ordered_json *first = nullptr, *last = nullptr;
   for (const auto& row : facts.metrics) {
-    if (row.at("perplexity").empty() || row.at("iteration").get<std::int64_t>() > facts.plan.iteration) continue;
+    if (row.at("perplexity").empty() ||
+        row.at("iteration").get<std::int64_t>() > facts.plan.iteration)
+      continue;
     if (first == nullptr) first = &row;
     last = &row;
   }
   if (first != nullptr) {
-    card.facts.emplace_back(fmt::format("Perplexity, iteration {}", first->at("iteration").dump()), perplexities(*first));
-    card.facts.emplace_back(fmt::format("Perplexity, iteration {}", last->at("iteration").dump()), perplexities(*last));
+    card.facts.emplace_back(fmt::format("Perplexity, iteration {}", first->at("iteration").dump()),
+                            perplexities(*first));
+    card.facts.emplace_back(fmt::format("Perplexity, iteration {}", last->at("iteration").dump()),
+                            perplexities(*last));
   }
   return card;
 }
 
 }  // namespace
 
-ExportReport export_plan(const Source& source, const PruneRules& rules, ExportFormat format, const fs::path& out,
-                         const ExportFacts& facts) {
+ExportReport export_plan(const Source& source, const PruneRules& rules, ExportFormat format,
+                         const fs::path& out, const ExportFacts& facts) {
   ExportOptions options;
   options.out = out;
   options.plan_image = plan_image_of(facts.plan);
@@ -71,41 +77,48 @@ struct Origin {
 Origin origin_of_run(const fs::path& run) {
   const fs::path resolved = run / "config.resolved.yaml";
   if (!fs::exists(resolved))
-    throw Error(ExitCode::missing_input, "this is neither a run directory nor a plan file", "it has no config.resolved.yaml",
-                {}, run.string());
+    throw Error(ExitCode::missing_input, "this is neither a run directory nor a plan file",
+                "it has no config.resolved.yaml", {}, run.string());
   const RunConfig config = read_run_config(resolved, {}, ConfigUse::print);
   std::vector<std::string> rejected;
   const std::optional<Commit> commit = CommitStore(run / "ckpt").newest_valid(rejected);
   for (const std::string& line : rejected) log::warning("{}", line);
   if (!commit)
-    throw Error(ExitCode::missing_input, "the run has no valid commit to export", {}, "Let it finish an iteration first.",
-                run.string());
+    throw Error(ExitCode::missing_input, "the run has no valid commit to export", {},
+                "Let it finish an iteration first.", run.string());
   Origin origin{open_source(config.model_path), {}, {}};
   origin.rules = prune_rules(origin.source.config, config.prune);
-  origin.facts.plan = read_plan(Hdf5Reader::from_image(commit->state, (run / "ckpt").string()), "", origin.source.config);
+  origin.facts.plan = read_plan(Hdf5Reader::from_image(commit->state, (run / "ckpt").string()), "",
+                                origin.source.config);
   const fs::path provenance = run / "provenance.json";
-  if (fs::exists(provenance)) origin.facts.provenance = parse_json(read_file(provenance), provenance.string());
+  if (fs::exists(provenance))
+    origin.facts.provenance = parse_json(read_file(provenance), provenance.string());
   origin.facts.metrics = read_metrics(run);
   return origin;
 }
 
 Origin origin_of_plan(const fs::path& plan, const fs::path& model) {
   if (model.empty())
-    throw Error(ExitCode::usage, "a plan file without --model", {}, "Name the checkpoint it belongs to with --model DIR.");
+    throw Error(ExitCode::usage, "a plan file without --model", {},
+                "Name the checkpoint it belongs to with --model DIR.");
   Origin origin{open_source(model), {}, {}};
   origin.rules = prune_rules(origin.source.config, PruneConfig{});
   origin.facts.plan = read_plan(Hdf5Reader::open(plan), "", origin.source.config);
-  origin.facts.provenance = {{"schema", 1}, {"model", fs::absolute(model).string()}, {"plan", fs::absolute(plan).string()}};
+  origin.facts.provenance = {{"schema", 1},
+                             {"model", fs::absolute(model).string()},
+                             {"plan", fs::absolute(plan).string()}};
   return origin;
 }
 
 }  // namespace
 
 ExportOutcome export_run(const ExportRequest& request) {
-  Origin origin = fs::is_regular_file(request.from) ? origin_of_plan(request.from, request.model) : origin_of_run(request.from);
+  Origin origin = fs::is_regular_file(request.from) ? origin_of_plan(request.from, request.model)
+                                                    : origin_of_run(request.from);
   if (request.measure) origin.rules.measure = *request.measure;
   if (request.sparsity)
-    origin.facts.plan = truncate_plan(origin.source.config, origin.facts.plan, *request.sparsity, origin.rules);
+    origin.facts.plan =
+        truncate_plan(origin.source.config, origin.facts.plan, *request.sparsity, origin.rules);
   return {export_plan(origin.source, origin.rules, request.format, request.out, origin.facts),
           sparsity_of(origin.source.config, origin.rules, origin.facts.plan)};
 }

@@ -36,15 +36,18 @@ PruningPlan plan_of_run(const ModelChoice& choice, const Source& source) {
   const CommitStore commits(choice.run_dir / "ckpt");
   std::vector<std::string> rejected;
   std::optional<Commit> commit;
-  if (choice.iteration) commit = commits.read(*choice.iteration);
-  else commit = commits.newest_valid(rejected);
+  if (choice.iteration)
+    commit = commits.read(*choice.iteration);
+  else
+    commit = commits.newest_valid(rejected);
   if (!commit)
-    throw Error(ExitCode::missing_input, "the run has no valid commit", {}, {}, choice.run_dir.string());
+    throw Error(ExitCode::missing_input, "the run has no valid commit", {}, {},
+                choice.run_dir.string());
   return read_plan(Hdf5Reader::from_image(commit->state, "state.h5"), "", source.config);
 }
 
-ChosenModel open_model(CommRuntime& runtime, const ProcessGrid& grid, const RunConfig& config, const ModelChoice& choice,
-                       Monitor& monitor) {
+ChosenModel open_model(CommRuntime& runtime, const ProcessGrid& grid, const RunConfig& config,
+                       const ModelChoice& choice, Monitor& monitor) {
   std::optional<ChosenModel> chosen;
   ComputeOptions options;
   ModelWidths widths;
@@ -53,8 +56,9 @@ ChosenModel open_model(CommRuntime& runtime, const ProcessGrid& grid, const RunC
     widths = source.widths;
     chosen.emplace(ChosenModel{std::move(source), config.prune.attention_unit, {}, 0, {}});
     if (!choice.run_dir.empty() || !choice.plan.empty()) {
-      const PruningPlan plan = choice.plan.empty() ? plan_of_run(choice, chosen->source)
-                                                   : read_plan(Hdf5Reader::open(choice.plan), "", chosen->source.config);
+      const PruningPlan plan =
+          choice.plan.empty() ? plan_of_run(choice, chosen->source)
+                              : read_plan(Hdf5Reader::open(choice.plan), "", chosen->source.config);
       widths = widths_of(chosen->source.config, plan);
       chosen->unit = plan.attention_unit;
       chosen->plan_digest = plan.digest();
@@ -68,8 +72,8 @@ ChosenModel open_model(CommRuntime& runtime, const ProcessGrid& grid, const RunC
   monitor.enter("load");
   fault::hit("load.enter");
   together(grid.world(), "load", [&] {
-    chosen->model.emplace(load_causal_lm(chosen->source.config, widths, chosen->source.weights(), options,
-                                         grid.tensor_size(), grid.tensor_index(),
+    chosen->model.emplace(load_causal_lm(chosen->source.config, widths, chosen->source.weights(),
+                                         options, grid.tensor_size(), grid.tensor_index(),
                                          [&](std::int64_t done, std::int64_t total) {
                                            monitor.progress(done >> 20, total >> 20, "MiB");
                                          }));
@@ -82,7 +86,8 @@ ChosenModel open_model(CommRuntime& runtime, const ProcessGrid& grid, const RunC
 
 void require_new(const fs::path& path) {
   if (!fs::exists(path)) return;
-  throw Error(ExitCode::cannot_create, "the output exists already", {}, "Choose another --out, or remove it.", path.string());
+  throw Error(ExitCode::cannot_create, "the output exists already", {},
+              "Choose another --out, or remove it.", path.string());
 }
 
 void write_bytes(const fs::path& path, const std::vector<std::byte>& bytes) {
@@ -92,12 +97,14 @@ void write_bytes(const fs::path& path, const std::vector<std::byte>& bytes) {
 }
 
 /// Logits of the first rows of one evaluation file: [rows, tokens, vocabulary] in float64.
-void add_logits(Hdf5Writer& file, const CausalLM& model, const NamedTokens& data, std::int64_t rows, const ProcessGrid& grid) {
+void add_logits(Hdf5Writer& file, const CausalLM& model, const NamedTokens& data, std::int64_t rows,
+                const ProcessGrid& grid) {
   const TokenFile tokens = TokenFile::open(data.tokens, model.config().vocabulary);
   std::vector<std::int64_t> numbers(static_cast<std::size_t>(std::min(rows, tokens.rows())));
   std::iota(numbers.begin(), numbers.end(), std::int64_t{0});
   std::vector<std::int64_t> predictions;
-  const TokenBatch batch = make_batch(tokens.read(numbers, Counting::every_token), 1.0, model.options().device, predictions);
+  const TokenBatch batch = make_batch(tokens.read(numbers, Counting::every_token), 1.0,
+                                      model.options().device, predictions);
   const at::Tensor x_BTD = forward_hidden(model, batch.tokens_BT, grid.tensor());
   const at::Tensor positions = at::arange(batch.tokens_BT.numel(), batch.tokens_BT.options());
   const at::Tensor logits_NV = logits_at(model, x_BTD, positions, grid.tensor());
@@ -107,13 +114,17 @@ void add_logits(Hdf5Writer& file, const CausalLM& model, const NamedTokens& data
 }
 
 nlohmann::ordered_json to_json(const Perplexity& p) {
-  return {{"perplexity", p.perplexity}, {"loss", p.loss}, {"tokens", p.tokens}, {"windows", p.windows},
+  return {{"perplexity", p.perplexity},
+          {"loss", p.loss},
+          {"tokens", p.tokens},
+          {"windows", p.windows},
           {"window_tokens", p.window_tokens}};
 }
 
 }  // namespace
 
-void score_model(CommRuntime& runtime, const RunConfig& config, const ModelChoice& choice, const fs::path& out) {
+void score_model(CommRuntime& runtime, const RunConfig& config, const ModelChoice& choice,
+                 const fs::path& out) {
   const ProcessGrid grid(runtime.world(), static_cast<int>(config.tensor));
   together(grid.world(), "open", [&] { require_new(out); });
   Monitor monitor(nullptr, 0);
@@ -121,10 +132,15 @@ void score_model(CommRuntime& runtime, const RunConfig& config, const ModelChoic
   monitor.enter("calibrate");
   std::optional<Calibration> data;
   together(grid.world(), "calibrate", [&] {
-    data = Calibration::draw(config.calibration, chosen.iteration + 1, chosen.source.config.vocabulary);
+    data = Calibration::draw(config.calibration, chosen.iteration + 1,
+                             chosen.source.config.vocabulary);
   });
-  const ScoreRequest request{config.importance, config.calibration.combine, chosen.unit,
-                             all_halves(chosen.source.config), config.calibration.seed, chosen.iteration + 1};
+  const ScoreRequest request{config.importance,
+                             config.calibration.combine,
+                             chosen.unit,
+                             all_halves(chosen.source.config),
+                             config.calibration.seed,
+                             chosen.iteration + 1};
   const ScorePass pass = score(*chosen.model, *data, request, grid, monitor.hooks());
   monitor.leave();
   together(grid.world(), "save", [&] {
@@ -134,33 +150,37 @@ void score_model(CommRuntime& runtime, const RunConfig& config, const ModelChoic
     write_bytes(out, file.finish());
   });
   const auto seconds = pass.seconds.at("calibrate");
-  log::info("scored {} attention units and {} channels on {} tokens in {:.2f} s ({:.0f} tokens/s): {}",
-            pass.table.attention.score.size(), pass.table.mlp.score.size(), pass.table.tokens, seconds,
-            static_cast<double>(pass.table.tokens) / seconds, out.string());
+  log::info(
+      "scored {} attention units and {} channels on {} tokens in {:.2f} s ({:.0f} tokens/s): {}",
+      pass.table.attention.score.size(), pass.table.mlp.score.size(), pass.table.tokens, seconds,
+      static_cast<double>(pass.table.tokens) / seconds, out.string());
 }
 
-nlohmann::ordered_json evaluate_model(CommRuntime& runtime, const RunConfig& config, const EvalRequest& request) {
+nlohmann::ordered_json evaluate_model(CommRuntime& runtime, const RunConfig& config,
+                                      const EvalRequest& request) {
   const ProcessGrid grid(runtime.world(), static_cast<int>(config.tensor));
   together(grid.world(), "open", [&] {
     if (config.evaluation.perplexity.empty())
-      throw Error(ExitCode::config, "evaluation.perplexity is empty", "there is nothing to evaluate",
-                  "List token files under evaluation.perplexity.", config.source.string());
+      throw Error(ExitCode::config, "evaluation.perplexity is empty",
+                  "there is nothing to evaluate", "List token files under evaluation.perplexity.",
+                  config.source.string());
     if (!request.out.empty()) require_new(request.out);
     if (!request.logits.empty()) require_new(request.logits);
   });
   Monitor monitor(nullptr, 0);
   const ChosenModel chosen = open_model(runtime, grid, config, request.choice, monitor);
-  nlohmann::ordered_json result{{"schema", 1},
-                                {"model", chosen.source.reader.directory().string()},
-                                {"iteration", chosen.iteration},
-                                {"plan_digest", chosen.plan_digest},
-                                {"dtype", std::string(torch_name(to_dtype(chosen.model->options().dtype)))},
-                                {"layout", {{"tensor", grid.tensor_size()}, {"data", grid.data_size()}}},
-                                {"perplexity", nlohmann::ordered_json::object()}};
+  nlohmann::ordered_json result{
+      {"schema", 1},
+      {"model", chosen.source.reader.directory().string()},
+      {"iteration", chosen.iteration},
+      {"plan_digest", chosen.plan_digest},
+      {"dtype", std::string(torch_name(to_dtype(chosen.model->options().dtype)))},
+      {"layout", {{"tensor", grid.tensor_size()}, {"data", grid.data_size()}}},
+      {"perplexity", nlohmann::ordered_json::object()}};
   monitor.enter("evaluate");
   for (const NamedTokens& data : config.evaluation.perplexity)
-    result["perplexity"][data.name] =
-        to_json(evaluate_perplexity(*chosen.model, data, config.calibration.micro_batch_tokens, grid, monitor.hooks()));
+    result["perplexity"][data.name] = to_json(evaluate_perplexity(
+        *chosen.model, data, config.calibration.micro_batch_tokens, grid, monitor.hooks()));
   Hdf5Writer logits;
   if (!request.logits.empty())
     for (const NamedTokens& data : config.evaluation.perplexity)

@@ -35,8 +35,9 @@ void Monitor::leave() {
 }
 
 RoundHooks Monitor::hooks() {
-  return {[this] { poll(); },
-          [this](std::int64_t done, std::int64_t total) { progress(done, total, "micro-batches"); }};
+  return {
+      [this] { poll(); },
+      [this](std::int64_t done, std::int64_t total) { progress(done, total, "micro-batches"); }};
 }
 
 void Monitor::poll() {

@@ -41,8 +41,9 @@ nlohmann::ordered_json command_line() {
 
 nlohmann::ordered_json selected_environment() {
   nlohmann::ordered_json values = nlohmann::ordered_json::object();
-  for (const char* name : {"OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID", "SLURM_JOB_NODELIST",
-                           "SLURM_RESTART_COUNT", "PBS_JOBID", "LOADEDMODULES", "APPTAINER_CONTAINER"})
+  for (const char* name :
+       {"OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID", "SLURM_JOB_NODELIST",
+        "SLURM_RESTART_COUNT", "PBS_JOBID", "LOADEDMODULES", "APPTAINER_CONTAINER"})
     if (const char* value = std::getenv(name)) values[name] = value;
   return values;
 }
@@ -58,8 +59,9 @@ nlohmann::ordered_json program_facts() {
           {"hdf5", hdf5_library_version()}};
 }
 
-nlohmann::ordered_json make_provenance(const RunConfig& config, const Source& source, const InputHashes& hashes,
-                                       const ProcessGrid& grid, const std::string& device) {
+nlohmann::ordered_json make_provenance(const RunConfig& config, const Source& source,
+                                       const InputHashes& hashes, const ProcessGrid& grid,
+                                       const std::string& device) {
   nlohmann::ordered_json hosts = nlohmann::ordered_json::array();
   for (const std::string& host : grid.world().gather_text(host_name())) hosts.push_back(host);
   nlohmann::ordered_json provenance{
@@ -70,7 +72,10 @@ nlohmann::ordered_json make_provenance(const RunConfig& config, const Source& so
       {"environment", selected_environment()},
       {"hosts", hosts},
       {"device", device},
-      {"layout", {{"ranks", grid.world().size()}, {"tensor", grid.tensor_size()}, {"data", grid.data_size()}}},
+      {"layout",
+       {{"ranks", grid.world().size()},
+        {"tensor", grid.tensor_size()},
+        {"data", grid.data_size()}}},
       {"model", source.reader.directory().string()},
       {"config_sha256", sha256_hex(std::string_view(to_yaml(config)))},
       {"seed", config.calibration.seed},

@@ -28,7 +28,10 @@ namespace fs = std::filesystem;
 class PruningRun {
  public:
   PruningRun(CommRuntime& runtime, const RunRequest& request)
-      : request_(request), config_(request.config), runtime_(runtime), world_(runtime.world()),
+      : request_(request),
+        config_(request.config),
+        runtime_(runtime),
+        world_(runtime.world()),
         grid_(world_, static_cast<int>(config_.tensor)) {}
 
   void execute() {
@@ -42,7 +45,8 @@ class PruningRun {
       finish("finished", 0, "");
     } catch (const stop::Stopped&) {
       if (directory_) directory_->clear_stop_request();
-      const std::string reason = monitor.status().reason.empty() ? "signal" : monitor.status().reason;
+      const std::string reason =
+          monitor.status().reason.empty() ? "signal" : monitor.status().reason;
       finish("stopped", static_cast<int>(ExitCode::stopped), reason);
       throw;
     } catch (const Error& error) {
@@ -65,7 +69,8 @@ class PruningRun {
       rules_ = prune_rules(source_->config, config_.prune);
       start_ = start_plan(*source_, config_.prune.attention_unit);
       plan_ = start_;
-      require_reachable(source_->config, rules_, plan_.attention_unit, config_.prune.target.value());
+      require_reachable(source_->config, rules_, plan_.attention_unit,
+                        config_.prune.target.value());
       options_ = compute_options(config_, *source_, runtime_);
       // Opens every token file now: a wrong one must not be found after an hour.
       Calibration::draw(config_.calibration, 0, source_->config.vocabulary);
@@ -80,7 +85,8 @@ class PruningRun {
     std::string state;
     on_root("open the run directory", [&] {
       std::vector<std::string> messages;
-      directory_.emplace(RunDirectory::open(request_.run_dir, config_, request_.directory, messages));
+      directory_.emplace(
+          RunDirectory::open(request_.run_dir, config_, request_.directory, messages));
       log::configure(log_options());
       for (const std::string& message : messages) log::warning("{}", message);
       if (!directory_->start()) return;
@@ -139,12 +145,12 @@ class PruningRun {
     monitor_->enter("load");
     fault::hit("load.enter");
     together(world_, "load", [&] {
-      model_.emplace(load_causal_lm(source_->config, widths_of(source_->config, plan_), source_->weights(), options_,
-                                    grid_.tensor_size(), grid_.tensor_index(),
-                                    [&](std::int64_t done, std::int64_t total) {
-                                      monitor_->poll();
-                                      monitor_->progress(done >> 20, total >> 20, "MiB");
-                                    }));
+      model_.emplace(load_causal_lm(
+          source_->config, widths_of(source_->config, plan_), source_->weights(), options_,
+          grid_.tensor_size(), grid_.tensor_index(), [&](std::int64_t done, std::int64_t total) {
+            monitor_->poll();
+            monitor_->progress(done >> 20, total >> 20, "MiB");
+          }));
     });
     fault::hit("load.exit");
     std::vector<Problem> none;
@@ -152,13 +158,14 @@ class PruningRun {
     monitor_->leave();
   }
 
-  /// The row of metrics.jsonl for the state we start from: iteration 0 of the dense model, or that of the last commit
-  /// if the process died between the commit and its evaluation.
+  /// The row of metrics.jsonl for the state we start from: iteration 0 of the dense model, or that
+  /// of the last commit if the process died between the commit and its evaluation.
   void complete_last_iteration(std::int64_t last) {
     if (all_done()) return;
     nlohmann::ordered_json row;
     if (grid_.is_root())
-      row = directory_->start() ? directory_->start()->manifest.at("metrics") : describe(plan_.iteration);
+      row = directory_->start() ? directory_->start()->manifest.at("metrics")
+                                : describe(plan_.iteration);
     evaluate_and_record(std::move(row), plan_.iteration, last);
   }
 
@@ -168,7 +175,8 @@ class PruningRun {
     const auto begin = std::chrono::steady_clock::now();
     reset_counters();
     const ScorePass pass = score_once(i);
-    const CommCounters tensor = grid_.tensor().counters(), data = grid_.data().counters(), world = world_.counters();
+    const CommCounters tensor = grid_.tensor().counters(), data = grid_.data().counters(),
+                       world = world_.counters();
     const Advance step = rank_units(pass.table, i);
     slice(step.plan);
     plan_ = step.plan;
@@ -176,16 +184,19 @@ class PruningRun {
     add_step(row, pass, step, tensor, data, world);
     commit(pass.table, row);
     row["seconds"] = monitor_->take_seconds();
-    row["seconds_iteration"] = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    row["seconds_iteration"] =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     evaluate_and_record(std::move(row), i, last);
   }
 
   ScorePass score_once(std::int64_t i) {
     monitor_->enter("calibrate");
     std::optional<Calibration> data;
-    together(world_, "calibrate", [&] { data = Calibration::draw(config_.calibration, i, source_->config.vocabulary); });
-    ScoreRequest request{config_.importance, config_.calibration.combine, plan_.attention_unit,
-                         prunable_halves(source_->config, rules_), config_.calibration.seed, i};
+    together(world_, "calibrate",
+             [&] { data = Calibration::draw(config_.calibration, i, source_->config.vocabulary); });
+    ScoreRequest request{config_.importance,       config_.calibration.combine,
+                         plan_.attention_unit,     prunable_halves(source_->config, rules_),
+                         config_.calibration.seed, i};
     return score(*model_, *data, request, grid_, monitor_->hooks());
   }
 
@@ -194,13 +205,16 @@ class PruningRun {
     fault::hit("rank.enter");
     Advance step;
     const double target = scheduled_target(config_.prune, i - start_.iteration);
-    together(world_, "rank", [&] { step = advance(source_->config, plan_, scores, target, rules_, i); });
+    together(world_, "rank",
+             [&] { step = advance(source_->config, plan_, scores, target, rules_, i); });
     const std::string mine = step.plan.digest();
     const std::string root = world_.broadcast_text(mine, 0);
     together(world_, "rank", [&] {
       if (mine != root)
-        throw Error(ExitCode::internal, "the ranks made different plans: " + mine + " here, " + root + " on rank 0",
-                    "ranking is a pure function of the reduced scores", "Please report this with both digests.");
+        throw Error(ExitCode::internal,
+                    "the ranks made different plans: " + mine + " here, " + root + " on rank 0",
+                    "ranking is a pure function of the reduced scores",
+                    "Please report this with both digests.");
     });
     fault::hit("rank.exit");
     return step;
@@ -218,7 +232,8 @@ class PruningRun {
   }
 
   nlohmann::ordered_json describe(std::int64_t iteration) const {
-    return iteration_row(iteration, directory_ ? directory_->attempt() : 0, source_->config, rules_, plan_);
+    return iteration_row(iteration, directory_ ? directory_->attempt() : 0, source_->config, rules_,
+                         plan_);
   }
 
   void reset_counters() {
@@ -227,18 +242,22 @@ class PruningRun {
     world_.reset_counters();
   }
 
-  void add_step(nlohmann::ordered_json& row, const ScorePass& pass, const Advance& step, const CommCounters& tensor,
-                const CommCounters& data, const CommCounters& world) {
-    for (std::size_t d = 0; d < pass.table.domains.size(); ++d) row["loss"][pass.table.domains[d]] = pass.table.loss[d];
+  void add_step(nlohmann::ordered_json& row, const ScorePass& pass, const Advance& step,
+                const CommCounters& tensor, const CommCounters& data, const CommCounters& world) {
+    for (std::size_t d = 0; d < pass.table.domains.size(); ++d)
+      row["loss"][pass.table.domains[d]] = pass.table.loss[d];
     row["margin_at_cut"] = step.margin_at_cut;
     row["removed_heads"] = step.removed_heads;
     row["removed_channels"] = step.removed_channels;
     row["tokens"] = pass.table.tokens;
     row["imbalance"] = imbalance(source_->config, model_->shards());
-    row["peak_bytes"] = static_cast<std::int64_t>(world_.max(static_cast<double>(peak_memory_bytes())));
+    row["peak_bytes"] =
+        static_cast<std::int64_t>(world_.max(static_cast<double>(peak_memory_bytes())));
     row["statistics_bytes"] = pass.statistics_bytes;
-    for (const auto& [name, c] : {std::pair("tensor", tensor), std::pair("data", data), std::pair("world", world)})
-      row["communication"][name] = {{"collectives", c.collectives}, {"bytes", c.bytes}, {"seconds", c.seconds}};
+    for (const auto& [name, c] :
+         {std::pair("tensor", tensor), std::pair("data", data), std::pair("world", world)})
+      row["communication"][name] = {
+          {"collectives", c.collectives}, {"bytes", c.bytes}, {"seconds", c.seconds}};
   }
 
   void commit(const ScoreTable& scores, const nlohmann::ordered_json& row) {
@@ -274,8 +293,10 @@ class PruningRun {
       monitor_->enter("evaluate");
       fault::hit("evaluate.enter");
       for (const NamedTokens& data : config_.evaluation.perplexity)
-        values[data.name] = evaluate_perplexity(*model_, data, config_.calibration.micro_batch_tokens, grid_,
-                                                monitor_->hooks()).perplexity;
+        values[data.name] =
+            evaluate_perplexity(*model_, data, config_.calibration.micro_batch_tokens, grid_,
+                                monitor_->hooks())
+                .perplexity;
       fault::hit("evaluate.exit");
       monitor_->leave();
     }
@@ -285,7 +306,9 @@ class PruningRun {
         const double before = row["seconds"].value(phase, 0.0);
         row["seconds"][phase] = before + seconds;
       }
-      if (i == plan_.iteration && directory_->start() && !fs::exists(directory_->path() / "plan.h5")) write_plan_file();
+      if (i == plan_.iteration && directory_->start() &&
+          !fs::exists(directory_->path() / "plan.h5"))
+        write_plan_file();
       directory_->record_metrics(row);
       monitor_->status().eta_seconds = print_iteration(row, last, start_.iteration);
       monitor_->write_status();
@@ -299,7 +322,8 @@ class PruningRun {
       std::vector<Problem> none;
       agree_to_continue(world_, "export", none, monitor_->hooks());
       on_root("export", [&] {
-        const fs::path out = target.path.is_absolute() ? target.path : directory_->path() / target.path;
+        const fs::path out =
+            target.path.is_absolute() ? target.path : directory_->path() / target.path;
         if (fs::exists(out)) {
           log::info("export {} is there already", out.string());
           return;
@@ -318,7 +342,8 @@ class PruningRun {
     monitor_->leave();
   }
 
-  /// Rank 0 alone writes exports; an interrupted one leaves nothing behind and is written when the run continues.
+  /// Rank 0 alone writes exports; an interrupted one leaves nothing behind and is written when the
+  /// run continues.
   void leave_on_request() {
     monitor_->poll();
     if (stop::requests() > 0) throw stop::Stopped(stop::requests());
@@ -354,6 +379,8 @@ class PruningRun {
 
 }  // namespace
 
-void run_pruning(CommRuntime& runtime, const RunRequest& request) { PruningRun(runtime, request).execute(); }
+void run_pruning(CommRuntime& runtime, const RunRequest& request) {
+  PruningRun(runtime, request).execute();
+}
 
 }  // namespace espalier

@@ -27,7 +27,9 @@ std::string host_name() {
   return name;
 }
 
-nlohmann::ordered_json read_json(const fs::path& path) { return parse_json(read_file(path), path.string()); }
+nlohmann::ordered_json read_json(const fs::path& path) {
+  return parse_json(read_file(path), path.string());
+}
 
 std::string environment(const char* name) {
   const char* value = std::getenv(name);
@@ -38,8 +40,10 @@ void make_directory(const fs::path& path) {
   std::error_code code;
   fs::create_directories(path, code);
   if (!code) return;
-  const bool denied = code == std::errc::permission_denied || code == std::errc::read_only_file_system;
-  throw Error(denied ? ExitCode::permission : ExitCode::cannot_create, "the directory cannot be created", code.message(),
+  const bool denied =
+      code == std::errc::permission_denied || code == std::errc::read_only_file_system;
+  throw Error(denied ? ExitCode::permission : ExitCode::cannot_create,
+              "the directory cannot be created", code.message(),
               "Choose another --run-dir, or make its parent writable.", path.string());
 }
 
@@ -51,8 +55,8 @@ void require_writable(const fs::path& path) {
 
 }  // namespace
 
-RunDirectory RunDirectory::open(const fs::path& path, const RunConfig& config, const Options& options,
-                                std::vector<std::string>& messages) {
+RunDirectory RunDirectory::open(const fs::path& path, const RunConfig& config,
+                                const Options& options, std::vector<std::string>& messages) {
   make_directory(path);
   require_writable(path);
   RunDirectory run(fs::absolute(path).lexically_normal());
@@ -65,7 +69,8 @@ RunDirectory RunDirectory::open(const fs::path& path, const RunConfig& config, c
     messages.push_back("removed a STOP file that an earlier run left behind");
   }
   run.choose_start(options.resume, messages);
-  while (fs::exists(run.path_ / "logs" / fmt::format("attempt-{:03}", run.attempt_))) ++run.attempt_;
+  while (fs::exists(run.path_ / "logs" / fmt::format("attempt-{:03}", run.attempt_)))
+    ++run.attempt_;
   make_directory(run.log_directory());
   if (!fs::exists(run.path_ / "config.input.yaml"))
     replace_file(run.path_ / "config.input.yaml", read_file(config.source));
@@ -74,7 +79,9 @@ RunDirectory RunDirectory::open(const fs::path& path, const RunConfig& config, c
   return run;
 }
 
-fs::path RunDirectory::log_directory() const { return path_ / "logs" / fmt::format("attempt-{:03}", attempt_); }
+fs::path RunDirectory::log_directory() const {
+  return path_ / "logs" / fmt::format("attempt-{:03}", attempt_);
+}
 
 void RunDirectory::take_lock(double wait_seconds) {
   const fs::path owner = path_ / "owner.json";
@@ -83,29 +90,35 @@ void RunDirectory::take_lock(double wait_seconds) {
     std::string who = "an unknown process";
     if (fs::exists(owner)) {
       const auto facts = read_json(owner);
-      who = fmt::format("process {} on {} since {}{}", facts.value("pid", 0), facts.value("host", "?"),
-                        facts.value("since", "?"),
+      who = fmt::format("process {} on {} since {}{}", facts.value("pid", 0),
+                        facts.value("host", "?"), facts.value("since", "?"),
                         facts.value("job", "").empty() ? "" : ", job " + facts.value("job", ""));
     }
     throw Error(ExitCode::cannot_create, "the run directory is in use by " + who,
                 fmt::format("waited {} s for its lock", wait_seconds),
-                "Wait for that run, stop it with 'espalier stop', or choose another --run-dir.", path_.string());
+                "Wait for that run, stop it with 'espalier stop', or choose another --run-dir.",
+                path_.string());
   }
-  const std::string job = environment("SLURM_JOB_ID").empty() ? environment("PBS_JOBID") : environment("SLURM_JOB_ID");
-  const nlohmann::ordered_json facts{{"host", host_name()}, {"pid", ::getpid()}, {"job", job}, {"since", now_text()}};
+  const std::string job =
+      environment("SLURM_JOB_ID").empty() ? environment("PBS_JOBID") : environment("SLURM_JOB_ID");
+  const nlohmann::ordered_json facts{
+      {"host", host_name()}, {"pid", ::getpid()}, {"job", job}, {"since", now_text()}};
   replace_file(owner, facts.dump(2) + "\n");
 }
 
-void RunDirectory::check_same_run(const RunConfig& config, const std::vector<std::string>& allowed_changes) {
+void RunDirectory::check_same_run(const RunConfig& config,
+                                  const std::vector<std::string>& allowed_changes) {
   const fs::path resolved = path_ / "config.resolved.yaml";
   if (!fs::exists(resolved) || commits_.iterations().empty()) return;
   const RunConfig before = read_run_config(resolved, {}, ConfigUse::print);
   Problems problems;
   for (const ConfigDifference& d : frozen_differences(before, config)) {
-    if (std::find(allowed_changes.begin(), allowed_changes.end(), d.key) != allowed_changes.end()) continue;
+    if (std::find(allowed_changes.begin(), allowed_changes.end(), d.key) != allowed_changes.end())
+      continue;
     problems.add(ExitCode::config, fmt::format("{} was {} and is now {}", d.key, d.before, d.after),
                  "the run directory belongs to another configuration",
-                 fmt::format("Use another --run-dir, or --allow-change {} if you mean it.", d.key), path_.string());
+                 fmt::format("Use another --run-dir, or --allow-change {} if you mean it.", d.key),
+                 path_.string());
   }
   problems.throw_if_any();
 }
@@ -113,7 +126,8 @@ void RunDirectory::check_same_run(const RunConfig& config, const std::vector<std
 void RunDirectory::choose_start(ResumeMode mode, std::vector<std::string>& messages) {
   const std::vector<std::int64_t> existing = commits_.iterations();
   if (mode == ResumeMode::never && !existing.empty())
-    throw Error(ExitCode::cannot_create, fmt::format("the run directory holds {} commits", existing.size()),
+    throw Error(ExitCode::cannot_create,
+                fmt::format("the run directory holds {} commits", existing.size()),
                 "--resume=never starts only in a directory without commits",
                 "Use --resume=auto to continue, or another --run-dir.", path_.string());
   std::vector<std::string> rejected;
@@ -121,30 +135,38 @@ void RunDirectory::choose_start(ResumeMode mode, std::vector<std::string>& messa
   messages.insert(messages.end(), rejected.begin(), rejected.end());
   if (start_) return;
   if (mode == ResumeMode::require)
-    throw Error(ExitCode::missing_input,
-                existing.empty() ? "there is no commit to resume from" : "no commit of this run is valid",
-                fmt::format("--resume=require; {} commits were found, {} rejected", existing.size(), rejected.size()),
-                "Use --resume=auto to start at the beginning.", path_.string());
+    throw Error(
+        ExitCode::missing_input,
+        existing.empty() ? "there is no commit to resume from" : "no commit of this run is valid",
+        fmt::format("--resume=require; {} commits were found, {} rejected", existing.size(),
+                    rejected.size()),
+        "Use --resume=auto to start at the beginning.", path_.string());
   if (!existing.empty())
-    throw Error(ExitCode::missing_input, "no commit of this run is valid",
-                fmt::format("{} were found and none verifies; starting anew would throw them away in silence", existing.size()),
-                "Look at 'espalier verify', or choose another --run-dir.", path_.string());
+    throw Error(
+        ExitCode::missing_input, "no commit of this run is valid",
+        fmt::format(
+            "{} were found and none verifies; starting anew would throw them away in silence",
+            existing.size()),
+        "Look at 'espalier verify', or choose another --run-dir.", path_.string());
 }
 
 bool RunDirectory::stop_requested() const { return fs::exists(path_ / "STOP"); }
 void RunDirectory::clear_stop_request() const { fs::remove(path_ / "STOP"); }
 
 void RunDirectory::write_status(const RunStatus& status) const {
-  const nlohmann::ordered_json value{{"state", status.state},
-                                     {"iteration", status.iteration},
-                                     {"iterations", status.iterations},
-                                     {"phase", status.phase},
-                                     {"eta_seconds", status.eta_seconds < 0 ? nlohmann::ordered_json() : nlohmann::ordered_json(status.eta_seconds)},
-                                     {"last_commit", status.last_commit},
-                                     {"heartbeat", now_text()},
-                                     {"attempt", attempt_},
-                                     {"exit_code", status.exit_code < 0 ? nlohmann::ordered_json() : nlohmann::ordered_json(status.exit_code)},
-                                     {"reason", status.reason}};
+  const nlohmann::ordered_json value{
+      {"state", status.state},
+      {"iteration", status.iteration},
+      {"iterations", status.iterations},
+      {"phase", status.phase},
+      {"eta_seconds", status.eta_seconds < 0 ? nlohmann::ordered_json()
+                                             : nlohmann::ordered_json(status.eta_seconds)},
+      {"last_commit", status.last_commit},
+      {"heartbeat", now_text()},
+      {"attempt", attempt_},
+      {"exit_code",
+       status.exit_code < 0 ? nlohmann::ordered_json() : nlohmann::ordered_json(status.exit_code)},
+      {"reason", status.reason}};
   replace_file(path_ / "status.json",
                value.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
 }
@@ -163,7 +185,8 @@ void RunDirectory::write_metrics(const std::vector<nlohmann::ordered_json>& rows
 
 void RunDirectory::record_metrics(const nlohmann::ordered_json& row) const {
   std::vector<nlohmann::ordered_json> rows = metrics();
-  std::erase_if(rows, [&](const auto& other) { return other.at("iteration") == row.at("iteration"); });
+  std::erase_if(rows,
+                [&](const auto& other) { return other.at("iteration") == row.at("iteration"); });
   rows.push_back(row);
   write_metrics(rows);
 }
@@ -171,7 +194,9 @@ void RunDirectory::record_metrics(const nlohmann::ordered_json& row) const {
 void RunDirectory::cut_metrics(std::int64_t last_iteration) const {
   std::vector<nlohmann::ordered_json> rows = metrics();
   const std::size_t before = rows.size();
-  std::erase_if(rows, [&](const auto& row) { return row.at("iteration").template get<std::int64_t>() > last_iteration; });
+  std::erase_if(rows, [&](const auto& row) {
+    return row.at("iteration").template get<std::int64_t>() > last_iteration;
+  });
   if (rows.size() != before) write_metrics(rows);
 }
 
@@ -182,7 +207,8 @@ std::vector<nlohmann::ordered_json> read_metrics(const fs::path& run_directory) 
   const std::string text = read_file(path);
   for (std::size_t begin = 0; begin < text.size();) {
     const std::size_t end = std::min(text.find('\n', begin), text.size());
-    if (end > begin) rows.push_back(parse_json(std::string_view(text).substr(begin, end - begin), path.string()));
+    if (end > begin)
+      rows.push_back(parse_json(std::string_view(text).substr(begin, end - begin), path.string()));
     begin = end + 1;
   }
   return rows;
@@ -191,28 +217,34 @@ std::vector<nlohmann::ordered_json> read_metrics(const fs::path& run_directory) 
 StatusReport report_status(const fs::path& run_directory) {
   const fs::path file = run_directory / "status.json";
   if (!fs::exists(file))
-    throw Error(ExitCode::missing_input, "this is not a run directory", "it has no status.json", {}, run_directory.string());
+    throw Error(ExitCode::missing_input, "this is not a run directory", "it has no status.json", {},
+                run_directory.string());
   StatusReport report;
   report.status = read_json(file);
   const bool alive = FileLock::is_held(run_directory / ".lock");
   report.status["alive"] = alive;
   const std::string state = report.status.value("state", "unknown");
-  const std::string at = fmt::format("iter {}/{}", report.status.value("iteration", 0), report.status.value("iterations", 0));
+  const std::string at = fmt::format("iter {}/{}", report.status.value("iteration", 0),
+                                     report.status.value("iterations", 0));
   const std::string commit = report.status.value("last_commit", "").empty()
                                  ? "no commit yet"
                                  : "last commit " + report.status.value("last_commit", "");
   const nlohmann::ordered_json& code = report.status["exit_code"];
   if (code.is_number()) {
     report.exit_code = state == "finished" ? 0 : code.get<int>();
-    report.line = fmt::format("{} {} ({}), {}", state, code.get<int>(), report.status.value("reason", ""), commit);
-    if (state == "stopped") report.line += fmt::format("; continue with: espalier resume {}", run_directory.string());
+    report.line = fmt::format("{} {} ({}), {}", state, code.get<int>(),
+                              report.status.value("reason", ""), commit);
+    if (state == "stopped")
+      report.line += fmt::format("; continue with: espalier resume {}", run_directory.string());
   } else if (alive) {
-    report.line = fmt::format("running {} phase {}, {}", at, report.status.value("phase", "?"), commit);
+    report.line =
+        fmt::format("running {} phase {}, {}", at, report.status.value("phase", "?"), commit);
     if (report.status["eta_seconds"].is_number())
       report.line += fmt::format(", eta {:.0f} s", report.status["eta_seconds"].get<double>());
   } else {
     report.exit_code = static_cast<int>(ExitCode::peer_lost);
-    report.line = fmt::format("dead since {} (lock free), {} phase {}, {}", report.status.value("heartbeat", "?"), at,
+    report.line = fmt::format("dead since {} (lock free), {} phase {}, {}",
+                              report.status.value("heartbeat", "?"), at,
                               report.status.value("phase", "?"), commit);
   }
   return report;
@@ -220,7 +252,8 @@ StatusReport report_status(const fs::path& run_directory) {
 
 void request_stop(const fs::path& run_directory) {
   if (!fs::exists(run_directory / "owner.json"))
-    throw Error(ExitCode::missing_input, "this is not a run directory", "it has no owner.json", {}, run_directory.string());
+    throw Error(ExitCode::missing_input, "this is not a run directory", "it has no owner.json", {},
+                run_directory.string());
   replace_file(run_directory / "STOP", now_text() + "\n");
 }
 

@@ -24,10 +24,13 @@ std::string quick_fingerprint(const fs::path& path) {
   struct stat facts {};
   if (::stat(path.c_str(), &facts) != 0)
     throw Error(ExitCode::missing_input, "the file is gone", {}, {}, path.string());
-  return fmt::format("size {} mtime {}.{:09}", facts.st_size, facts.st_mtim.tv_sec, facts.st_mtim.tv_nsec);
+  return fmt::format("size {} mtime {}.{:09}", facts.st_size, facts.st_mtim.tv_sec,
+                     facts.st_mtim.tv_nsec);
 }
 
-const char* name_of(AttentionUnit unit) { return unit == AttentionUnit::kv_group ? "kv_group" : "query_head"; }
+const char* name_of(AttentionUnit unit) {
+  return unit == AttentionUnit::kv_group ? "kv_group" : "query_head";
+}
 
 }  // namespace
 
@@ -60,23 +63,27 @@ PruningPlan start_plan(const Source& source, AttentionUnit unit) {
   return *source.plan;
 }
 
-ComputeOptions compute_options(const RunConfig& config, const Source& source, const CommRuntime& runtime) {
+ComputeOptions compute_options(const RunConfig& config, const Source& source,
+                               const CommRuntime& runtime) {
   ComputeOptions options;
   options.dtype = config.dtype ? to_scalar_type(*config.dtype) : stored_type(source.weights());
   options.attention = config.attention;
   const bool available = at::globalContext().hasCUDA();
   if (config.device == DeviceChoice::cuda && !available)
     throw Error(ExitCode::unsuitable, "device: cuda, and this process sees no GPU",
-                "no driver, no device, or a build without CUDA", "Use device: cpu, or the cuda build on a GPU machine.");
+                "no driver, no device, or a build without CUDA",
+                "Use device: cpu, or the cuda build on a GPU machine.");
   if (available && config.device != DeviceChoice::cpu) {
     const auto devices = static_cast<int>(at::getNumGPUs());
     if (runtime.node_size() > devices && runtime.node_rank() == 0)
-      log::warning("{} ranks share {} GPUs on this node; one rank per GPU is meant", runtime.node_size(), devices);
-    options.device = at::Device(at::kCUDA, static_cast<at::DeviceIndex>(runtime.node_rank() % devices));
+      log::warning("{} ranks share {} GPUs on this node; one rank per GPU is meant",
+                   runtime.node_size(), devices);
+    options.device =
+        at::Device(at::kCUDA, static_cast<at::DeviceIndex>(runtime.node_rank() % devices));
   }
   if (options.dtype == at::kDouble && options.device.is_cuda())
-    throw Error(ExitCode::unsuitable, "model.dtype = float64 on a GPU", "float64 is for checking on the CPU",
-                "Use device: cpu, or another dtype.");
+    throw Error(ExitCode::unsuitable, "model.dtype = float64 on a GPU",
+                "float64 is for checking on the CPU", "Use device: cpu, or another dtype.");
   at::globalContext().setSDPUseFlash(config.attention != AttentionBackend::math);
   at::globalContext().setSDPUseMemEfficient(config.attention == AttentionBackend::automatic);
   at::globalContext().setSDPUseCuDNN(config.attention == AttentionBackend::automatic);
@@ -91,7 +98,8 @@ std::string device_name(const ComputeOptions& options) {
 
 std::vector<fs::path> input_files(const RunConfig& config, const Source& source) {
   std::vector<fs::path> files{source.reader.directory() / "config.json"};
-  for (const std::string& name : source.reader.files()) files.push_back(source.reader.directory() / name);
+  for (const std::string& name : source.reader.files())
+    files.push_back(source.reader.directory() / name);
   for (const DomainConfig& domain : config.calibration.domains) files.push_back(domain.tokens);
   return files;
 }
@@ -99,8 +107,10 @@ std::vector<fs::path> input_files(const RunConfig& config, const Source& source)
 InputHashes hash_inputs(const std::vector<fs::path>& files, bool fast, Communicator& world) {
   std::string mine;
   together(world, "hash inputs", [&] {
-    for (std::size_t i = static_cast<std::size_t>(world.rank()); i < files.size(); i += static_cast<std::size_t>(world.size()))
-      mine += fmt::format("{}\n{}\n", files[i].string(), fast ? quick_fingerprint(files[i]) : sha256_of_file(files[i]));
+    for (std::size_t i = static_cast<std::size_t>(world.rank()); i < files.size();
+         i += static_cast<std::size_t>(world.size()))
+      mine += fmt::format("{}\n{}\n", files[i].string(),
+                          fast ? quick_fingerprint(files[i]) : sha256_of_file(files[i]));
   });
   InputHashes hashes;
   for (const std::string& text : world.gather_text(mine)) {
@@ -118,13 +128,16 @@ void require_unchanged(const InputHashes& before, const InputHashes& now) {
   Problems problems;
   for (const auto& [file, hash] : before) {
     const auto found = now.find(file);
-    // A run may continue with other evaluation data or other paths; only files of the same name are compared.
+    // A run may continue with other evaluation data or other paths; only files of the same name are
+    // compared.
     if (found == now.end() || found->second == hash) continue;
     // A full hash and a quick fingerprint cannot be compared.
     if (hash.starts_with("size ") != found->second.starts_with("size ")) continue;
-    problems.add(ExitCode::bad_content, fmt::format("the input changed since the run began: was {}, is {}", hash, found->second),
-                 "weights are read again from the source when a run continues",
-                 "Restore the file, or start a new run.", file);
+    problems.add(
+        ExitCode::bad_content,
+        fmt::format("the input changed since the run began: was {}, is {}", hash, found->second),
+        "weights are read again from the source when a run continues",
+        "Restore the file, or start a new run.", file);
   }
   problems.throw_if_any();
 }

@@ -20,18 +20,21 @@ namespace fs = std::filesystem;
 void require_finite(const ScoreList& list, const char* kind) {
   for (std::size_t i = 0; i < list.score.size(); ++i)
     if (!std::isfinite(list.score[i]))
-      throw Error(ExitCode::bad_content, fmt::format("the score of {} unit {} in layer {} is not finite", kind,
-                                                     list.unit[i], list.layer[i]));
+      throw Error(ExitCode::bad_content,
+                  fmt::format("the score of {} unit {} in layer {} is not finite", kind,
+                              list.unit[i], list.layer[i]));
 }
 
 /// Every scored unit either survives or fell in this very iteration.
 void require_in_step(const PruningPlan& plan, const ScoreList& list, bool attention) {
-  const UnitMatrix<std::int32_t>& removed = attention ? plan.attention_removed_at : plan.mlp_removed_at;
+  const UnitMatrix<std::int32_t>& removed =
+      attention ? plan.attention_removed_at : plan.mlp_removed_at;
   for (std::size_t i = 0; i < list.score.size(); ++i) {
     const std::int32_t at = removed.at(list.layer[i], list.unit[i]);
     if (at != -1 && at != plan.iteration)
       throw Error(ExitCode::bad_content,
-                  fmt::format("unit {} of layer {} has a score but fell in iteration {}", list.unit[i], list.layer[i], at));
+                  fmt::format("unit {} of layer {} has a score but fell in iteration {}",
+                              list.unit[i], list.layer[i], at));
   }
 }
 
@@ -40,23 +43,28 @@ std::string check_commit(const fs::path& path, const ModelConfig& config) {
   const Hdf5Reader file = Hdf5Reader::from_image(commit.state, (path / "state.h5").string());
   const PruningPlan plan = read_plan(file, "", config);
   if (plan.iteration != commit.iteration)
-    throw Error(ExitCode::bad_content, fmt::format("the plan is of iteration {}, the manifest of {}", plan.iteration, commit.iteration),
+    throw Error(ExitCode::bad_content,
+                fmt::format("the plan is of iteration {}, the manifest of {}", plan.iteration,
+                            commit.iteration),
                 {}, {}, path.string());
   if (commit.manifest.at("plan_digest").get<std::string>() != plan.digest())
-    throw Error(ExitCode::bad_content, "the manifest names another plan digest", {}, {}, path.string());
+    throw Error(ExitCode::bad_content, "the manifest names another plan digest", {}, {},
+                path.string());
   const ScoreTable scores = read_scores(file, "");
   require_finite(scores.attention, "attention");
   require_finite(scores.mlp, "MLP");
   require_in_step(plan, scores.attention, true);
   require_in_step(plan, scores.mlp, false);
-  return fmt::format("{}: {} units removed, {} scores, digest {}", path.filename().string(), plan.removed(),
-                     scores.attention.score.size() + scores.mlp.score.size(), plan.digest().substr(0, 16));
+  return fmt::format("{}: {} units removed, {} scores, digest {}", path.filename().string(),
+                     plan.removed(), scores.attention.score.size() + scores.mlp.score.size(),
+                     plan.digest().substr(0, 16));
 }
 
 ModelConfig model_of_run(const fs::path& run) {
   const fs::path resolved = run / "config.resolved.yaml";
   if (!fs::exists(resolved))
-    throw Error(ExitCode::missing_input, "the run's config.resolved.yaml is missing", "it names the model", {}, run.string());
+    throw Error(ExitCode::missing_input, "the run's config.resolved.yaml is missing",
+                "it names the model", {}, run.string());
   return read_model_config(read_run_config(resolved, {}, ConfigUse::print).model_path);
 }
 
@@ -88,14 +96,17 @@ Verification verify_run(const fs::path& path) {
     collect(problems, [&] {
       const PruningPlan plan = read_plan(Hdf5Reader::open(path / "plan.h5"), "", config);
       if (plan.digest() != newest)
-        result.warnings.emplace_back("plan.h5 is not that of the newest commit (a run rewrites it when it continues)");
+        result.warnings.emplace_back(
+            "plan.h5 is not that of the newest commit (a run rewrites it when it continues)");
       result.checked.push_back(fmt::format("plan.h5: iteration {}", plan.iteration));
     });
   collect(problems, [&] {
     std::int64_t before = -1;
     for (const auto& row : read_metrics(path)) {
       const auto i = row.at("iteration").get<std::int64_t>();
-      if (i <= before) throw Error(ExitCode::bad_content, fmt::format("metrics.jsonl: iteration {} follows {}", i, before));
+      if (i <= before)
+        throw Error(ExitCode::bad_content,
+                    fmt::format("metrics.jsonl: iteration {} follows {}", i, before));
       before = i;
     }
     result.checked.push_back(fmt::format("metrics.jsonl: up to iteration {}", before));
@@ -112,27 +123,33 @@ void check_export_hashes(const fs::path& path, Verification& result) {
   Problems problems;
   for (const auto& [name, hash] : provenance.at("files").items()) {
     if (!fs::exists(path / name))
-      problems.add(ExitCode::bad_content, "the file is missing", "provenance.json names it", {}, (path / name).string());
+      problems.add(ExitCode::bad_content, "the file is missing", "provenance.json names it", {},
+                   (path / name).string());
     else if (sha256_of_file(path / name) != hash.get<std::string>())
-      problems.add(ExitCode::bad_content, "the content does not match its hash in provenance.json", {}, {}, (path / name).string());
+      problems.add(ExitCode::bad_content, "the content does not match its hash in provenance.json",
+                   {}, {}, (path / name).string());
   }
   problems.throw_if_any();
   result.kind = "exported model";
-  result.checked.push_back(fmt::format("{} files match their hashes", provenance.at("files").size()));
+  result.checked.push_back(
+      fmt::format("{} files match their hashes", provenance.at("files").size()));
 }
 
 void check_weights(const Source& source, Verification& result) {
   Problems problems;
   for (const TensorSpec& spec : tensor_catalog(source.config)) {
     const std::vector<std::int64_t> shape = shape_with(spec, source.config, source.widths);
-    at::Tensor t = at::empty(shape, at::TensorOptions().dtype(to_scalar_type(source.reader.find(spec.name)->dtype)));
-    source.reader.read(spec.name, IndexRuns::all(shape[0]), IndexRuns::all(shape.size() == 2 ? shape[1] : 1),
-                       {static_cast<std::byte*>(t.data_ptr()), static_cast<std::size_t>(t.nbytes())});
+    at::Tensor t = at::empty(
+        shape, at::TensorOptions().dtype(to_scalar_type(source.reader.find(spec.name)->dtype)));
+    source.reader.read(
+        spec.name, IndexRuns::all(shape[0]), IndexRuns::all(shape.size() == 2 ? shape[1] : 1),
+        {static_cast<std::byte*>(t.data_ptr()), static_cast<std::size_t>(t.nbytes())});
     if (!all_finite(t))
-      problems.add(ExitCode::bad_content,
-                   fmt::format("{} values of tensor '{}' are NaN or infinite",
-                               at::logical_not(at::isfinite(t)).sum().item<std::int64_t>(), spec.name),
-                   {}, {}, source.reader.directory().string());
+      problems.add(
+          ExitCode::bad_content,
+          fmt::format("{} values of tensor '{}' are NaN or infinite",
+                      at::logical_not(at::isfinite(t)).sum().item<std::int64_t>(), spec.name),
+          {}, {}, source.reader.directory().string());
   }
   problems.throw_if_any();
   result.checked.emplace_back("every weight is finite");
@@ -143,9 +160,12 @@ Verification verify_model(const fs::path& path, bool deep) {
   check_export_hashes(path, result);
   const Source source = open_source(path);
   result.warnings = source.notes;
-  result.checked.push_back(fmt::format("{} tensors in {} files have the names, shapes and dtypes that config.json promises",
-                                       source.reader.tensors().size(), source.reader.files().size()));
-  if (source.plan) result.checked.push_back("espalier_plan.h5 agrees with config.json, digest " + source.plan->digest().substr(0, 16));
+  result.checked.push_back(fmt::format(
+      "{} tensors in {} files have the names, shapes and dtypes that config.json promises",
+      source.reader.tensors().size(), source.reader.files().size()));
+  if (source.plan)
+    result.checked.push_back("espalier_plan.h5 agrees with config.json, digest " +
+                             source.plan->digest().substr(0, 16));
   if (deep) check_weights(source, result);
   return result;
 }
@@ -153,15 +173,19 @@ Verification verify_model(const fs::path& path, bool deep) {
 }  // namespace
 
 Verification verify_path(const fs::path& path, bool deep) {
-  if (!fs::exists(path)) throw Error(ExitCode::missing_input, "there is no such file or directory", {}, {}, path.string());
+  if (!fs::exists(path))
+    throw Error(ExitCode::missing_input, "there is no such file or directory", {}, {},
+                path.string());
   if (fs::exists(path / "config.resolved.yaml")) return verify_run(path);
   if (fs::exists(path / "MANIFEST.json")) {
     const fs::path run = fs::absolute(path).lexically_normal().parent_path().parent_path();
     return {"commit", {check_commit(path, model_of_run(run))}, {}};
   }
   if (fs::exists(path / "config.json")) return verify_model(path, deep);
-  throw Error(ExitCode::missing_input, "there is nothing here that can be verified",
-              "no config.resolved.yaml (run directory), MANIFEST.json (commit) or config.json (model)", {}, path.string());
+  throw Error(
+      ExitCode::missing_input, "there is nothing here that can be verified",
+      "no config.resolved.yaml (run directory), MANIFEST.json (commit) or config.json (model)", {},
+      path.string());
 }
 
 }  // namespace espalier

@@ -11,7 +11,8 @@ double gisp_divisor(const ModelConfig& config, UnitKind kind) {
   return 4.0 * static_cast<double>(config.head_dim) * static_cast<double>(config.hidden);
 }
 
-double weights_summed(const ModelConfig& config, AttentionUnit unit, UnitKind kind, std::int64_t heads) {
+double weights_summed(const ModelConfig& config, AttentionUnit unit, UnitKind kind,
+                      std::int64_t heads) {
   const auto D = static_cast<double>(config.hidden);
   if (kind == UnitKind::mlp) return 3.0 * D;
   const double ED = static_cast<double>(config.head_dim) * D;
@@ -42,21 +43,27 @@ std::vector<double> standardized(std::vector<double> values) {
 
 }  // namespace
 
-std::vector<double> normalized(const ModelConfig& config, Normalization normalization, AttentionUnit unit, UnitKind kind,
-                               const std::vector<double>& values, const std::vector<std::int64_t>& heads) {
+std::vector<double> normalized(const ModelConfig& config, Normalization normalization,
+                               AttentionUnit unit, UnitKind kind, const std::vector<double>& values,
+                               const std::vector<std::int64_t>& heads) {
   if (values.empty()) return values;
   switch (normalization) {
-    case Normalization::none: return values;
-    case Normalization::gisp: return scaled(values, gisp_divisor(config, kind));
+    case Normalization::none:
+      return values;
+    case Normalization::gisp:
+      return scaled(values, gisp_divisor(config, kind));
     case Normalization::param_mean: {
       std::vector<double> result = values;
       for (std::size_t u = 0; u < result.size(); ++u)
         result[u] /= weights_summed(config, unit, kind, kind == UnitKind::attention ? heads[u] : 1);
       return result;
     }
-    case Normalization::block_mean: return scaled(values, mean_of(values));
-    case Normalization::block_l2: return scaled(values, l2_of(values));
-    case Normalization::block_standardize: return standardized(values);
+    case Normalization::block_mean:
+      return scaled(values, mean_of(values));
+    case Normalization::block_l2:
+      return scaled(values, l2_of(values));
+    case Normalization::block_standardize:
+      return standardized(values);
   }
   return values;
 }

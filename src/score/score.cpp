@@ -13,27 +13,40 @@ namespace espalier {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
+double seconds_since(Clock::time_point begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
 
 const char* name_of(Criterion criterion) {
   switch (criterion) {
-    case Criterion::taylor: return "taylor";
-    case Criterion::taylor_gate: return "taylor_gate";
-    case Criterion::taylor_gate_sample: return "taylor_gate_sample";
-    case Criterion::magnitude: return "magnitude";
-    case Criterion::random: return "random";
+    case Criterion::taylor:
+      return "taylor";
+    case Criterion::taylor_gate:
+      return "taylor_gate";
+    case Criterion::taylor_gate_sample:
+      return "taylor_gate_sample";
+    case Criterion::magnitude:
+      return "magnitude";
+    case Criterion::random:
+      return "random";
   }
   return "?";
 }
 
 const char* name_of(Normalization normalization) {
   switch (normalization) {
-    case Normalization::gisp: return "gisp";
-    case Normalization::param_mean: return "param_mean";
-    case Normalization::block_mean: return "block_mean";
-    case Normalization::block_l2: return "block_l2";
-    case Normalization::block_standardize: return "block_standardize";
-    case Normalization::none: return "none";
+    case Normalization::gisp:
+      return "gisp";
+    case Normalization::param_mean:
+      return "param_mean";
+    case Normalization::block_mean:
+      return "block_mean";
+    case Normalization::block_l2:
+      return "block_l2";
+    case Normalization::block_standardize:
+      return "block_standardize";
+    case Normalization::none:
+      return "none";
   }
   return "?";
 }
@@ -56,9 +69,13 @@ class NoStatistics final : public BackwardObserver {
 /// The scoring pass: owns nothing but what lives as long as the pass.
 class Pass {
  public:
-  Pass(const CausalLM& model, const Calibration& data, const ScoreRequest& request, const ProcessGrid& grid,
-       const RoundHooks& hooks)
-      : model_(model), data_(data), request_(request), grid_(grid), hooks_(hooks),
+  Pass(const CausalLM& model, const Calibration& data, const ScoreRequest& request,
+       const ProcessGrid& grid, const RoundHooks& hooks)
+      : model_(model),
+        data_(data),
+        request_(request),
+        grid_(grid),
+        hooks_(hooks),
         loss_(data.domains().size(), 0.0) {
     options_.criterion = request.importance.criterion;
     options_.unit = request.unit;
@@ -69,8 +86,10 @@ class Pass {
 
   ScorePass run() {
     ScorePass pass;
-    if (needs_gradients()) collect_with_gradients();
-    else collect_without_gradients();
+    if (needs_gradients())
+      collect_with_gradients();
+    else
+      collect_without_gradients();
     const Clock::time_point begin = Clock::now();
     grid_.data().all_reduce_sum(std::span<double>(loss_));
     grid_.data().all_reduce_sum(std::span<std::int64_t>(&tokens_, 1));
@@ -119,7 +138,8 @@ class Pass {
     deal_rounds(
         grid_, "calibrate", static_cast<std::int64_t>(order.size()),
         [&](std::int64_t j) {
-          batch = data_.read(order[static_cast<std::size_t>(j)], !per_domain(), model_.options().device);
+          batch = data_.read(order[static_cast<std::size_t>(j)], !per_domain(),
+                             model_.options().device);
         },
         [&] {
           account(batch, blockwise_backward(model_, batch.batch, lowest, observer, grid_.tensor()));
@@ -145,7 +165,8 @@ class Pass {
     const Clock::time_point begin = Clock::now();
     fault::hit("reduce.enter");
     UnitSums sums;
-    // The sum over data ranks comes first on every rank; only then may one of them object to a value.
+    // The sum over data ranks comes first on every rank; only then may one of them object to a
+    // value.
     std::vector<Problem> problems;
     try {
       statistics.reduce(grid_.data());
@@ -168,15 +189,17 @@ class Pass {
     for (const DomainDraw& domain : data_.domains()) table.domains.push_back(domain.name);
     table.loss = loss_;
     table.tokens = tokens_;
-    if (per_domain() && needs_gradients()) table.raw_rows = table.domains;
-    else table.raw_rows.emplace_back("pooled");
+    if (per_domain() && needs_gradients())
+      table.raw_rows = table.domains;
+    else
+      table.raw_rows.emplace_back("pooled");
     fill(table.attention, UnitKind::attention);
     fill(table.mlp, UnitKind::mlp);
     return table;
   }
 
-  /// Gathers one kind's values over tensor ranks: [row][layer] -> values in dense order. Ranks hold contiguous ranges,
-  /// so concatenation in rank order is ascending.
+  /// Gathers one kind's values over tensor ranks: [row][layer] -> values in dense order. Ranks hold
+  /// contiguous ranges, so concatenation in rank order is ascending.
   std::vector<std::vector<std::vector<double>>> gathered(UnitKind kind) const {
     std::vector<double> mine;
     for (const UnitSums& sums : raw_)
@@ -193,7 +216,8 @@ class Pass {
         for (std::int64_t l = 0; l < model_.layers(); ++l) {
           if (!is_scored(request_.scored, l, kind)) continue;
           const auto count = static_cast<std::ptrdiff_t>(
-              unit_numbers(shard.widths.layers[static_cast<std::size_t>(l)], request_.unit, kind).size());
+              unit_numbers(shard.widths.layers[static_cast<std::size_t>(l)], request_.unit, kind)
+                  .size());
           std::vector<double>& values = row[static_cast<std::size_t>(l)];
           values.insert(values.end(), next, next + count);
           next += count;
@@ -238,8 +262,8 @@ class Pass {
   }
 
   /// Normalises each row's block, then takes the weighted mean over domains (or the only row).
-  std::vector<double> combine(const std::vector<std::vector<std::vector<double>>>& values, std::int64_t layer,
-                              UnitKind kind) const {
+  std::vector<double> combine(const std::vector<std::vector<std::vector<double>>>& values,
+                              std::int64_t layer, UnitKind kind) const {
     std::vector<double> sum;
     double total = 0;
     for (std::size_t row = 0; row < values.size(); ++row) {
@@ -281,8 +305,8 @@ ScoredHalves prunable_halves(const ModelConfig& config, const PruneRules& rules)
   return scored;
 }
 
-ScorePass score(const CausalLM& model, const Calibration& data, const ScoreRequest& request, const ProcessGrid& grid,
-                const RoundHooks& hooks) {
+ScorePass score(const CausalLM& model, const Calibration& data, const ScoreRequest& request,
+                const ProcessGrid& grid, const RoundHooks& hooks) {
   return Pass(model, data, request, grid, hooks).run();
 }
 

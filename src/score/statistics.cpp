@@ -17,17 +17,22 @@ namespace {
 
 at::ScalarType accumulator_type(Accumulate accumulate, at::ScalarType model) {
   switch (accumulate) {
-    case Accumulate::automatic: return model == at::kDouble ? at::kDouble : at::kFloat;
-    case Accumulate::float32: return at::kFloat;
-    case Accumulate::float64: return at::kDouble;
-    case Accumulate::bfloat16: return at::kBFloat16;
+    case Accumulate::automatic:
+      return model == at::kDouble ? at::kDouble : at::kFloat;
+    case Accumulate::float32:
+      return at::kFloat;
+    case Accumulate::float64:
+      return at::kDouble;
+    case Accumulate::bfloat16:
+      return at::kBFloat16;
   }
   return at::kFloat;
 }
 
 /// |w g| in the accumulator's type, never narrower than float32.
 at::Tensor weight_times_gradient(const at::Tensor& weight, const at::Tensor& gradient) {
-  const at::ScalarType wide = gradient.scalar_type() == at::kBFloat16 ? at::kFloat : gradient.scalar_type();
+  const at::ScalarType wide =
+      gradient.scalar_type() == at::kBFloat16 ? at::kFloat : gradient.scalar_type();
   return (weight.to(wide) * gradient.to(wide)).abs_();
 }
 
@@ -41,14 +46,18 @@ class TaylorStatistics final : public Statistics {
 
   bool wants_gate(std::int64_t, UnitKind) const override { return false; }
   std::vector<TensorRole> wants_weights(std::int64_t layer, UnitKind half) const override {
-    if (!is_scored(options_.scored, layer, half) || unit_count(model_, options_.unit, layer, half) == 0) return {};
+    if (!is_scored(options_.scored, layer, half) ||
+        unit_count(model_, options_.unit, layer, half) == 0)
+      return {};
     return scored_roles(model_.config(), options_.unit, half);
   }
   void observe(std::int64_t layer, UnitKind, const HalfGradients& gradients) override {
     for (const auto& [role, gradient] : gradients.weight_gradients) {
       at::Tensor& sum = gradients_[static_cast<std::size_t>(layer)][role];
-      if (sum.defined()) sum.add_(gradient);
-      else sum = gradient.to(type_);
+      if (sum.defined())
+        sum.add_(gradient);
+      else
+        sum = gradient.to(type_);
     }
   }
   void clear() override {
@@ -89,7 +98,8 @@ class TaylorStatistics final : public Statistics {
   /// A data rank without data has gradient zero, and takes part in the sum all the same.
   at::Tensor& gradient_or_zero(std::int64_t layer, TensorRole role) {
     at::Tensor& sum = gradients_[static_cast<std::size_t>(layer)][role];
-    if (!sum.defined()) sum = at::zeros_like(model_.layer(layer).by_role(role), at::TensorOptions(type_));
+    if (!sum.defined())
+      sum = at::zeros_like(model_.layer(layer).by_role(role), at::TensorOptions(type_));
     return sum;
   }
   UnitSums sums_of_own_gradients() {
@@ -97,7 +107,8 @@ class TaylorStatistics final : public Statistics {
     for_each_scored([&](std::int64_t layer, UnitKind half) {
       sums[static_cast<std::size_t>(layer)][static_cast<std::size_t>(half)] =
           sum_over_unit_tensors(model_, options_.unit, layer, half, [&](TensorRole role) {
-            return weight_times_gradient(model_.layer(layer).by_role(role), gradient_or_zero(layer, role));
+            return weight_times_gradient(model_.layer(layer).by_role(role),
+                                         gradient_or_zero(layer, role));
           });
     });
     return sums;
@@ -116,7 +127,8 @@ class GateStatistics final : public Statistics {
       : model_(model), options_(options), sums_(static_cast<std::size_t>(model.layers())) {}
 
   bool wants_gate(std::int64_t layer, UnitKind half) const override {
-    return is_scored(options_.scored, layer, half) && unit_count(model_, options_.unit, layer, half) > 0;
+    return is_scored(options_.scored, layer, half) &&
+           unit_count(model_, options_.unit, layer, half) > 0;
   }
   std::vector<TensorRole> wants_weights(std::int64_t, UnitKind) const override { return {}; }
 
@@ -128,8 +140,10 @@ class GateStatistics final : public Statistics {
     if (options_.criterion == Criterion::taylor_gate_sample) units_BU = units_BU.abs();
     at::Tensor& sum = sums_[static_cast<std::size_t>(layer)][static_cast<std::size_t>(half)];
     const at::Tensor units_U = units_BU.sum(0);
-    if (sum.defined()) sum.add_(units_U);
-    else sum = units_U;
+    if (sum.defined())
+      sum.add_(units_U);
+    else
+      sum = units_U;
   }
   void clear() override {
     for (auto& layer : sums_) layer = {};
@@ -158,7 +172,8 @@ class GateStatistics final : public Statistics {
 
  private:
   at::Tensor sum_heads(std::int64_t layer, const at::Tensor& entry_BU) const {
-    const at::Tensor heads_BH = entry_BU.view({entry_BU.size(0), -1, model_.config().head_dim}).sum(2);
+    const at::Tensor heads_BH =
+        entry_BU.view({entry_BU.size(0), -1, model_.config().head_dim}).sum(2);
     return heads_to_units(model_, options_.unit, layer, heads_BH);
   }
   UnitSums host_sums() const {
@@ -170,7 +185,8 @@ class GateStatistics final : public Statistics {
         const at::Tensor& sum = sums_[l][static_cast<std::size_t>(half)];
         host[l][static_cast<std::size_t>(half)] =
             sum.defined() ? to_doubles(sum)
-                          : std::vector<double>(static_cast<std::size_t>(unit_count(model_, options_.unit, layer, half)));
+                          : std::vector<double>(static_cast<std::size_t>(
+                                unit_count(model_, options_.unit, layer, half)));
       }
     return host;
   }
@@ -183,13 +199,17 @@ class GateStatistics final : public Statistics {
 
 }  // namespace
 
-std::unique_ptr<Statistics> make_statistics(const CausalLM& model, const StatisticsOptions& options) {
+std::unique_ptr<Statistics> make_statistics(const CausalLM& model,
+                                            const StatisticsOptions& options) {
   switch (options.criterion) {
-    case Criterion::taylor: return std::make_unique<TaylorStatistics>(model, options);
+    case Criterion::taylor:
+      return std::make_unique<TaylorStatistics>(model, options);
     case Criterion::taylor_gate:
-    case Criterion::taylor_gate_sample: return std::make_unique<GateStatistics>(model, options);
+    case Criterion::taylor_gate_sample:
+      return std::make_unique<GateStatistics>(model, options);
     case Criterion::magnitude:
-    case Criterion::random: break;
+    case Criterion::random:
+      break;
   }
   throw Error(ExitCode::internal, "this criterion collects no statistics");
 }
@@ -206,7 +226,8 @@ UnitSums magnitude_sums(const CausalLM& model, const StatisticsOptions& options)
   const at::ScalarType wide = model.options().dtype == at::kDouble ? at::kDouble : at::kFloat;
   for (std::int64_t layer = 0; layer < model.layers(); ++layer)
     for (const UnitKind half : {UnitKind::attention, UnitKind::mlp})
-      if (is_scored(options.scored, layer, half) && unit_count(model, options.unit, layer, half) > 0)
+      if (is_scored(options.scored, layer, half) &&
+          unit_count(model, options.unit, layer, half) > 0)
         sums[static_cast<std::size_t>(layer)][static_cast<std::size_t>(half)] =
             sum_over_unit_tensors(model, options.unit, layer, half, [&](TensorRole role) {
               return model.layer(layer).by_role(role).to(wide).abs();
@@ -223,8 +244,10 @@ UnitSums random_sums(const CausalLM& model, const StatisticsOptions& options, st
       for (const std::int32_t unit : unit_numbers(model.widths(layer), options.unit, half)) {
         const std::uint64_t words[] = {
             static_cast<std::uint64_t>(seed), static_cast<std::uint64_t>(iteration),
-            static_cast<std::uint64_t>(layer), static_cast<std::uint64_t>(half), static_cast<std::uint64_t>(unit)};
-        sums[static_cast<std::size_t>(layer)][static_cast<std::size_t>(half)].push_back(counter_uniform(words));
+            static_cast<std::uint64_t>(layer), static_cast<std::uint64_t>(half),
+            static_cast<std::uint64_t>(unit)};
+        sums[static_cast<std::size_t>(layer)][static_cast<std::size_t>(half)].push_back(
+            counter_uniform(words));
       }
     }
   return sums;

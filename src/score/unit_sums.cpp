@@ -16,14 +16,22 @@ bool is_kv(TensorRole role) { return role == TensorRole::k || role == TensorRole
 
 const char* projection(TensorRole role) {
   switch (role) {
-    case TensorRole::q: return "self_attn.q_proj.weight";
-    case TensorRole::k: return "self_attn.k_proj.weight";
-    case TensorRole::v: return "self_attn.v_proj.weight";
-    case TensorRole::o: return "self_attn.o_proj.weight";
-    case TensorRole::gate: return "mlp.gate_proj.weight";
-    case TensorRole::up: return "mlp.up_proj.weight";
-    case TensorRole::down: return "mlp.down_proj.weight";
-    default: return "?";
+    case TensorRole::q:
+      return "self_attn.q_proj.weight";
+    case TensorRole::k:
+      return "self_attn.k_proj.weight";
+    case TensorRole::v:
+      return "self_attn.v_proj.weight";
+    case TensorRole::o:
+      return "self_attn.o_proj.weight";
+    case TensorRole::gate:
+      return "mlp.gate_proj.weight";
+    case TensorRole::up:
+      return "mlp.up_proj.weight";
+    case TensorRole::down:
+      return "mlp.down_proj.weight";
+    default:
+      return "?";
   }
 }
 
@@ -34,10 +42,11 @@ at::Tensor per_slice(const at::Tensor& values, TensorRole role, std::int64_t wid
 }
 
 [[noreturn]] void report(std::int64_t layer, TensorRole role) {
-  throw Error(ExitCode::bad_content,
-              fmt::format("a score is not finite: tensor 'model.layers.{}.{}'", layer, projection(role)),
-              fmt::format("layer {}: its weights or their gradients hold NaN or infinity", layer),
-              "Use a wider model.dtype or importance.accumulate, or check the calibration data.");
+  throw Error(
+      ExitCode::bad_content,
+      fmt::format("a score is not finite: tensor 'model.layers.{}.{}'", layer, projection(role)),
+      fmt::format("layer {}: its weights or their gradients hold NaN or infinity", layer),
+      "Use a wider model.dtype or importance.accumulate, or check the calibration data.");
 }
 
 }  // namespace
@@ -46,31 +55,37 @@ bool is_scored(const ScoredHalves& scored, std::int64_t layer, UnitKind half) {
   return scored[static_cast<std::size_t>(layer)][static_cast<std::size_t>(half)];
 }
 
-const std::vector<std::int32_t>& unit_numbers(const LayerWidths& widths, AttentionUnit unit, UnitKind half) {
+const std::vector<std::int32_t>& unit_numbers(const LayerWidths& widths, AttentionUnit unit,
+                                              UnitKind half) {
   if (half == UnitKind::mlp) return widths.channels;
   return unit == AttentionUnit::kv_group ? widths.kv_heads : widths.query_heads;
 }
 
-std::int64_t unit_count(const CausalLM& model, AttentionUnit unit, std::int64_t layer, UnitKind half) {
+std::int64_t unit_count(const CausalLM& model, AttentionUnit unit, std::int64_t layer,
+                        UnitKind half) {
   return static_cast<std::int64_t>(unit_numbers(model.widths(layer), unit, half).size());
 }
 
-at::Tensor heads_to_units(const CausalLM& model, AttentionUnit unit, std::int64_t layer, const at::Tensor& heads) {
+at::Tensor heads_to_units(const CausalLM& model, AttentionUnit unit, std::int64_t layer,
+                          const at::Tensor& heads) {
   if (unit == AttentionUnit::query_head) return heads;
   const LayerWidths& widths = model.widths(layer);
   std::vector<std::int64_t> shape = heads.sizes().vec();
   shape.back() = static_cast<std::int64_t>(widths.kv_heads.size());
-  const at::Tensor map = at::tensor(widths.reader_map(model.config()), at::kLong).to(heads.device());
+  const at::Tensor map =
+      at::tensor(widths.reader_map(model.config()), at::kLong).to(heads.device());
   return at::zeros(shape, heads.options()).index_add_(-1, map, heads);
 }
 
-std::vector<double> sum_over_unit_tensors(const CausalLM& model, AttentionUnit unit, std::int64_t layer,
-                                          UnitKind half, const std::function<at::Tensor(TensorRole)>& of_role) {
+std::vector<double> sum_over_unit_tensors(const CausalLM& model, AttentionUnit unit,
+                                          std::int64_t layer, UnitKind half,
+                                          const std::function<at::Tensor(TensorRole)>& of_role) {
   std::vector<double> total(static_cast<std::size_t>(unit_count(model, unit, layer, half)), 0.0);
   const std::int64_t width = half == UnitKind::mlp ? 1 : model.config().head_dim;
   for (const TensorRole role : scored_roles(model.config(), unit, half)) {
     at::Tensor slices = per_slice(of_role(role), role, width);
-    if (half == UnitKind::attention && !is_kv(role)) slices = heads_to_units(model, unit, layer, slices);
+    if (half == UnitKind::attention && !is_kv(role))
+      slices = heads_to_units(model, unit, layer, slices);
     const std::vector<double> values = to_doubles(slices);
     ESPALIER_CHECK(values.size() == total.size(), "a tensor has not one slice per unit");
     for (std::size_t u = 0; u < values.size(); ++u) {
@@ -101,10 +116,13 @@ void require_finite_sums(const UnitSums& sums, const std::string& what) {
       for (std::size_t u = 0; u < sums[l][k].size(); ++u)
         if (!std::isfinite(sums[l][k][u])) {
           const char* tensor = k == 0 ? "self_attn.o_proj" : "mlp.down_proj";
-          throw Error(ExitCode::bad_content,
-                      fmt::format("a score is not finite: {} of unit {} at the input of 'model.layers.{}.{}'", what, u, l, tensor),
-                      fmt::format("layer {}, {}", l, name_of(static_cast<UnitKind>(k))),
-                      "Use a wider model.dtype, or check the calibration data.");
+          throw Error(
+              ExitCode::bad_content,
+              fmt::format(
+                  "a score is not finite: {} of unit {} at the input of 'model.layers.{}.{}'", what,
+                  u, l, tensor),
+              fmt::format("layer {}, {}", l, name_of(static_cast<UnitKind>(k))),
+              "Use a wider model.dtype, or check the calibration data.");
         }
 }
 

@@ -34,26 +34,29 @@ struct CalibrationBatch {
   std::vector<std::int64_t> predictions;  ///< counted predictions of each sequence, in order
 };
 
-/// The calibration data of one iteration: which rows, in which order. The same value on every rank; each data
-/// rank then reads only its own micro-batches.
+/// The calibration data of one iteration: which rows, in which order. The same value on every rank;
+/// each data rank then reads only its own micro-batches.
 ///
-/// Rows are drawn without replacement by (seed, domain name, iteration if resample) with a counter-based
-/// hash, and kept in file order. Micro-batches hold max(1, micro_batch_tokens / S) whole sequences of one domain;
-/// those of all domains are interleaved evenly into one global order. Round j deals data rank d of D the (jD + d)-th,
-/// so that what is done is always a prefix.
+/// Rows are drawn without replacement by (seed, domain name, iteration if resample) with a
+/// counter-based hash, and kept in file order. Micro-batches hold max(1, micro_batch_tokens / S)
+/// whole sequences of one domain; those of all domains are interleaved evenly into one global
+/// order. Round j deals data rank d of D the (jD + d)-th, so that what is done is always a prefix.
 ///
-/// The objective that is differentiated over all micro-batches is the pooled loss sum_d w_d L_d / sum_d w_d, L_d the
-/// mean over the domain's sequences of the sequence's mean loss over counted tokens (arXiv 2601.02674); with
-/// `only_domain` it is L_d alone.
+/// The objective that is differentiated over all micro-batches is the pooled loss sum_d w_d L_d /
+/// sum_d w_d, L_d the mean over the domain's sequences of the sequence's mean loss over counted
+/// tokens (arXiv 2601.02674); with `only_domain` it is L_d alone.
 class Calibration {
  public:
-  /// Opens the token files and draws. Throws Error(config) when a domain asks for more sequences than its file has.
-  static Calibration draw(const CalibrationConfig& config, std::int64_t iteration, std::int64_t vocabulary);
+  /// Opens the token files and draws. Throws Error(config) when a domain asks for more sequences
+  /// than its file has.
+  static Calibration draw(const CalibrationConfig& config, std::int64_t iteration,
+                          std::int64_t vocabulary);
 
   const std::vector<DomainDraw>& domains() const { return domains_; }
   /// Global order; `only_domain` restricts it to one domain (-1 = all).
   std::vector<MicroBatch> micro_batches(int only_domain) const;
-  /// Reads one micro-batch and moves it to `device`. `pooled` weighs by domain, otherwise each domain counts alone.
+  /// Reads one micro-batch and moves it to `device`. `pooled` weighs by domain, otherwise each
+  /// domain counts alone.
   CalibrationBatch read(const MicroBatch& micro_batch, bool pooled, at::Device device) const;
   std::int64_t sequences() const;
 
@@ -63,12 +66,14 @@ class Calibration {
   std::int64_t micro_batch_tokens_ = 0;
 };
 
-/// Turns rows into a batch: trims padding that no row needs, collects counted predictions with the weight of their
-/// sequence (weight / counted tokens of the sequence). `predictions` receives their count per sequence.
+/// Turns rows into a batch: trims padding that no row needs, collects counted predictions with the
+/// weight of their sequence (weight / counted tokens of the sequence). `predictions` receives their
+/// count per sequence.
 TokenBatch make_batch(const TokenRows& rows, double sequence_weight, at::Device device,
                       std::vector<std::int64_t>& predictions);
 
 /// Sequences per micro-batch: max(1, micro_batch_tokens / sequence_tokens).
-std::int64_t sequences_per_micro_batch(std::int64_t micro_batch_tokens, std::int64_t sequence_tokens);
+std::int64_t sequences_per_micro_batch(std::int64_t micro_batch_tokens,
+                                       std::int64_t sequence_tokens);
 
 }  // namespace espalier

@@ -15,17 +15,20 @@ struct TokenRows {
   std::int64_t sequence_tokens = 0;  ///< S
   std::vector<std::int32_t> tokens;  ///< [n, S]
   std::vector<std::int32_t> length;  ///< [n], valid tokens of each row
-  std::vector<std::uint8_t> counted; ///< [n, S]: 1 where token t's prediction counts; never at t = 0 or beyond length
+  std::vector<std::uint8_t>
+      counted;  ///< [n, S]: 1 where token t's prediction counts; never at t = 0 or beyond length
 };
 
 /// Which predictions count: every token but the first, or those of the file's /loss_mask.
 enum class Counting { every_token, loss_mask, loss_mask_if_present };
 
-/// One HDF5 token file as launch/tokenize.py writes it (docs/file-formats.md). Opening checks format, version,
-/// shapes and types; ids are checked against the vocabulary as rows are read. Not collective.
+/// One HDF5 token file as launch/tokenize.py writes it (docs/file-formats.md). Opening checks
+/// format, version, shapes and types; ids are checked against the vocabulary as rows are read. Not
+/// collective.
 class TokenFile {
  public:
-  /// Throws missing_input without the file, bad_content when it is not a token file or wants a larger vocabulary.
+  /// Throws missing_input without the file, bad_content when it is not a token file or wants a
+  /// larger vocabulary.
   static TokenFile open(const std::filesystem::path& path, std::int64_t vocabulary);
 
   std::int64_t rows() const { return rows_; }
@@ -33,8 +36,9 @@ class TokenFile {
   bool has_loss_mask() const { return has_loss_mask_; }
   const std::filesystem::path& path() const { return path_; }
 
-  /// Reads the given rows by hyperslab, in the order given. Throws bad_content with the first bad place: an id
-  /// beyond the vocabulary, a length beyond the row, a sequence without any counted token.
+  /// Reads the given rows by hyperslab, in the order given. Throws bad_content with the first bad
+  /// place: an id beyond the vocabulary, a length beyond the row, a sequence without any counted
+  /// token.
   TokenRows read(std::span<const std::int64_t> rows, Counting counting) const;
 
  private:

@@ -14,8 +14,8 @@ enum class ModelFamily { llama, mistral, qwen2, qwen3 };
 /// "llama", ...: the model_type of config.json.
 const char* name_of(ModelFamily family);
 
-/// Rotary embedding: inverse frequency of pair i is theta^(-2i/head_dim); `llama3` rescales the low ones
-/// (arXiv 2407.21783; transformers modeling_rope_utils).
+/// Rotary embedding: inverse frequency of pair i is theta^(-2i/head_dim); `llama3` rescales the low
+/// ones (arXiv 2407.21783; transformers modeling_rope_utils).
 struct RopeConfig {
   enum class Type { standard, llama3 };
   Type type = Type::standard;
@@ -40,18 +40,18 @@ struct ModelConfig {
   std::int64_t heads = 0;
   std::int64_t kv_heads = 0;
   std::int64_t head_dim = 0;
-  std::int64_t channels = 0;      ///< intermediate_size
+  std::int64_t channels = 0;  ///< intermediate_size
   std::int64_t vocabulary = 0;
   std::int64_t max_positions = 0;
   double rms_norm_eps = 1e-6;
   RopeConfig rope;
   bool tied_embeddings = false;
-  bool qkv_bias = false;          ///< q, k and v projections carry biases (Qwen2)
-  bool qk_norm = false;           ///< RMSNorm per head on q and k (Qwen3)
+  bool qkv_bias = false;                     ///< q, k and v projections carry biases (Qwen2)
+  bool qk_norm = false;                      ///< RMSNorm per head on q and k (Qwen3)
   std::vector<std::int64_t> sliding_window;  ///< [layers]; 0 = full causal attention
-  DType dtype = DType::f32;       ///< stored dtype according to config.json
-  std::string source_text;        ///< the bytes of config.json
-  std::string sha256;             ///< of source_text
+  DType dtype = DType::f32;                  ///< stored dtype according to config.json
+  std::string source_text;                   ///< the bytes of config.json
+  std::string sha256;                        ///< of source_text
   /// Present when the directory is an `exact` export of ours.
   std::optional<std::vector<ExportedLayer>> exported;
 
@@ -59,9 +59,10 @@ struct ModelConfig {
   bool is_gqa() const { return heads != kv_heads; }
 };
 
-/// Reads and checks `directory`/config.json in the field names of transformers 4 and 5. A field that
-/// changes the arithmetic and is not implemented is refused by name. Throws Error: missing_input without
-/// the file, bad_content for everything that is wrong in it (all problems at once).
+/// Reads and checks `directory`/config.json in the field names of transformers 4 and 5. A field
+/// that changes the arithmetic and is not implemented is refused by name. Throws Error:
+/// missing_input without the file, bad_content for everything that is wrong in it (all problems at
+/// once).
 ModelConfig read_model_config(const std::filesystem::path& directory);
 /// The same from text; `origin` names it in messages.
 ModelConfig parse_model_config(std::string text, const std::string& origin);

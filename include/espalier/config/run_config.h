@@ -69,7 +69,7 @@ struct PruneConfig {
   Measure measure = Measure::structures;
   std::int64_t iterations = 100;
   ScheduleShape shape = ScheduleShape::linear;
-  double rate = 3.0;      ///< of shape exponential
+  double rate = 3.0;  ///< of shape exponential
   ProtectConfig protect;
 };
 
@@ -92,7 +92,7 @@ struct ExportConfig {
 struct RunConfig {
   std::filesystem::path source;  ///< the YAML file
   std::filesystem::path model_path;
-  std::optional<DType> dtype;    ///< absent = as_stored
+  std::optional<DType> dtype;  ///< absent = as_stored
   DeviceChoice device = DeviceChoice::automatic;
   std::int64_t tensor = 1;
   double rebalance = 1.10;
@@ -117,22 +117,22 @@ struct RunConfig {
 enum class ConfigUse { run, score, eval, print };
 
 /// Reads, overrides (--set a.b=c) and validates. Every problem at once, with line and column,
-/// Error(config); a file that is absent is missing_input. Hostile YAML (aliases, depth, size, duplicate
-/// keys) is refused before it is walked.
-RunConfig read_run_config(const std::filesystem::path& file, const std::vector<std::string>& overrides,
-                          ConfigUse use);
+/// Error(config); a file that is absent is missing_input. Hostile YAML (aliases, depth, size,
+/// duplicate keys) is refused before it is walked.
+RunConfig read_run_config(const std::filesystem::path& file,
+                          const std::vector<std::string>& overrides, ConfigUse use);
 
 /// The complete YAML that reproduces the configuration, every key written, paths absolute.
 std::string to_yaml(const RunConfig& config);
 
 /// One configuration key as the schema knows it.
 struct KeyInfo {
-  std::string key;           ///< "importance.criterion"
-  std::string type;          ///< "string", "integer", "number", "boolean", "list of ..."
-  std::string default_value; ///< as YAML; "(required)" where there is none
+  std::string key;                  ///< "importance.criterion"
+  std::string type;                 ///< "string", "integer", "number", "boolean", "list of ..."
+  std::string default_value;        ///< as YAML; "(required)" where there is none
   std::vector<std::string> values;  ///< permitted values of an enumeration
-  std::string meaning;       ///< one or two sentences, with the unit and the paper where one defines it
-  bool free_at_resume = false;      ///< may differ when a run is resumed
+  std::string meaning;  ///< one or two sentences, with the unit and the paper where one defines it
+  bool free_at_resume = false;  ///< may differ when a run is resumed
 };
 /// Every key, in the order of reference.yaml.
 const std::vector<KeyInfo>& config_keys();

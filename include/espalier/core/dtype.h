@@ -7,7 +7,23 @@
 namespace espalier {
 
 /// Element types of checkpoints and communication, named as safetensors names them.
-enum class DType { boolean, u8, i8, u16, i16, u32, i32, u64, i64, f16, bf16, f32, f64, f8_e4m3, f8_e5m2 };
+enum class DType {
+  boolean,
+  u8,
+  i8,
+  u16,
+  i16,
+  u32,
+  i32,
+  u64,
+  i64,
+  f16,
+  bf16,
+  f32,
+  f64,
+  f8_e4m3,
+  f8_e5m2
+};
 
 /// Bytes of one element.
 std::size_t size_of(DType dtype);

@@ -25,7 +25,8 @@ struct Outcome {
   int error_number = 0;
 };
 
-/// Reads ESPALIER_FAULT once. Throws Error(usage) for an unknown point or action, naming the nearest.
+/// Reads ESPALIER_FAULT once. Throws Error(usage) for an unknown point or action, naming the
+/// nearest.
 void initialise(int rank);
 /// True when any fault is armed (the run says so in its first log line and in provenance.json).
 bool armed();

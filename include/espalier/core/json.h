@@ -13,9 +13,10 @@ struct JsonLimits {
   std::size_t bytes = 256u << 20;
 };
 
-/// Parses UTF-8 JSON strictly: duplicate keys, nesting beyond the limit, invalid UTF-8, trailing text
-/// and numbers that overflow are refused (ExitCode::bad_content) with `origin` and the byte offset.
-/// Object order is kept.
-nlohmann::ordered_json parse_json(std::string_view text, std::string_view origin, JsonLimits limits = {});
+/// Parses UTF-8 JSON strictly: duplicate keys, nesting beyond the limit, invalid UTF-8, trailing
+/// text and numbers that overflow are refused (ExitCode::bad_content) with `origin` and the byte
+/// offset. Object order is kept.
+nlohmann::ordered_json parse_json(std::string_view text, std::string_view origin,
+                                  JsonLimits limits = {});
 
 }  // namespace espalier

@@ -13,8 +13,8 @@ enum class Level { debug, info, warning, error, off };
 /// How this process logs. Until configured: level info, text on stderr, rank 0.
 struct Options {
   Level level = Level::info;
-  bool json = false;     ///< one JSON object per line instead of text
-  int rank = 0;          ///< only rank 0 writes to stderr; a rank's first error always goes there
+  bool json = false;  ///< one JSON object per line instead of text
+  int rank = 0;       ///< only rank 0 writes to stderr; a rank's first error always goes there
   std::filesystem::path file;  ///< every line also goes here; empty = nowhere
 };
 void configure(const Options& options);

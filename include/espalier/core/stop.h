@@ -2,9 +2,9 @@
 
 #include <exception>
 
-/// Requests to stop, as signals set them. Handlers only count; action is taken between micro-batches
-/// after the ranks agreed. Signals closer than two seconds count once, since some launchers deliver
-/// one request twice.
+/// Requests to stop, as signals set them. Handlers only count; action is taken between
+/// micro-batches after the ranks agreed. Signals closer than two seconds count once, since some
+/// launchers deliver one request twice.
 namespace espalier::stop {
 
 /// Installs the SIGUSR1 handler (and ignores SIGXFSZ, so that a file-size limit is an error code).

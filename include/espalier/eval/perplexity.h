@@ -15,15 +15,16 @@ namespace espalier {
 struct Perplexity {
   std::string name;
   double perplexity = 0;
-  double loss = 0;                ///< nats per counted token
-  std::int64_t tokens = 0;        ///< counted tokens
-  std::int64_t windows = 0;       ///< rows of the file
-  std::int64_t window_tokens = 0; ///< row length: a perplexity means nothing without it
+  double loss = 0;                 ///< nats per counted token
+  std::int64_t tokens = 0;         ///< counted tokens
+  std::int64_t windows = 0;        ///< rows of the file
+  std::int64_t window_tokens = 0;  ///< row length: a perplexity means nothing without it
 };
 
-/// Evaluates on all rows of the file; a /loss_mask in it is honoured. Collective over grid.world(); the same value on
-/// every rank. Throws AgreedError and stop::Stopped as deal_rounds does.
-Perplexity evaluate_perplexity(const CausalLM& model, const NamedTokens& data, std::int64_t micro_batch_tokens,
-                               const ProcessGrid& grid, const RoundHooks& hooks);
+/// Evaluates on all rows of the file; a /loss_mask in it is honoured. Collective over grid.world();
+/// the same value on every rank. Throws AgreedError and stop::Stopped as deal_rounds does.
+Perplexity evaluate_perplexity(const CausalLM& model, const NamedTokens& data,
+                               std::int64_t micro_batch_tokens, const ProcessGrid& grid,
+                               const RoundHooks& hooks);
 
 }  // namespace espalier

@@ -12,23 +12,25 @@
 
 namespace espalier {
 
-/// One micro-batch on the model's device. N counts predictions: logits at flat position b*T + t are compared
-/// with the token at t + 1.
+/// One micro-batch on the model's device. N counts predictions: logits at flat position b*T + t are
+/// compared with the token at t + 1.
 struct TokenBatch {
   at::Tensor tokens_BT;    ///< int64
   at::Tensor positions_N;  ///< int64, b * T + t of the predicting position
   at::Tensor targets_N;    ///< int64, the token predicted there
-  at::Tensor weights_N;    ///< float64, coefficient of -log p in the objective that is differentiated
+  at::Tensor weights_N;  ///< float64, coefficient of -log p in the objective that is differentiated
 };
 
 /// What the backward pass hands over for one half of a layer.
 struct HalfGradients {
   at::Tensor gate;           ///< [B, T, units]: input of o_proj or down_proj
   at::Tensor gate_gradient;  ///< same shape; undefined unless asked for
-  std::vector<std::pair<TensorRole, at::Tensor>> weight_gradients;  ///< of this micro-batch, in the weights' dtype
+  std::vector<std::pair<TensorRole, at::Tensor>>
+      weight_gradients;  ///< of this micro-batch, in the weights' dtype
 };
 
-/// Receives gradients as the backward pass meets them; knows what they are for, which the pass does not.
+/// Receives gradients as the backward pass meets them; knows what they are for, which the pass does
+/// not.
 class BackwardObserver {
  public:
   virtual ~BackwardObserver() = default;
@@ -38,18 +40,21 @@ class BackwardObserver {
 };
 
 /// Halves of layers are numbered along the data's path: 2l is layer l's attention, 2l + 1 its MLP.
-/// Returns [N] negative log likelihoods in float64 on the host, the same on every tensor rank. Runs forward
-/// through all layers and, for every half from the last down to `lowest_half`, re-runs it with gradients on and
-/// asks for the gradients of its input, its gate and its weights: no autograd graph spans two halves, and nothing
-/// below `lowest_half` is differentiated (2 * layers = nothing at all). Collective over `tensor`; collectives
-/// run on the calling thread only, in the same order on every rank.
+/// Returns [N] negative log likelihoods in float64 on the host, the same on every tensor rank. Runs
+/// forward through all layers and, for every half from the last down to `lowest_half`, re-runs it
+/// with gradients on and asks for the gradients of its input, its gate and its weights: no autograd
+/// graph spans two halves, and nothing below `lowest_half` is differentiated (2 * layers = nothing
+/// at all). Collective over `tensor`; collectives run on the calling thread only, in the same order
+/// on every rank.
 ///
-/// Collectives per call (T ranks > 1): 1 + 2L all-reduces of [B, T, D] forward, two per chunk of the loss
+/// Collectives per call (T ranks > 1): 1 + 2L all-reduces of [B, T, D] forward, two per chunk of
+/// the loss
 /// ([chunk] and [2, chunk]), 1 + (2L - 1 - lowest_half) of [B, T, D] backward.
-/// Throws AgreedError(bad_content), the same on every tensor rank, when a loss is not finite, naming the first layer
-/// whose output was not.
-at::Tensor blockwise_backward(const CausalLM& model, const TokenBatch& batch, std::int64_t lowest_half,
-                              BackwardObserver& observer, Communicator& tensor);
+/// Throws AgreedError(bad_content), the same on every tensor rank, when a loss is not finite,
+/// naming the first layer whose output was not.
+at::Tensor blockwise_backward(const CausalLM& model, const TokenBatch& batch,
+                              std::int64_t lowest_half, BackwardObserver& observer,
+                              Communicator& tensor);
 
 /// Forward only: the [N] negative log likelihoods. Collective over `tensor`.
 at::Tensor token_losses(const CausalLM& model, const TokenBatch& batch, Communicator& tensor);
@@ -57,8 +62,9 @@ at::Tensor token_losses(const CausalLM& model, const TokenBatch& batch, Communic
 /// Hidden states after the last layer, before the final norm. Collective over `tensor`.
 at::Tensor forward_hidden(const CausalLM& model, const at::Tensor& tokens_BT, Communicator& tensor);
 
-/// Logits [n, vocabulary] at the given flat positions, gathered over tensor ranks; for checks on small models.
-at::Tensor logits_at(const CausalLM& model, const at::Tensor& hidden_BTD, const at::Tensor& positions_N,
-                     Communicator& tensor);
+/// Logits [n, vocabulary] at the given flat positions, gathered over tensor ranks; for checks on
+/// small models.
+at::Tensor logits_at(const CausalLM& model, const at::Tensor& hidden_BTD,
+                     const at::Tensor& positions_N, Communicator& tensor);
 
 }  // namespace espalier

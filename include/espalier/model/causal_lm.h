@@ -15,12 +15,13 @@
 #include "espalier/prune/widths.h"
 #include "espalier/store/safetensors.h"
 
-// Shape suffixes: B sequences, T tokens, D hidden, H query heads of this rank, K KV heads of this rank,
-// E head size, F channels of this rank, V vocabulary rows of this rank.
+// Shape suffixes: B sequences, T tokens, D hidden, H query heads of this rank, K KV heads of this
+// rank, E head size, F channels of this rank, V vocabulary rows of this rank.
 
 namespace espalier {
 
-/// The tensors of one decoder layer that this rank holds. Absent ones (biases, per-head norms) are undefined.
+/// The tensors of one decoder layer that this rank holds. Absent ones (biases, per-head norms) are
+/// undefined.
 struct LayerWeights {
   at::Tensor attention_norm_D;
   at::Tensor q_HED, k_KED, v_KED, o_DHE;  ///< projections, [rows, columns] as in the checkpoint
@@ -37,7 +38,8 @@ struct LayerWeights {
 /// What one half of a decoder layer computes on this rank, before the sum over tensor ranks.
 struct HalfOutput {
   at::Tensor partial_BTD;  ///< to be summed over tensor ranks and added to the residual
-  at::Tensor gate;         ///< input of o_proj [B, T, H*E], or of down_proj [B, T, F]: where units are gated
+  at::Tensor
+      gate;  ///< input of o_proj [B, T, H*E], or of down_proj [B, T, F]: where units are gated
 };
 
 /// Numerical choices of a pass.
@@ -47,12 +49,13 @@ struct ComputeOptions {
   AttentionBackend attention = AttentionBackend::automatic;
 };
 
-/// This rank's shard of a decoder (Llama, Mistral, Qwen2, Qwen3 shapes): weights by layer, widths by layer.
-/// Weights are frozen; `apply` only removes units. Numerics follow transformers: RMSNorm, logits and loss in
-/// float32 for 16-bit weights and in float64 under float64.
+/// This rank's shard of a decoder (Llama, Mistral, Qwen2, Qwen3 shapes): weights by layer, widths
+/// by layer. Weights are frozen; `apply` only removes units. Numerics follow transformers: RMSNorm,
+/// logits and loss in float32 for 16-bit weights and in float64 under float64.
 class CausalLM {
  public:
-  CausalLM(ModelConfig config, std::vector<ShardWidths> shards, int tensor_index, ComputeOptions options);
+  CausalLM(ModelConfig config, std::vector<ShardWidths> shards, int tensor_index,
+           ComputeOptions options);
 
   const ModelConfig& config() const { return config_; }
   const ComputeOptions& options() const { return options_; }
@@ -69,8 +72,8 @@ class CausalLM {
   /// The tensor that plays `spec`'s role.
   at::Tensor& tensor(const TensorSpec& spec);
 
-  /// Rows of the embedding for tokens of this rank's vocabulary, zero elsewhere: [B, T, D] to be summed over
-  /// tensor ranks. Not collective.
+  /// Rows of the embedding for tokens of this rank's vocabulary, zero elsewhere: [B, T, D] to be
+  /// summed over tensor ranks. Not collective.
   at::Tensor embed_partial(const at::Tensor& tokens_BT) const;
   /// Attention half: norm, q/k/v, rotary, softmax attention, o. Differentiable; not collective.
   HalfOutput attention_half(std::int64_t layer, const at::Tensor& x_BTD) const;
@@ -80,10 +83,11 @@ class CausalLM {
   /// Rows of the output projection this rank holds, [V, D]: the embedding itself when tied.
   const at::Tensor& head_VD() const { return config_.tied_embeddings ? embedding_VD_ : head_VD_; }
 
-  /// Removes what `kept` no longer has from this rank's tensors, in place: the cut between ranks stays. Not
-  /// collective, but every tensor rank must call it with the same widths.
+  /// Removes what `kept` no longer has from this rank's tensors, in place: the cut between ranks
+  /// stays. Not collective, but every tensor rank must call it with the same widths.
   void apply(const ModelWidths& kept);
-  /// Replaces the cut between ranks; the caller then loads the layers whose shard changed (model/load.h).
+  /// Replaces the cut between ranks; the caller then loads the layers whose shard changed
+  /// (model/load.h).
   void set_shards(std::vector<ShardWidths> shards) { shards_ = std::move(shards); }
 
   /// Parameter bytes on this rank.
@@ -91,7 +95,8 @@ class CausalLM {
 
  private:
   at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight) const;
-  at::Tensor attention(std::int64_t layer, at::Tensor q_BHTE, at::Tensor k_BKTE, at::Tensor v_BKTE) const;
+  at::Tensor attention(std::int64_t layer, at::Tensor q_BHTE, at::Tensor k_BKTE,
+                       at::Tensor v_BKTE) const;
   const RotaryTable& rotary(std::int64_t tokens) const;
 
   ModelConfig config_;

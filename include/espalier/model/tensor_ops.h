@@ -11,14 +11,15 @@ namespace espalier {
 at::ScalarType to_scalar_type(DType dtype);
 DType to_dtype(at::ScalarType type);
 
-/// Sums `tensor` over the ranks of `comm`, in place. Collective. Device tensors are staged through pinned
-/// host memory unless the communicator takes device memory; 16-bit floats travel and are added as float32.
+/// Sums `tensor` over the ranks of `comm`, in place. Collective. Device tensors are staged through
+/// pinned host memory unless the communicator takes device memory; 16-bit floats travel and are
+/// added as float32.
 void all_reduce_sum(at::Tensor& tensor, Communicator& comm);
 /// Element-wise maximum over the ranks, in place. Collective.
 void all_reduce_max(at::Tensor& tensor, Communicator& comm);
 
-/// The entries of `dim` named by `indices`, as new contiguous storage; the tensor itself when they are all.
-/// A single run is a plain copy, several are one index_select.
+/// The entries of `dim` named by `indices`, as new contiguous storage; the tensor itself when they
+/// are all. A single run is a plain copy, several are one index_select.
 at::Tensor take(const at::Tensor& tensor, std::int64_t dim, const IndexRuns& indices);
 
 /// All elements finite. Reads the device once.

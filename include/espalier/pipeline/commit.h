@@ -14,8 +14,9 @@
 
 namespace espalier {
 
-/// What is saved after an iteration: everything that a run needs to go on, independent of the rank layout. Weights
-/// are not part of it, since pruning never edits them (docs/adr/0002-thin-checkpoints.md).
+/// What is saved after an iteration: everything that a run needs to go on, independent of the rank
+/// layout. Weights are not part of it, since pruning never edits them
+/// (docs/adr/0002-thin-checkpoints.md).
 struct Commit {
   std::int64_t iteration = 0;
   std::vector<std::byte> state;     ///< bytes of state.h5: the plan and the scores
@@ -31,18 +32,21 @@ class CommitStore {
   /// `directory` is the run's ckpt/.
   explicit CommitStore(std::filesystem::path directory) : directory_(std::move(directory)) {}
 
-  /// Publishes atomically: temporary directory, state.h5 written and read back, MANIFEST.json last, fsync, rename.
-  /// An equal commit of the same iteration is kept. Throws write_failed with the state before intact.
+  /// Publishes atomically: temporary directory, state.h5 written and read back, MANIFEST.json last,
+  /// fsync, rename. An equal commit of the same iteration is kept. Throws write_failed with the
+  /// state before intact.
   void publish(const Commit& commit, int attempt);
   /// The newest commit that verifies; `rejected` receives a line for every one that did not.
   std::optional<Commit> newest_valid(std::vector<std::string>& rejected) const;
-  /// One commit, verified; throws bad_content saying what is wrong, missing_input when there is none.
+  /// One commit, verified; throws bad_content saying what is wrong, missing_input when there is
+  /// none.
   Commit read(std::int64_t iteration) const;
   /// Iterations that have a directory, ascending, valid or not.
   std::vector<std::int64_t> iterations() const;
   /// Removes leftovers of writers that died.
   void sweep() const;
-  /// Keeps the last `keep_last` and every `keep_every`-th; removes the others, first out of sight, then for good.
+  /// Keeps the last `keep_last` and every `keep_every`-th; removes the others, first out of sight,
+  /// then for good.
   void prune(std::int64_t keep_last, std::int64_t keep_every) const;
 
   static std::string directory_name(std::int64_t iteration);
@@ -51,8 +55,8 @@ class CommitStore {
   std::filesystem::path directory_;
 };
 
-/// Reads and verifies one commit directory: sizes and hashes before any library sees the bytes, the manifest by its own
-/// hash. Throws bad_content or missing_input.
+/// Reads and verifies one commit directory: sizes and hashes before any library sees the bytes, the
+/// manifest by its own hash. Throws bad_content or missing_input.
 Commit read_commit(const std::filesystem::path& directory);
 
 }  // namespace espalier

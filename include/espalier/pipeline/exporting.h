@@ -28,19 +28,20 @@ ExportReport export_plan(const Source& source, const PruneRules& rules, ExportFo
 
 /// What `espalier export` was asked to do.
 struct ExportRequest {
-  std::filesystem::path from;       ///< run directory, or a plan.h5 together with `model`
-  std::filesystem::path model;      ///< checkpoint that a plan file belongs to
+  std::filesystem::path from;   ///< run directory, or a plan.h5 together with `model`
+  std::filesystem::path model;  ///< checkpoint that a plan file belongs to
   std::filesystem::path out;
   ExportFormat format = ExportFormat::exact;
-  std::optional<double> sparsity;   ///< a smaller plan of the same run, in `measure`
-  std::optional<Measure> measure;   ///< absent = the run's own prune.measure
+  std::optional<double> sparsity;  ///< a smaller plan of the same run, in `measure`
+  std::optional<Measure> measure;  ///< absent = the run's own prune.measure
 };
 struct ExportOutcome {
   ExportReport report;
   Sparsity reached;
 };
-/// Exports the newest valid commit of a finished or unfinished run, or what a plan file leaves of a model. Throws missing_input without one, config when
-/// sparsity is above what the run reached, cannot_create when `out` exists.
+/// Exports the newest valid commit of a finished or unfinished run, or what a plan file leaves of a
+/// model. Throws missing_input without one, config when sparsity is above what the run reached,
+/// cannot_create when `out` exists.
 ExportOutcome export_run(const ExportRequest& request);
 
 }  // namespace espalier

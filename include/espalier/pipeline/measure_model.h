@@ -13,8 +13,9 @@
 
 namespace espalier {
 
-/// Which model `score` and `eval` look at: the configuration's or a directory (dense or exported), as a plan file leaves
-/// it; or the state of a run after an iteration (absent = its newest valid commit).
+/// Which model `score` and `eval` look at: the configuration's or a directory (dense or exported),
+/// as a plan file leaves it; or the state of a run after an iteration (absent = its newest valid
+/// commit).
 struct ModelChoice {
   std::filesystem::path model;
   std::filesystem::path plan;  ///< a plan.h5; empty = nothing removed
@@ -22,18 +23,21 @@ struct ModelChoice {
   std::optional<std::int64_t> iteration;
 };
 
-/// `espalier score`: one scoring pass over the calibration data; prunes nothing and ignores protection. Rank 0 writes
-/// scores.h5 (docs/file-formats.md). Collective; throws as run_pruning does, cannot_create when `out` exists.
+/// `espalier score`: one scoring pass over the calibration data; prunes nothing and ignores
+/// protection. Rank 0 writes scores.h5 (docs/file-formats.md). Collective; throws as run_pruning
+/// does, cannot_create when `out` exists.
 void score_model(CommRuntime& runtime, const RunConfig& config, const ModelChoice& choice,
                  const std::filesystem::path& out);
 
 struct EvalRequest {
   ModelChoice choice;
-  std::filesystem::path out;           ///< eval.json; empty = only printed
-  std::filesystem::path logits;        ///< HDF5 file for logits of the first rows; empty = none
-  std::int64_t logit_rows = 1;         ///< rows of each evaluation file whose logits are written
+  std::filesystem::path out;     ///< eval.json; empty = only printed
+  std::filesystem::path logits;  ///< HDF5 file for logits of the first rows; empty = none
+  std::int64_t logit_rows = 1;   ///< rows of each evaluation file whose logits are written
 };
-/// `espalier eval`: the configuration's evaluations. Returns what eval.json holds, the same on every rank. Collective.
-nlohmann::ordered_json evaluate_model(CommRuntime& runtime, const RunConfig& config, const EvalRequest& request);
+/// `espalier eval`: the configuration's evaluations. Returns what eval.json holds, the same on
+/// every rank. Collective.
+nlohmann::ordered_json evaluate_model(CommRuntime& runtime, const RunConfig& config,
+                                      const EvalRequest& request);
 
 }  // namespace espalier

@@ -10,11 +10,13 @@
 
 namespace espalier {
 
-/// Watches a run from the inside: which phase it is in, how long each took, whether somebody asked it to stop, and a
-/// line at least every 60 s in long phases. Lives on every rank; only rank 0 has a directory to write to.
+/// Watches a run from the inside: which phase it is in, how long each took, whether somebody asked
+/// it to stop, and a line at least every 60 s in long phases. Lives on every rank; only rank 0 has
+/// a directory to write to.
 class Monitor {
  public:
-  /// `directory` is null on other ranks and for commands without a run directory. max_hours <= 0: no limit.
+  /// `directory` is null on other ranks and for commands without a run directory. max_hours <= 0:
+  /// no limit.
   Monitor(RunDirectory* directory, double max_hours);
 
   /// Begins a phase; its seconds are added up until the next one begins.

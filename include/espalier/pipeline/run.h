@@ -19,9 +19,10 @@ struct RunRequest {
   double max_hours = 0;      ///< stop in time; 0 = no limit
 };
 
-/// The main job: score, rank, remove, commit, iteration by iteration, then evaluate and export. Continues from the
-/// newest valid commit on any number of ranks. Collective over runtime.world(). Throws AgreedError, stop::Stopped
-/// (after what can be kept was committed) and, for a failure of one rank alone, other exceptions.
+/// The main job: score, rank, remove, commit, iteration by iteration, then evaluate and export.
+/// Continues from the newest valid commit on any number of ranks. Collective over runtime.world().
+/// Throws AgreedError, stop::Stopped (after what can be kept was committed) and, for a failure of
+/// one rank alone, other exceptions.
 void run_pruning(CommRuntime& runtime, const RunRequest& request);
 
 }  // namespace espalier

@@ -22,13 +22,14 @@ struct RunStatus {
   std::int64_t iteration = 0;
   std::int64_t iterations = 0;
   std::string phase;
-  double eta_seconds = -1;         ///< negative = unknown
-  std::string last_commit;         ///< "iter-000041", or empty
-  int exit_code = -1;              ///< negative while running
+  double eta_seconds = -1;  ///< negative = unknown
+  std::string last_commit;  ///< "iter-000041", or empty
+  int exit_code = -1;       ///< negative while running
   std::string reason;
 };
 
-/// The run directory (docs/file-formats.md). Only rank 0 has one: it alone creates, renames and deletes.
+/// The run directory (docs/file-formats.md). Only rank 0 has one: it alone creates, renames and
+/// deletes.
 class RunDirectory {
  public:
   struct Options {
@@ -37,11 +38,11 @@ class RunDirectory {
     double lock_wait_seconds = 30;
   };
 
-  /// Creates or opens: takes the lock (73 naming the owner when another process has it), refuses a directory of another
-  /// configuration (78 with key, old and new value), sweeps leftovers, removes a stale STOP file, finds the newest
-  /// valid commit. Lines worth telling go to `messages`.
-  static RunDirectory open(const std::filesystem::path& path, const RunConfig& config, const Options& options,
-                           std::vector<std::string>& messages);
+  /// Creates or opens: takes the lock (73 naming the owner when another process has it), refuses a
+  /// directory of another configuration (78 with key, old and new value), sweeps leftovers, removes
+  /// a stale STOP file, finds the newest valid commit. Lines worth telling go to `messages`.
+  static RunDirectory open(const std::filesystem::path& path, const RunConfig& config,
+                           const Options& options, std::vector<std::string>& messages);
 
   const std::filesystem::path& path() const { return path_; }
   CommitStore& commits() { return commits_; }
@@ -65,7 +66,8 @@ class RunDirectory {
   void cut_metrics(std::int64_t last_iteration) const;
 
  private:
-  explicit RunDirectory(std::filesystem::path path) : path_(std::move(path)), commits_(path_ / "ckpt") {}
+  explicit RunDirectory(std::filesystem::path path)
+      : path_(std::move(path)), commits_(path_ / "ckpt") {}
   void take_lock(double wait_seconds);
   void check_same_run(const RunConfig& config, const std::vector<std::string>& allowed_changes);
   void choose_start(ResumeMode mode, std::vector<std::string>& messages);
@@ -81,15 +83,17 @@ class RunDirectory {
 /// Lines of metrics.jsonl of a run directory in order; none when there is no such file.
 std::vector<nlohmann::ordered_json> read_metrics(const std::filesystem::path& run_directory);
 
-/// What `espalier status` says of a directory: "finished", "stopped", "dead since ...", "running iter 3/10 ...".
+/// What `espalier status` says of a directory: "finished", "stopped", "dead since ...", "running
+/// iter 3/10 ...".
 struct StatusReport {
   nlohmann::ordered_json status;  ///< status.json with `alive` added
   std::string line;
-  int exit_code = 0;              ///< 0 running or finished, 75 stopped, else the run's code
+  int exit_code = 0;  ///< 0 running or finished, 75 stopped, else the run's code
 };
 StatusReport report_status(const std::filesystem::path& run_directory);
 
-/// Asks the run in that directory to commit and stop. Throws missing_input when it is no run directory.
+/// Asks the run in that directory to commit and stop. Throws missing_input when it is no run
+/// directory.
 void request_stop(const std::filesystem::path& run_directory);
 
 }  // namespace espalier

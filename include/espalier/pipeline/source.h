@@ -17,7 +17,7 @@ namespace espalier {
 
 /// A checkpoint directory, opened and checked: dense, or one of our `exact` exports.
 struct Source {
-  ModelConfig config;               ///< the dense model's facts
+  ModelConfig config;  ///< the dense model's facts
   CheckpointReader reader;
   ModelWidths widths;               ///< of the tensors in the files
   std::optional<PruningPlan> plan;  ///< of an exact export that still carries one
@@ -29,21 +29,24 @@ struct Source {
 /// Reads config.json and all headers, compares shapes; every problem at once. Not collective.
 Source open_source(const std::filesystem::path& directory);
 
-/// The plan a run on this source starts from: dense, or the export's own. Throws Error(config) when the export was
-/// pruned with another attention unit.
+/// The plan a run on this source starts from: dense, or the export's own. Throws Error(config) when
+/// the export was pruned with another attention unit.
 PruningPlan start_plan(const Source& source, AttentionUnit unit);
 
-/// dtype and device of the computation on this rank: with CUDA one GPU per rank of the node. Throws Error(unsuitable)
-/// when `device: cuda` finds no GPU.
-ComputeOptions compute_options(const RunConfig& config, const Source& source, const CommRuntime& runtime);
+/// dtype and device of the computation on this rank: with CUDA one GPU per rank of the node. Throws
+/// Error(unsuitable) when `device: cuda` finds no GPU.
+ComputeOptions compute_options(const RunConfig& config, const Source& source,
+                               const CommRuntime& runtime);
 
 /// Names the device: "cpu (AVX2)", "cuda:0 (NVIDIA ...)".
 std::string device_name(const ComputeOptions& options);
 
-/// Hashes of input files by path. `fast` takes size, time and the first bytes instead of the whole content.
+/// Hashes of input files by path. `fast` takes size, time and the first bytes instead of the whole
+/// content.
 using InputHashes = std::map<std::string, std::string>;
 /// Each file is hashed by one rank. Collective over `world`; the same map on every rank.
-InputHashes hash_inputs(const std::vector<std::filesystem::path>& files, bool fast, Communicator& world);
+InputHashes hash_inputs(const std::vector<std::filesystem::path>& files, bool fast,
+                        Communicator& world);
 /// Weight shards and config.json of the model, and every token file of the configuration.
 std::vector<std::filesystem::path> input_files(const RunConfig& config, const Source& source);
 /// Throws Error(bad_content) with file, old and new hash for every input that changed.

@@ -8,15 +8,16 @@ namespace espalier {
 
 /// What `espalier verify` found, one line per thing that was looked at.
 struct Verification {
-  std::string kind;                ///< "run directory", "commit", "exported model", "model"
+  std::string kind;  ///< "run directory", "commit", "exported model", "model"
   std::vector<std::string> checked;
   std::vector<std::string> warnings;
 };
 
-/// Reads and checks everything below `path`: hashes, plans (shapes, order, digest), scores (finite, in step with the plan),
-/// names, shapes and dtypes of a checkpoint; the hashes in an export's provenance.json. `deep` also reads every weight
-/// and requires it to be finite. Throws Error(bad_content) with everything that is wrong, missing_input when there is
-/// nothing to verify. Not collective.
+/// Reads and checks everything below `path`: hashes, plans (shapes, order, digest), scores (finite,
+/// in step with the plan), names, shapes and dtypes of a checkpoint; the hashes in an export's
+/// provenance.json. `deep` also reads every weight and requires it to be finite. Throws
+/// Error(bad_content) with everything that is wrong, missing_input when there is nothing to verify.
+/// Not collective.
 Verification verify_path(const std::filesystem::path& path, bool deep);
 
 }  // namespace espalier

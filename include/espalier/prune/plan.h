@@ -23,18 +23,19 @@ struct UnitMatrix {
   friend bool operator==(const UnitMatrix&, const UnitMatrix&) = default;
 };
 
-/// For each layer which units are kept and, for each removed unit, in which iteration and at which place of
-/// the whole removal order it fell. Removed stays removed, so every prefix of the order is a smaller plan.
+/// For each layer which units are kept and, for each removed unit, in which iteration and at which
+/// place of the whole removal order it fell. Removed stays removed, so every prefix of the order is
+/// a smaller plan.
 struct PruningPlan {
   AttentionUnit attention_unit = AttentionUnit::query_head;
   std::int64_t iteration = 0;  ///< the last iteration that is part of the plan
   std::string model_config_sha256;
   UnitMatrix<std::int32_t> attention_removed_at;  ///< -1 = kept, k >= 1 = removed in iteration k
-  UnitMatrix<std::int64_t> attention_order;       ///< -1 = kept, else place in the removal order from 0
+  UnitMatrix<std::int64_t> attention_order;  ///< -1 = kept, else place in the removal order from 0
   UnitMatrix<std::int32_t> mlp_removed_at;
   UnitMatrix<std::int64_t> mlp_order;
 
-  std::int64_t removed() const;       ///< units removed so far, both kinds
+  std::int64_t removed() const;  ///< units removed so far, both kinds
   /// SHA-256 over attention/removed_at, attention/order, mlp/removed_at, mlp/order, each as its two
   /// dimensions (int64) and its bytes, little-endian; 64 hex digits.
   std::string digest() const;
@@ -63,8 +64,8 @@ struct PruneRules {
 };
 PruneRules prune_rules(const ModelConfig& config, const PruneConfig& prune);
 
-/// Structures removed / all rankable units of the listed kinds (protected ones count), decoder parameters
-/// removed / decoder parameters of the dense model, and the same over all parameters.
+/// Structures removed / all rankable units of the listed kinds (protected ones count), decoder
+/// parameters removed / decoder parameters of the dense model, and the same over all parameters.
 struct Sparsity {
   double structures = 0;
   double parameters = 0;
@@ -76,33 +77,40 @@ Sparsity sparsity_of(const ModelConfig& config, const PruneRules& rules, const P
 /// The cumulative target after iteration i of n: target x shape(i / n). arXiv 2510.18030.
 double scheduled_target(const PruneConfig& prune, std::int64_t iteration);
 
-/// The highest ratio that the rules allow, in the rules' measure. A target above it is a configuration error
-/// (require_reachable throws Error(config) with both numbers).
+/// The highest ratio that the rules allow, in the rules' measure. A target above it is a
+/// configuration error (require_reachable throws Error(config) with both numbers).
 double reachable_target(const ModelConfig& config, const PruneRules& rules, AttentionUnit unit);
-void require_reachable(const ModelConfig& config, const PruneRules& rules, AttentionUnit unit, double target);
+void require_reachable(const ModelConfig& config, const PruneRules& rules, AttentionUnit unit,
+                       double target);
 
 struct Advance {
   PruningPlan plan;
-  double margin_at_cut = 0;      ///< (lowest kept - highest removed) / highest removed, over what could fall
-  std::int64_t removed_heads = 0;    ///< attention units that fell in this step
+  double margin_at_cut =
+      0;  ///< (lowest kept - highest removed) / highest removed, over what could fall
+  std::int64_t removed_heads = 0;  ///< attention units that fell in this step
   std::int64_t removed_channels = 0;
 };
 
-/// One pruning step: ranks the surviving units of unprotected layers by the total order (score, layer, kind,
-/// unit) and removes the lowest until the cumulative `target` (in rules.measure) is reached.
-///  - structures: K = floor(N * target + 1e-9) units in all; parameters: the longest prefix of the order that
-///    does not exceed the target, a query head that is the last reader of its KV head carrying its k and v rows.
+/// One pruning step: ranks the surviving units of unprotected layers by the total order (score,
+/// layer, kind, unit) and removes the lowest until the cumulative `target` (in rules.measure) is
+/// reached.
+///  - structures: K = floor(N * target + 1e-9) units in all; parameters: the longest prefix of the
+///  order that
+///    does not exceed the target, a query head that is the last reader of its KV head carrying its
+///    k and v rows.
 ///  - a unit that would break a floor is passed over and the next one is taken.
 ///  - global: one list; global_by_kind: each kind on its own; local: every unprotected layer loses
 ///    floor(n * target) of each kind.
-/// Pure: the same inputs give the same plan on every rank and machine. Scores of protected layers may be
-/// absent. Throws Error(bad_content) naming layer and unit for a score that is not finite, Error(internal) for a
-/// surviving unit without a score.
-Advance advance(const ModelConfig& config, const PruningPlan& plan, const ScoreTable& scores, double target,
-                const PruneRules& rules, std::int64_t iteration);
+/// Pure: the same inputs give the same plan on every rank and machine. Scores of protected layers
+/// may be absent. Throws Error(bad_content) naming layer and unit for a score that is not finite,
+/// Error(internal) for a surviving unit without a score.
+Advance advance(const ModelConfig& config, const PruningPlan& plan, const ScoreTable& scores,
+                double target, const PruneRules& rules, std::int64_t iteration);
 
-/// The largest plan inside `plan` that does not exceed `target` in rules.measure: replays the removal order
-/// under the same rules. Throws Error(config) when target is above what the plan reached.
-PruningPlan truncate_plan(const ModelConfig& config, const PruningPlan& plan, double target, const PruneRules& rules);
+/// The largest plan inside `plan` that does not exceed `target` in rules.measure: replays the
+/// removal order under the same rules. Throws Error(config) when target is above what the plan
+/// reached.
+PruningPlan truncate_plan(const ModelConfig& config, const PruningPlan& plan, double target,
+                          const PruneRules& rules);
 
 }  // namespace espalier

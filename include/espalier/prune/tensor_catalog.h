@@ -22,17 +22,31 @@ enum class AxisKind {
 
 /// The part a tensor plays in the decoder.
 enum class TensorRole {
-  embedding, final_norm, head,
-  attention_norm, q, k, v, o, q_bias, k_bias, v_bias, q_norm, k_norm,
-  mlp_norm, gate, up, down,
+  embedding,
+  final_norm,
+  head,
+  attention_norm,
+  q,
+  k,
+  v,
+  o,
+  q_bias,
+  k_bias,
+  v_bias,
+  q_norm,
+  k_norm,
+  mlp_norm,
+  gate,
+  up,
+  down,
 };
 
 /// One tensor of the checkpoint under its Hugging Face name.
 struct TensorSpec {
-  std::string name;                ///< "model.layers.3.self_attn.q_proj.weight"
+  std::string name;  ///< "model.layers.3.self_attn.q_proj.weight"
   TensorRole role;
-  int layer = -1;                  ///< -1 outside the decoder layers
-  std::vector<std::int64_t> shape; ///< dense
+  int layer = -1;                   ///< -1 outside the decoder layers
+  std::vector<std::int64_t> shape;  ///< dense
   std::array<AxisKind, 2> axes{AxisKind::whole, AxisKind::whole};  ///< second unused for vectors
 };
 
@@ -45,15 +59,17 @@ struct TensorSlice {
   IndexRuns columns;
 };
 
-/// **The slicing rule.** The part of `spec`, *as held with widths `have`*, that belongs to `want`: the loader
-/// (have = the file's widths, want = the rank's shard), the live model (have = the shard before, want = the
-/// shard after) and the exporter (have = the file's, want = the plan's) all ask this one function.
-/// Vocabulary axes are taken by `want_vocabulary` relative to `have_vocabulary`. Pure.
+/// **The slicing rule.** The part of `spec`, *as held with widths `have`*, that belongs to `want`:
+/// the loader (have = the file's widths, want = the rank's shard), the live model (have = the shard
+/// before, want = the shard after) and the exporter (have = the file's, want = the plan's) all ask
+/// this one function. Vocabulary axes are taken by `want_vocabulary` relative to `have_vocabulary`.
+/// Pure.
 TensorSlice slice_of(const TensorSpec& spec, const ModelConfig& config, const ModelWidths& have,
                      Range have_vocabulary, const ModelWidths& want, Range want_vocabulary);
 
 /// Shape of `spec` when only `widths` is left.
-std::vector<std::int64_t> shape_with(const TensorSpec& spec, const ModelConfig& config, const ModelWidths& widths);
+std::vector<std::int64_t> shape_with(const TensorSpec& spec, const ModelConfig& config,
+                                     const ModelWidths& widths);
 
 /// Parameters of the decoder layers (norms included), of the whole model, for the given widths.
 /// A tied head is counted once.

@@ -9,8 +9,8 @@
 namespace espalier {
 
 /// What is left of one decoder layer, in the dense model's numbers, each list strictly ascending.
-/// Invariant: kv_heads are exactly the KV heads that some kept query head reads (query head h reads KV head
-/// h / group_size); see kept_kv_heads.
+/// Invariant: kv_heads are exactly the KV heads that some kept query head reads (query head h reads
+/// KV head h / group_size); see kept_kv_heads.
 struct LayerWidths {
   std::vector<std::int32_t> query_heads;
   std::vector<std::int32_t> kv_heads;
@@ -34,22 +34,23 @@ struct ModelWidths {
 ModelWidths dense_widths(const ModelConfig& config);
 
 /// The KV heads that the given query heads read.
-std::vector<std::int32_t> kept_kv_heads(const ModelConfig& config, const std::vector<std::int32_t>& query_heads);
+std::vector<std::int32_t> kept_kv_heads(const ModelConfig& config,
+                                        const std::vector<std::int32_t>& query_heads);
 
 /// A tensor-parallel rank's share: contiguous in dense order, so that any rank count works.
 struct ShardWidths {
-  ModelWidths widths;      ///< the units this rank holds
-  Range vocabulary;        ///< the rows of the embedding and of the head it holds
+  ModelWidths widths;  ///< the units this rank holds
+  Range vocabulary;    ///< the rows of the embedding and of the head it holds
   friend bool operator==(const ShardWidths&, const ShardWidths&) = default;
 };
 
-/// Cuts `widths` for tensor rank `index` of `count`: KV groups so that the largest number of query heads on a
-/// rank is smallest, channels and vocabulary evenly (the first n mod count ranks get one more). A rank may
-/// get no head or no channel. Pure.
+/// Cuts `widths` for tensor rank `index` of `count`: KV groups so that the largest number of query
+/// heads on a rank is smallest, channels and vocabulary evenly (the first n mod count ranks get one
+/// more). A rank may get no head or no channel. Pure.
 ShardWidths shard_of(const ModelConfig& config, const ModelWidths& widths, int count, int index);
 
-/// Which of `kept` a rank still holds when it held `held`: the intersection. Used when units fall without
-/// moving the cut. Pure.
+/// Which of `kept` a rank still holds when it held `held`: the intersection. Used when units fall
+/// without moving the cut. Pure.
 ShardWidths intersect(const ShardWidths& held, const ModelWidths& kept);
 
 /// Sum over layers of the widest rank's linear weights / sum over layers of the mean; 1 = balanced.

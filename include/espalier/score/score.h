@@ -18,8 +18,9 @@ struct ScoreRequest {
   ImportanceConfig importance;
   Combine combine = Combine::pooled;
   AttentionUnit unit = AttentionUnit::query_head;
-  ScoredHalves scored;          ///< halves that need a score; nothing below the lowest of them is differentiated
-  std::int64_t seed = 0;        ///< of criterion random
+  ScoredHalves
+      scored;  ///< halves that need a score; nothing below the lowest of them is differentiated
+  std::int64_t seed = 0;  ///< of criterion random
   std::int64_t iteration = 0;
 };
 
@@ -29,17 +30,17 @@ ScoredHalves all_halves(const ModelConfig& config);
 ScoredHalves prunable_halves(const ModelConfig& config, const PruneRules& rules);
 
 struct ScorePass {
-  ScoreTable table;                            ///< the same on every rank
-  std::map<std::string, double> seconds;       ///< calibrate, reduce
-  std::int64_t statistics_bytes = 0;           ///< accumulators on this rank
+  ScoreTable table;                       ///< the same on every rank
+  std::map<std::string, double> seconds;  ///< calibrate, reduce
+  std::int64_t statistics_bytes = 0;      ///< accumulators on this rank
 };
 
-/// Scores the model's surviving units on the calibration data. Collective over grid.world(); every rank gets the
-/// whole table, bit for bit the same. Units are gathered over tensor ranks, statistics summed over data ranks:
-/// one collective for the gate criteria, one per weight tensor for `taylor`.
-/// Throws AgreedError(bad_content) naming tensor, layer and rank for values that are not finite, stop::Stopped when
-/// a rank was asked to stop.
-ScorePass score(const CausalLM& model, const Calibration& data, const ScoreRequest& request, const ProcessGrid& grid,
-                const RoundHooks& hooks);
+/// Scores the model's surviving units on the calibration data. Collective over grid.world(); every
+/// rank gets the whole table, bit for bit the same. Units are gathered over tensor ranks,
+/// statistics summed over data ranks: one collective for the gate criteria, one per weight tensor
+/// for `taylor`. Throws AgreedError(bad_content) naming tensor, layer and rank for values that are
+/// not finite, stop::Stopped when a rank was asked to stop.
+ScorePass score(const CausalLM& model, const Calibration& data, const ScoreRequest& request,
+                const ProcessGrid& grid, const RoundHooks& hooks);
 
 }  // namespace espalier

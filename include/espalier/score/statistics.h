@@ -14,20 +14,21 @@ namespace espalier {
 /// Which halves of which layers are scored: [layer][UnitKind].
 using ScoredHalves = std::vector<std::array<bool, 2>>;
 
-/// One number per unit this rank holds: values[layer][UnitKind] in the order of the shard's units (query heads or
-/// KV heads, and channels); empty where a half is not scored.
+/// One number per unit this rank holds: values[layer][UnitKind] in the order of the shard's units
+/// (query heads or KV heads, and channels); empty where a half is not scored.
 using UnitSums = std::vector<std::array<std::vector<double>, 2>>;
 
-/// The additive numbers of one criterion. They are sums over micro-batches and over data ranks; roots, absolute values
-/// and normalisation come after the reduction, so that results do not depend on how the data was cut.
+/// The additive numbers of one criterion. They are sums over micro-batches and over data ranks;
+/// roots, absolute values and normalisation come after the reduction, so that results do not depend
+/// on how the data was cut.
 class Statistics : public BackwardObserver {
  public:
   /// Forgets everything: a new pass begins.
   virtual void clear() = 0;
   /// Sums over the ranks that hold the same shard. Collective over `data`.
   virtual void reduce(Communicator& data) = 0;
-  /// The criterion's value per local unit. Throws Error(bad_content) naming tensor and layer for a value that is not
-  /// finite.
+  /// The criterion's value per local unit. Throws Error(bad_content) naming tensor and layer for a
+  /// value that is not finite.
   virtual UnitSums finish() const = 0;
   /// Bytes the accumulators take on the device.
   virtual std::int64_t bytes() const = 0;
@@ -42,19 +43,23 @@ struct StatisticsOptions {
 };
 
 /// Statistics of a criterion that looks at gradients:
-///  - taylor (arXiv 2510.18030): sum over the unit's weights of |w g|, g the gradient of the whole objective,
-///    accumulated over all data before the absolute value. Units' tensors: channel = gate row, up row, down column;
-///    query head = q rows and o columns, with k and v rows under multi-head attention; KV group = q rows and o columns
-///    of its heads and its k and v rows. With reduction `scores` each rank takes the absolute value of its own share.
+///  - taylor (arXiv 2510.18030): sum over the unit's weights of |w g|, g the gradient of the whole
+///  objective,
+///    accumulated over all data before the absolute value. Units' tensors: channel = gate row, up
+///    row, down column; query head = q rows and o columns, with k and v rows under multi-head
+///    attention; KV group = q rows and o columns of its heads and its k and v rows. With reduction
+///    `scores` each rank takes the absolute value of its own share.
 ///  - taylor_gate: |sum over tokens of h dh| at the unit's gate.
 ///  - taylor_gate_sample: sum over sequences of |sum over the sequence's tokens of h dh|.
-std::unique_ptr<Statistics> make_statistics(const CausalLM& model, const StatisticsOptions& options);
+std::unique_ptr<Statistics> make_statistics(const CausalLM& model,
+                                            const StatisticsOptions& options);
 
 /// sum |w| over the same tensors as taylor.
 UnitSums magnitude_sums(const CausalLM& model, const StatisticsOptions& options);
 
 /// A uniform number per unit: a counter-based hash of (seed, iteration, layer, kind, unit).
-UnitSums random_sums(const CausalLM& model, const StatisticsOptions& options, std::int64_t seed, std::int64_t iteration);
+UnitSums random_sums(const CausalLM& model, const StatisticsOptions& options, std::int64_t seed,
+                     std::int64_t iteration);
 
 /// Tensors whose weights enter a unit's sum.
 std::vector<TensorRole> scored_roles(const ModelConfig& config, AttentionUnit unit, UnitKind half);

@@ -14,18 +14,24 @@ namespace espalier {
 
 bool is_scored(const ScoredHalves& scored, std::int64_t layer, UnitKind half);
 
-/// The units of one half in the dense model's numbers: query heads, KV heads for kv_group, or channels.
-const std::vector<std::int32_t>& unit_numbers(const LayerWidths& widths, AttentionUnit unit, UnitKind half);
-std::int64_t unit_count(const CausalLM& model, AttentionUnit unit, std::int64_t layer, UnitKind half);
+/// The units of one half in the dense model's numbers: query heads, KV heads for kv_group, or
+/// channels.
+const std::vector<std::int32_t>& unit_numbers(const LayerWidths& widths, AttentionUnit unit,
+                                              UnitKind half);
+std::int64_t unit_count(const CausalLM& model, AttentionUnit unit, std::int64_t layer,
+                        UnitKind half);
 
 /// [..., heads] -> [..., units]: the heads themselves, or the sum over each kept KV group's heads.
-at::Tensor heads_to_units(const CausalLM& model, AttentionUnit unit, std::int64_t layer, const at::Tensor& heads);
+at::Tensor heads_to_units(const CausalLM& model, AttentionUnit unit, std::int64_t layer,
+                          const at::Tensor& heads);
 
-/// Sums, per unit of one half, the values that `of_role` gives for every scored tensor (same shape as the weight):
-/// rows of q, k, v, gate and up, columns of o and down. Under multi-head attention head h takes k and v rows h.
-/// Throws Error(bad_content) naming the tensor and the layer when a sum is not finite.
-std::vector<double> sum_over_unit_tensors(const CausalLM& model, AttentionUnit unit, std::int64_t layer,
-                                          UnitKind half, const std::function<at::Tensor(TensorRole)>& of_role);
+/// Sums, per unit of one half, the values that `of_role` gives for every scored tensor (same shape
+/// as the weight): rows of q, k, v, gate and up, columns of o and down. Under multi-head attention
+/// head h takes k and v rows h. Throws Error(bad_content) naming the tensor and the layer when a
+/// sum is not finite.
+std::vector<double> sum_over_unit_tensors(const CausalLM& model, AttentionUnit unit,
+                                          std::int64_t layer, UnitKind half,
+                                          const std::function<at::Tensor(TensorRole)>& of_role);
 
 /// Adds up over the ranks of `data` in one collective. Collective.
 void reduce_unit_sums(UnitSums& sums, Communicator& data);

@@ -19,8 +19,9 @@ struct Array {
 };
 
 /// Builds an HDF5 file as an image in memory, so that libhdf5 never meets a full disk. Paths are
-/// absolute ("/attention/order"); groups are created on the way. Datasets are chunked with Fletcher32;
-/// shuffle + deflate where it pays. Every libhdf5 call is checked (Error(internal) with its words).
+/// absolute ("/attention/order"); groups are created on the way. Datasets are chunked with
+/// Fletcher32; shuffle + deflate where it pays. Every libhdf5 call is checked (Error(internal) with
+/// its words).
 class Hdf5Writer {
  public:
   Hdf5Writer();
@@ -28,17 +29,25 @@ class Hdf5Writer {
   Hdf5Writer(const Hdf5Writer&) = delete;
   Hdf5Writer& operator=(const Hdf5Writer&) = delete;
 
-  void write(const std::string& path, std::span<const std::int32_t> values, const std::vector<std::int64_t>& shape);
-  void write(const std::string& path, std::span<const std::int64_t> values, const std::vector<std::int64_t>& shape);
-  void write(const std::string& path, std::span<const std::uint8_t> values, const std::vector<std::int64_t>& shape);
-  void write(const std::string& path, std::span<const float> values, const std::vector<std::int64_t>& shape);
-  void write(const std::string& path, std::span<const double> values, const std::vector<std::int64_t>& shape);
-  /// Attributes of the group or dataset `path` ("/" for the root). Strings are UTF-8, variable length.
+  void write(const std::string& path, std::span<const std::int32_t> values,
+             const std::vector<std::int64_t>& shape);
+  void write(const std::string& path, std::span<const std::int64_t> values,
+             const std::vector<std::int64_t>& shape);
+  void write(const std::string& path, std::span<const std::uint8_t> values,
+             const std::vector<std::int64_t>& shape);
+  void write(const std::string& path, std::span<const float> values,
+             const std::vector<std::int64_t>& shape);
+  void write(const std::string& path, std::span<const double> values,
+             const std::vector<std::int64_t>& shape);
+  /// Attributes of the group or dataset `path` ("/" for the root). Strings are UTF-8, variable
+  /// length.
   void attribute(const std::string& path, const std::string& name, const std::string& value);
   void attribute(const std::string& path, const std::string& name, std::int64_t value);
   void attribute(const std::string& path, const std::string& name, double value);
-  void attribute(const std::string& path, const std::string& name, const std::vector<std::string>& values);
-  void attribute(const std::string& path, const std::string& name, const std::vector<double>& values);
+  void attribute(const std::string& path, const std::string& name,
+                 const std::vector<std::string>& values);
+  void attribute(const std::string& path, const std::string& name,
+                 const std::vector<double>& values);
 
   /// Closes the file and returns its bytes; the object may not be used afterwards.
   std::vector<std::byte> finish();
@@ -48,10 +57,10 @@ class Hdf5Writer {
   std::unique_ptr<State> state_;
 };
 
-/// Reads HDF5 written by us, by h5py or by other tools: any integer width for integers (range-checked),
-/// fixed or variable-length strings, contiguous or chunked. Hostile content gives Error(bad_content)
-/// naming file, object and value; nothing is allocated from an unchecked size. External links, external
-/// storage, virtual datasets and user-defined filters are refused.
+/// Reads HDF5 written by us, by h5py or by other tools: any integer width for integers
+/// (range-checked), fixed or variable-length strings, contiguous or chunked. Hostile content gives
+/// Error(bad_content) naming file, object and value; nothing is allocated from an unchecked size.
+/// External links, external storage, virtual datasets and user-defined filters are refused.
 class Hdf5Reader {
  public:
   static Hdf5Reader open(const std::filesystem::path& path);
@@ -69,14 +78,17 @@ class Hdf5Reader {
   Array<std::uint8_t> read_u8(const std::string& path) const;
   Array<double> read_f64(const std::string& path) const;
   /// Given rows of a [N, ...] integer dataset, by hyperslab, in the order given.
-  Array<std::int32_t> read_rows_i32(const std::string& path, std::span<const std::int64_t> rows) const;
-  Array<std::uint8_t> read_rows_u8(const std::string& path, std::span<const std::int64_t> rows) const;
+  Array<std::int32_t> read_rows_i32(const std::string& path,
+                                    std::span<const std::int64_t> rows) const;
+  Array<std::uint8_t> read_rows_u8(const std::string& path,
+                                   std::span<const std::int64_t> rows) const;
 
   bool has_attribute(const std::string& path, const std::string& name) const;
   std::string attribute_string(const std::string& path, const std::string& name) const;
   std::int64_t attribute_i64(const std::string& path, const std::string& name) const;
   double attribute_f64(const std::string& path, const std::string& name) const;
-  std::vector<std::string> attribute_strings(const std::string& path, const std::string& name) const;
+  std::vector<std::string> attribute_strings(const std::string& path,
+                                             const std::string& name) const;
   std::vector<double> attribute_f64s(const std::string& path, const std::string& name) const;
 
  private:

@@ -21,9 +21,9 @@ namespace espalier {
 struct TensorInfo {
   DType dtype = DType::f32;
   std::vector<std::int64_t> shape;
-  std::string file;          ///< plain file name inside the checkpoint directory
-  std::uint64_t begin = 0;   ///< first byte, absolute in the file
-  std::uint64_t end = 0;     ///< one past the last byte, absolute in the file
+  std::string file;         ///< plain file name inside the checkpoint directory
+  std::uint64_t begin = 0;  ///< first byte, absolute in the file
+  std::uint64_t end = 0;    ///< one past the last byte, absolute in the file
 };
 
 /// A header after validation; exposed for the fuzzer.
@@ -33,19 +33,21 @@ struct SafetensorsHeader {
   std::uint64_t data_begin = 0;
 };
 
-/// Validates the first bytes of a safetensors file before anything is allocated: length field, UTF-8,
-/// JSON depth, duplicate names, known dtypes, overflow of shape products, ranges without hole or
-/// overlap that end at the file's last byte. `head` holds at least the whole header.
-/// Throws Error(bad_content) naming `origin`. https://github.com/huggingface/safetensors#format
-SafetensorsHeader parse_safetensors_header(std::span<const std::byte> head, std::uint64_t file_bytes,
-                                           std::string_view origin);
+/// Validates the first bytes of a safetensors file before anything is allocated: length field,
+/// UTF-8, JSON depth, duplicate names, known dtypes, overflow of shape products, ranges without
+/// hole or overlap that end at the file's last byte. `head` holds at least the whole header. Throws
+/// Error(bad_content) naming `origin`. https://github.com/huggingface/safetensors#format
+SafetensorsHeader parse_safetensors_header(std::span<const std::byte> head,
+                                           std::uint64_t file_bytes, std::string_view origin);
 
 /// Reads a Hugging Face checkpoint directory: one `model.safetensors`, or shards with
-/// `model.safetensors.index.json`. Opening reads headers only. Not collective; every rank opens its own.
+/// `model.safetensors.index.json`. Opening reads headers only. Not collective; every rank opens its
+/// own.
 class CheckpointReader {
  public:
-  /// Opens and validates. All problems of all shards are reported at once: a missing directory, shard or
-  /// index target is missing_input, unreadable is permission, wrong content is bad_content.
+  /// Opens and validates. All problems of all shards are reported at once: a missing directory,
+  /// shard or index target is missing_input, unreadable is permission, wrong content is
+  /// bad_content.
   static CheckpointReader open(const std::filesystem::path& directory);
 
   CheckpointReader(CheckpointReader&&) noexcept;
@@ -60,8 +62,8 @@ class CheckpointReader {
 
   /// Reads rows x columns of a matrix (or rows of a vector: pass IndexRuns::all(1) as columns) into
   /// `out`, row-major and dense, in the stored dtype. Reads with pread only the bytes of the slice,
-  /// joining row runs whose gap is small. out.size() must be rows.size() * columns.size() * item size.
-  /// Throws Error(bad_content) when the file ended early, Error(internal) on a size mismatch.
+  /// joining row runs whose gap is small. out.size() must be rows.size() * columns.size() * item
+  /// size. Throws Error(bad_content) when the file ended early, Error(internal) on a size mismatch.
   void read(const std::string& name, const IndexRuns& rows, const IndexRuns& columns,
             std::span<std::byte> out) const;
 
@@ -72,8 +74,8 @@ class CheckpointReader {
 };
 
 /// Writes one safetensors file tensor by tensor, never holding more than one.
-/// The header is laid out first from the names, dtypes and shapes; then write() is called once per tensor
-/// in the order given. Every byte is written with checked calls.
+/// The header is laid out first from the names, dtypes and shapes; then write() is called once per
+/// tensor in the order given. Every byte is written with checked calls.
 class SafetensorsWriter {
  public:
   struct Entry {
@@ -81,7 +83,8 @@ class SafetensorsWriter {
     DType dtype;
     std::vector<std::int64_t> shape;
   };
-  /// Creates `path` (must not exist). `metadata` goes into `__metadata__`. Fault points: see store/files.h.
+  /// Creates `path` (must not exist). `metadata` goes into `__metadata__`. Fault points: see
+  /// store/files.h.
   SafetensorsWriter(const std::filesystem::path& path, std::vector<Entry> entries,
                     const std::map<std::string, std::string>& metadata);
   ~SafetensorsWriter();
@@ -90,7 +93,8 @@ class SafetensorsWriter {
 
   /// Appends bytes of the current tensor; a tensor may come in several pieces.
   void write(std::string_view name, std::span<const std::byte> bytes);
-  /// Checks that every tensor is complete, flushes to disk and closes. Returns the SHA-256 of the file.
+  /// Checks that every tensor is complete, flushes to disk and closes. Returns the SHA-256 of the
+  /// file.
   std::string finish();
 
  private:

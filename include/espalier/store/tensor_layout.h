@@ -42,8 +42,8 @@ class IndexRuns {
   std::int64_t size_ = 0;
 };
 
-/// Part `index` of n items cut into `count` contiguous parts; the first n mod count parts get one more.
-/// Parts may be empty. Pure; precondition 0 <= index < count.
+/// Part `index` of n items cut into `count` contiguous parts; the first n mod count parts get one
+/// more. Parts may be empty. Pure; precondition 0 <= index < count.
 Range even_cut(std::int64_t n, int count, int index);
 
 /// Cuts items of the given non-negative weights into `count` contiguous parts so that the heaviest

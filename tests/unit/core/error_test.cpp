@@ -6,10 +6,12 @@ namespace espalier {
 namespace {
 
 TEST(Problem, MessageLeavesOutWhatIsEmpty) {
-  EXPECT_EQ((Problem{ExitCode::config, "a = 3", "at most 2", "Use 1 or 2.", "f.yaml:1:2"}.message()),
-            "f.yaml:1:2: a = 3 (at most 2). Use 1 or 2.");
+  EXPECT_EQ(
+      (Problem{ExitCode::config, "a = 3", "at most 2", "Use 1 or 2.", "f.yaml:1:2"}.message()),
+      "f.yaml:1:2: a = 3 (at most 2). Use 1 or 2.");
   EXPECT_EQ((Problem{ExitCode::config, "a = 3", "", "", ""}.message()), "a = 3");
-  EXPECT_EQ((Problem{ExitCode::config, "what now?", "", "Do this.", ""}.message()), "what now? Do this.");
+  EXPECT_EQ((Problem{ExitCode::config, "what now?", "", "Do this.", ""}.message()),
+            "what now? Do this.");
 }
 
 TEST(Error, ReportsAllProblemsAndTheLowestCode) {

@@ -18,14 +18,16 @@ std::string refusal(std::string_view text, JsonLimits limits = {}) {
 }
 
 TEST(Json, KeepsOrderAndValues) {
-  const auto value = parse_json(R"({"b": [1, -2, 2.5, "é", null, true], "a": {"c": {}}})", "x.json");
+  const auto value =
+      parse_json(R"({"b": [1, -2, 2.5, "é", null, true], "a": {"c": {}}})", "x.json");
   EXPECT_EQ(value.dump(), R"({"b":[1,-2,2.5,"é",null,true],"a":{"c":{}}})");
 }
 
 TEST(Json, RefusesWhatACarelessParserAccepts) {
   EXPECT_NE(refusal(R"({"a":1,"a":2})").find("duplicate key 'a'"), std::string::npos);
   EXPECT_NE(refusal(R"({"x":{"a":1,"a":2}})").find("duplicate key"), std::string::npos);
-  EXPECT_NE(refusal(std::string(40, '[') + std::string(40, ']')).find("deeper than 32"), std::string::npos);
+  EXPECT_NE(refusal(std::string(40, '[') + std::string(40, ']')).find("deeper than 32"),
+            std::string::npos);
   EXPECT_NE(refusal("{} x").find("invalid JSON"), std::string::npos);
   EXPECT_NE(refusal("{\"a\": \"\xff\"}").find("invalid JSON"), std::string::npos);
   EXPECT_NE(refusal("[1e999]").find("invalid JSON"), std::string::npos);
