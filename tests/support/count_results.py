@@ -15,6 +15,8 @@ import xml.etree.ElementTree as ElementTree
 SKIPPED = re.compile(r"^(?:\[rank \d+\] )?\S+:\d+: Skipped\n(.*)$", re.MULTILINE)
 OK = re.compile(r"^\[       OK \] ", re.MULTILINE)
 FAILED = re.compile(r"^\[  FAILED  \] .*\(\d+ ms\)$", re.MULTILINE)
+UNITTEST_RAN = re.compile(r"^Ran (\d+) tests?", re.MULTILINE)
+UNITTEST_SKIPPED = re.compile(r"\.\.\. skipped ['\"](.*)['\"]$", re.MULTILINE)
 
 
 def from_ctest(path):
@@ -26,8 +28,12 @@ def from_ctest(path):
         # "notrun" also means that the program is missing: nobody asked for that.
         asked = mark is not None and mark.get("message", "").startswith("SKIP_")
         reasons = [reason.strip() or "no reason given" for reason in SKIPPED.findall(text)]
+        reasons += UNITTEST_SKIPPED.findall(text)
+        ran = UNITTEST_RAN.search(text)
         if status == "notrun" and asked:
             reasons = reasons or ["no reason given"]
+        elif status == "run" and ran:
+            passed += int(ran.group(1)) - len(reasons)
         elif status == "run":
             passed += len(OK.findall(text)) or (0 if reasons else 1)
         else:
@@ -41,7 +47,7 @@ def from_ctest(path):
 
 def from_unittest(path):
     text = open(path, encoding="utf-8", errors="replace").read()
-    ran = re.search(r"^Ran (\d+) tests?", text, re.MULTILINE)
+    ran = UNITTEST_RAN.search(text)
     if not ran:
         return 0, 1, 0, collections.Counter()
     end = text[ran.end():]
@@ -50,7 +56,7 @@ def from_unittest(path):
     if failed == 0 and not re.search(r"^OK", end, re.MULTILINE):
         failed = 1
     skipped = counts.get("skipped", 0)
-    skips = collections.Counter(re.findall(r"\.\.\. skipped ['\"](.*)['\"]$", text, re.MULTILINE))
+    skips = collections.Counter(UNITTEST_SKIPPED.findall(text))
     return max(int(ran.group(1)) - failed - skipped, 0), failed, skipped, skips
 
 
