@@ -1,0 +1,135 @@
+"""Losses, logits and scores of espalier against transformers + autograd, on random models of every family and on trained
+ones, at several layouts. The whole matrix of layouts, criteria, units and dtypes runs with ESPALIER_TEST_FULL=1; without it
+every layout, criterion, unit, normalisation and dtype occurs, but not every combination.
+
+  ESPALIER=build/ci/bin/espalier .venv/bin/python -m unittest discover -s tests/oracle -p test_scores.py
+"""
+
+import json
+import os
+import pathlib
+import sys
+import tempfile
+import unittest
+
+HERE = pathlib.Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "models")]
+
+import torch  # noqa: E402
+
+import compare  # noqa: E402
+import token_files  # noqa: E402
+from make_random import make  # noqa: E402
+
+FULL = os.environ.get("ESPALIER_TEST_FULL") == "1"
+SOME = compare.LAYOUTS[:1] + compare.LAYOUTS[-1:]  # 1x1 and 3x1: an uneven cut, and a rank without heads
+
+
+class Comparison:
+    """The tests; subclasses say which checkpoint."""
+
+    def setUp(self):
+        torch.set_num_threads(1)
+        self.scratch = tempfile.TemporaryDirectory()
+        self.addCleanup(self.scratch.cleanup)
+        self.table = compare.Table()
+        self.case = self.make_case(pathlib.Path(self.scratch.name))
+
+    def tearDown(self):
+        self.assertEqual(self.table.failures, 0, "comparisons are outside their bounds, see the table above")
+
+    def test_loss_and_logits(self):
+        compare.compare_evaluation(self.case, self.table, "float64", compare.LAYOUTS)
+        compare.compare_evaluation(self.case, self.table, "float32", compare.LAYOUTS if FULL else SOME)
+
+    def test_taylor(self):
+        compare.compare_scores(self.case, self.table, "float64", "taylor", "query_head", compare.LAYOUTS, "param_mean")
+        compare.compare_scores(self.case, self.table, "float64", "taylor", "kv_group", compare.LAYOUTS if FULL else SOME, "gisp")
+        compare.compare_scores(self.case, self.table, "float32", "taylor", "query_head", compare.LAYOUTS if FULL else SOME)
+
+    def test_taylor_gate(self):
+        compare.compare_scores(self.case, self.table, "float64", "taylor_gate", "query_head", compare.LAYOUTS, "block_mean")
+        compare.compare_scores(self.case, self.table, "float32", "taylor_gate", "kv_group", compare.LAYOUTS if FULL else SOME)
+
+    def test_taylor_gate_sample(self):
+        layouts = compare.LAYOUTS if FULL else ((2, 2),)
+        compare.compare_scores(self.case, self.table, "float64", "taylor_gate_sample", "query_head", layouts, "block_l2")
+        compare.compare_scores(self.case, self.table, "float64", "taylor_gate_sample", "kv_group", layouts, "block_standardize")
+        if FULL:
+            compare.compare_scores(self.case, self.table, "float32", "taylor_gate_sample", "query_head", layouts)
+
+    def test_magnitude(self):
+        layouts = compare.LAYOUTS if FULL else ((4, 1),)
+        compare.compare_scores(self.case, self.table, "float64", "magnitude", "query_head", layouts, "param_mean")
+        compare.compare_scores(self.case, self.table, "float64", "magnitude", "kv_group", layouts, "param_mean")
+
+    def test_weighted_mean(self):
+        compare.compare_weighted_mean(self.case, self.table, "taylor", compare.LAYOUTS if FULL else ((1, 2),))
+        compare.compare_weighted_mean(self.case, self.table, "taylor_gate", compare.LAYOUTS if FULL else ((2, 1),))
+
+
+class RandomModel(Comparison):
+    shape = {}
+
+    def make_case(self, scratch):
+        model = scratch / "model"
+        make(model, self.family, seed=1, **self.shape)
+        vocabulary = json.loads((model / "config.json").read_text())["vocab_size"]
+        token_files.random_plain(scratch / "a.h5", 5, 20, vocabulary, 1)
+        token_files.random_answers(scratch / "b.h5", 3, 26, vocabulary, 2)
+        return compare.Case(os.environ["ESPALIER"], model, [scratch / "a.h5", scratch / "b.h5"], scratch,
+                            objectives=["causal_lm", "sft"])
+
+
+class Llama(RandomModel, unittest.TestCase):
+    family = "llama"
+    shape = {"vocab": 131, "channels": 97}  # nothing divides
+
+
+class Llama2(RandomModel, unittest.TestCase):
+    family = "llama2"
+    shape = {"tied": True}
+
+
+class Mistral(RandomModel, unittest.TestCase):
+    family = "mistral"
+    shape = {"heads": 6, "kv_heads": 3, "head_dim": 16, "shards": 3}
+
+
+class Qwen2(RandomModel, unittest.TestCase):
+    family = "qwen2"
+    shape = {"spelling": 5}
+
+
+class Qwen3(RandomModel, unittest.TestCase):
+    family = "qwen3"
+    shape = {"heads": 8, "kv_heads": 4, "tied": True}
+
+
+class TrainedModel(Comparison):
+    def make_case(self, scratch):
+        model, texts = self.locate()
+        vocabulary = json.loads((model / "config.json").read_text())["vocab_size"]
+        paths = []
+        for i, text in enumerate(texts):
+            paths.append(scratch / f"{i}.h5")
+            token_files.from_text(paths[-1], model, text, 3, 48, vocabulary)
+        return compare.Case(os.environ["ESPALIER"], model, paths, scratch)
+
+
+class TriDomain(TrainedModel, unittest.TestCase):
+    def locate(self):
+        model = HERE.parent / "models" / "tri-domain-qwen2"
+        return model, [model / "text" / f"{domain}.calibration.jsonl" for domain in ("prose", "code")]
+
+
+class Stories(TrainedModel, unittest.TestCase):
+    def locate(self):
+        data = os.environ.get("ESPALIER_TEST_DATA")
+        if not data:
+            self.skipTest("ESPALIER_TEST_DATA is not set: no trained Llama to compare on")
+        return pathlib.Path(data) / "models" / "stories260K", [pathlib.Path(data) / "data" / "lm" / "tinystories_sample.jsonl"]
+
+
+if __name__ == "__main__":
+    unittest.main()

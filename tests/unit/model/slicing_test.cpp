@@ -1,0 +1,86 @@
+#include <gtest/gtest.h>
+
+#include "model_case.h"
+
+namespace espalier {
+namespace {
+
+using testing::ModelCase;
+
+/// Zeroes what reads the removed units' output: the meaning of "removed".
+void mask(CausalLM& model, const ModelWidths& kept) {
+  const std::int64_t E = model.config().head_dim;
+  for (std::int64_t l = 0; l < model.layers(); ++l) {
+    const LayerWidths& want = kept.layers[static_cast<std::size_t>(l)];
+    const LayerWidths& have = model.widths(l);
+    for (std::size_t i = 0; i < have.query_heads.size(); ++i)
+      if (!std::binary_search(want.query_heads.begin(), want.query_heads.end(),
+                              have.query_heads[i]))
+        model.layer(l).o_DHE.narrow(1, static_cast<std::int64_t>(i) * E, E).zero_();
+    for (std::size_t i = 0; i < have.channels.size(); ++i)
+      if (!std::binary_search(want.channels.begin(), want.channels.end(), have.channels[i]))
+        model.layer(l).down_DF.select(1, static_cast<std::int64_t>(i)).zero_();
+  }
+}
+
+void expect_close(const at::Tensor& a, const at::Tensor& b, const char* what) {
+  const double scale = a.abs().max().item<double>();
+  // Sums of up to hidden x layers terms in another order.
+  EXPECT_LE((a - b).abs().max().item<double>(), testing::rounding(24 * 6 * 13, scale)) << what;
+}
+
+TEST(Slicing, MaskedDenseEqualsSlicedLiveEqualsSlicedOnLoad) {
+  Communicator& world = testing::world();
+  for (const ModelFamily family : testing::all_families()) {
+    const ModelCase c(family);
+    for (const std::uint64_t seed : {1u, 2u, 3u}) {
+      const ModelWidths kept = testing::random_widths(c.config(), seed);
+      CausalLM masked = c.load(dense_widths(c.config()), world);
+      CausalLM live = c.load(dense_widths(c.config()), world);
+      mask(masked, kept);
+      live.apply(kept);
+      const CausalLM loaded = c.load(kept, world);
+      const at::Tensor want = token_losses(masked, c.batch(), world);
+      expect_close(want, token_losses(live, c.batch(), world), "live");
+      expect_close(want, token_losses(loaded, c.batch(), world), "on load");
+      EXPECT_LT(live.weight_bytes(), masked.weight_bytes());
+    }
+  }
+}
+
+TEST(Slicing, RebalancingChangesTheCutAndNothingElse) {
+  Communicator& world = testing::world();
+  const ModelCase c(ModelFamily::qwen2);
+  // Only the last ranks' channels fall, who have no more heads than the others: the widest rank is
+  // then far above the mean.
+  ModelWidths kept = dense_widths(c.config());
+  for (LayerWidths& layer : kept.layers) layer.channels.resize(6);
+  CausalLM model = c.load(dense_widths(c.config()), world);
+  model.apply(kept);
+  const at::Tensor before = token_losses(model, c.batch(), world);
+  const double imbalance_before = imbalance(c.config(), model.shards());
+  const bool cut_anew = rebalance(model, c.source(), 1.05);
+  EXPECT_EQ(cut_anew, world.size() > 1);
+  if (cut_anew) {
+    EXPECT_LT(imbalance(c.config(), model.shards()), imbalance_before);
+  }
+  expect_close(before, token_losses(model, c.batch(), world), "rebalanced");
+  EXPECT_FALSE(rebalance(model, c.source(), 1.05)) << "a second time nothing is left to gain";
+}
+
+TEST(Slicing, CuttingInStepsEqualsCuttingAtOnce) {
+  Communicator& world = testing::world();
+  const ModelCase c(ModelFamily::qwen3);
+  const ModelWidths kept = testing::random_widths(c.config(), 4);
+  ModelWidths half = kept;
+  for (std::size_t l = 0; l < half.layers.size(); ++l)
+    if (l != 1) half.layers[l] = dense_widths(c.config()).layers[l];
+  CausalLM model = c.load(dense_widths(c.config()), world);
+  model.apply(half);
+  model.apply(kept);
+  expect_close(token_losses(c.load(kept, world), c.batch(), world),
+               token_losses(model, c.batch(), world), "two steps");
+}
+
+}  // namespace
+}  // namespace espalier
