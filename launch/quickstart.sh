@@ -1,0 +1,98 @@
+#!/usr/bin/env bash
+# launch/quickstart.sh
+#
+# Sets up, builds, and prunes a small trained model to half of its structures on two ranks, in a minute or
+# two once everything is built. Each call works in a new directory, runs/quickstart-DATE-TIME, and removes
+# the exports of earlier calls (not their logs and metrics). configs/quickstart.yaml says what is done.
+#
+# Exit codes: 0 pruned and exported, 64 wrong usage, otherwise that of the step that failed.
+set -euo pipefail
+. "$(dirname "$0")/common.sh"
+cd "$root"
+
+case ${1-} in
+  -h | --help)
+    print_usage "$0"
+    exit 0
+    ;;
+  "") ;;
+  *) die "$code_usage" "unknown argument '$1'. Try launch/quickstart.sh --help." ;;
+esac
+
+begin=$SECONDS
+model=tests/models/tri-domain-qwen2
+python=.venv/bin/python
+
+launch/setup.sh
+launch/build.sh release
+espalier=build/release/bin/espalier
+
+# tokens DOMAIN PART ROWS: one token file from the text beside the model.
+tokens() {
+  "$python" launch/tokenize.py --tokenizer "$model" --sequence-tokens 128 --max-sequences "$3" --force --quiet \
+    --out "quickstart/$1.$2.h5" "$model/text/$1.$2.jsonl"
+}
+write_token_files() {
+  mkdir -p quickstart
+  local domain
+  for domain in prose math code; do
+    tokens "$domain" calibration 128
+    tokens "$domain" heldout 64
+  done
+}
+step "token files in quickstart/" write_token_files
+
+for old in runs/quickstart-*/export; do
+  if [ -d "$old" ]; then rm -rf "$old"; fi
+done
+stamp=$(date +%Y%m%d-%H%M%S)
+run=runs/quickstart-$stamp
+for ((n = 2; ; n++)); do
+  if ! [ -e "$run" ]; then break; fi
+  run=runs/quickstart-$stamp-$n
+done
+
+options=()
+if [ "$(nproc)" -lt 2 ]; then options=(--oversubscribe); fi
+export OMP_NUM_THREADS=1
+command=(mpirun -n 2 "${options[@]}" "$espalier" run configs/quickstart.yaml --run-dir "$run" --tensor 2)
+echo
+echo "${command[*]}"
+start=$SECONDS
+"${command[@]}"
+pruned=$(seconds_since "$start")
+
+export_dir=$run/export/exact
+"$espalier" verify "$export_dir" --deep
+
+# What a user's own script would do; needs all of torch and transformers, which pruning does not.
+open_with_transformers() {
+  "$python" - "$export_dir" <<'PY'
+import sys
+
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+transformers.utils.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
+inputs = tokenizer("The", return_tensors="pt")
+out = model.generate(**inputs, max_new_tokens=24, do_sample=False)
+print(f"opened by transformers {transformers.__version__}: {type(model).__name__},", end=" ")
+print(f"{model.num_parameters():,} parameters; it continues:")
+print("  " + tokenizer.decode(out[0], skip_special_tokens=True).replace("\n", "\n  "))
+PY
+}
+echo
+start=$SECONDS
+if "$python" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("transformers") is None)'; then
+  open_with_transformers
+  echo "opened with transformers: $(seconds_since "$start") s"
+else
+  echo "transformers is not in .venv, so the export was not opened with it. launch/setup.sh --tests installs it; then:"
+  echo "  $python -c 'from transformers import AutoModelForCausalLM as M; print(M.from_pretrained(\"$export_dir\", trust_remote_code=True))'"
+fi
+
+echo
+echo "pruned in $pruned s, everything in $(seconds_since "$begin") s. Results: $run (status: $espalier status $run)"
