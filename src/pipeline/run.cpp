@@ -324,6 +324,7 @@ class PruningRun {
       on_root("export", [&] {
         const fs::path out =
             target.path.is_absolute() ? target.path : directory_->path() / target.path;
+        directory_->sweep_unfinished_export(out);
         if (fs::exists(out)) {
           log::info("export {} is there already", out.string());
           return;

@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
+#include <functional>
 
 #include <fmt/chrono.h>
 #include <fmt/format.h>
@@ -47,6 +48,13 @@ void make_directory(const fs::path& path) {
               "Choose another --run-dir, or make its parent writable.", path.string());
 }
 
+void remove_entries(const fs::path& directory, const std::function<bool(const std::string& name)>& chosen, WriteScope scope) {
+  std::vector<fs::path> found;
+  for (const auto& entry : fs::directory_iterator(directory))
+    if (chosen(entry.path().filename().string())) found.push_back(entry.path());
+  for (const fs::path& path : found) remove_tree(path, scope);
+}
+
 void require_writable(const fs::path& path) {
   if (::access(path.c_str(), W_OK | X_OK) == 0) return;
   throw Error(ExitCode::permission, "the run directory cannot be written", std::strerror(errno),
@@ -64,6 +72,7 @@ RunDirectory RunDirectory::open(const fs::path& path, const RunConfig& config,
   make_directory(run.path_ / "ckpt");
   run.check_same_run(config, options.allowed_changes);
   run.commits_.sweep();
+  run.sweep();
   if (run.stop_requested()) {
     run.clear_stop_request();
     messages.push_back("removed a STOP file that an earlier run left behind");
@@ -148,6 +157,22 @@ void RunDirectory::choose_start(ResumeMode mode, std::vector<std::string>& messa
             "{} were found and none verifies; starting anew would throw them away in silence",
             existing.size()),
         "Look at 'espalier verify', or choose another --run-dir.", path_.string());
+}
+
+void RunDirectory::sweep() const {
+  // Files that replace_file did not come to rename; whoever asks for a stop has no lock.
+  const auto chosen = [](const std::string& name) {
+    return name.starts_with(".") && name.find(".tmp-") != std::string::npos && !name.starts_with(".STOP");
+  };
+  remove_entries(path_, chosen, WriteScope::other);
+}
+
+void RunDirectory::sweep_unfinished_export(const fs::path& out) const {
+  const fs::path inside = out.lexically_normal().lexically_relative(path_);
+  if (inside.empty() || *inside.begin() == ".." || !fs::exists(out.parent_path())) return;
+  const std::string prefix = out.filename().string() + ".tmp-";
+  remove_entries(out.parent_path(), [&](const std::string& name) { return name.starts_with(prefix); },
+                 WriteScope::export_model);
 }
 
 bool RunDirectory::stop_requested() const { return fs::exists(path_ / "STOP"); }

@@ -166,8 +166,8 @@ class KilledAtFaultPoints(Interrupted):
             "point=save.pre_rename;iter=2;nth=2;action=kill9",
             "point=save.unlink;nth=1;action=kill9",
             "point=resume.exit;action=kill9",
-            "point=save.post_rename;iter=3;action=kill9",
-            "point=evaluate.enter;iter=4;action=kill9",
+            "point=save.post_rename;iter=4;action=kill9",
+            "point=evaluate.enter;action=kill9",
         ]
         for fault in faults:
             self.assertEqual(self.start(run_dir, fault=fault).wait().code, 137, fault)

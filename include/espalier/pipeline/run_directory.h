@@ -53,6 +53,10 @@ class RunDirectory {
   int attempt() const { return attempt_; }
   std::filesystem::path log_directory() const;
 
+  /// Removes what writers of the export `out` left behind when they died; only inside this run
+  /// directory, where the lock says that nobody else is writing.
+  void sweep_unfinished_export(const std::filesystem::path& out) const;
+
   bool stop_requested() const;
   void clear_stop_request() const;
 
@@ -71,6 +75,7 @@ class RunDirectory {
   void take_lock(double wait_seconds);
   void check_same_run(const RunConfig& config, const std::vector<std::string>& allowed_changes);
   void choose_start(ResumeMode mode, std::vector<std::string>& messages);
+  void sweep() const;
   void write_metrics(const std::vector<nlohmann::ordered_json>& rows) const;
 
   std::filesystem::path path_;
