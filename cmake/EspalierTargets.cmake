@@ -64,15 +64,14 @@ function(espalier_test name)
   endif()
 endfunction()
 
-# espalier_python_test(NAME FOLDER MODULE[.CLASS] [LABELS ...] [PROCESSORS n] [TIMEOUT s])
-# A unittest in tests/FOLDER that drives the program; needs the Python environment of launch/setup.sh --tests.
-function(espalier_python_test name folder module)
-  cmake_parse_arguments(TEST "" "PROCESSORS;TIMEOUT" "LABELS" ${ARGN})
-  add_test(NAME ${name}
-    COMMAND ${PROJECT_SOURCE_DIR}/.venv/bin/python -m unittest -v ${module}
-    WORKING_DIRECTORY ${PROJECT_SOURCE_DIR}/tests/${folder})
-  set_tests_properties(${name} PROPERTIES
-    LABELS "${TEST_LABELS}" PROCESSORS ${TEST_PROCESSORS} TIMEOUT ${TEST_TIMEOUT}
-    SKIP_REGULAR_EXPRESSION "OK \\(skipped=[0-9]+\\)"
-    ENVIRONMENT "ESPALIER=$<TARGET_FILE:espalier>;OMP_NUM_THREADS=1;PYTHONDONTWRITEBYTECODE=1")
+# espalier_program_test(NAME LABEL TIMEOUT [CLASS])
+# A unittest file test_NAME.py of this folder (or one class of it) that drives the program of this build; needs the Python
+# environment of launch/setup.sh --tests. A file whose tests are all skipped counts as skipped.
+set(ESPALIER_PYTHON ${PROJECT_SOURCE_DIR}/.venv/bin/python CACHE FILEPATH "Python with torch, transformers and h5py, for tests")
+function(espalier_program_test name label timeout)
+  string(JOIN . test ${label} ${name} ${ARGN})
+  add_test(NAME ${test} COMMAND ${ESPALIER_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/test_${name}.py ${ARGN})
+  set_tests_properties(${test} PROPERTIES
+    LABELS ${label} PROCESSORS 2 TIMEOUT ${timeout} SKIP_REGULAR_EXPRESSION "OK \\(skipped=[0-9]+\\)"
+    ENVIRONMENT "ESPALIER=$<TARGET_FILE:espalier>;ESPALIER_TEST_CACHE=${PROJECT_BINARY_DIR}/test-models;OMP_NUM_THREADS=1;PYTHONDONTWRITEBYTECODE=1")
 endfunction()

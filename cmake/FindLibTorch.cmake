@@ -45,11 +45,14 @@ target_include_directories(LibTorch::LibTorch SYSTEM INTERFACE
 target_link_options(LibTorch::LibTorch INTERFACE
   -Wl,--disable-new-dtags -Wl,-rpath,${torch_lib} -Wl,-rpath-link,${torch_lib})
 if(ESPALIER_CUDA)
-  target_compile_definitions(LibTorch::LibTorch INTERFACE ESPALIER_WITH_CUDA=1)
-  find_package(CUDAToolkit REQUIRED)
+  # The kernels register themselves from static initialisers, so the linker must not drop the library. A toolkit lacks some
+  # libraries that torch's own RPATH finds at run time.
+  if(NOT EXISTS ${torch_lib}/libtorch_cuda.so)
+    message(FATAL_ERROR "The LibTorch in ${ESPALIER_TORCH_DIR} has no libtorch_cuda.so. Run launch/setup.sh --cuda.")
+  endif()
   target_link_libraries(LibTorch::LibTorch INTERFACE
     -Wl,--no-as-needed ${torch_lib}/libtorch_cpu.so ${torch_lib}/libtorch_cuda.so ${torch_lib}/libc10_cuda.so -Wl,--as-needed
-    ${torch_lib}/libc10.so CUDA::cudart -Wl,--allow-shlib-undefined)
+    ${torch_lib}/libc10.so -Wl,--allow-shlib-undefined)
 else()
   # libtorch_cpu names libraries of the CUDA wheels that the loader finds through torch's own RPATH.
   target_link_libraries(LibTorch::LibTorch INTERFACE
