@@ -48,7 +48,8 @@ void add_run_flags(CLI::App* command, CommandOptions& o) {
   command->add_flag("--fast-verify", o.fast_verify,
                     "Compare inputs by size and time, not by content");
   command
-      ->add_option("--max-hours", o.max_hours, "Commit and stop (exit 75) before this time is over")
+      ->add_option("--max-hours", o.max_hours,
+                   "Stop (exit 75) before this time is over; the last commit stands")
       ->check(CLI::NonNegativeNumber);
   command->add_option("--lock-wait", o.lock_wait, "Seconds to wait for the run directory's lock")
       ->check(CLI::NonNegativeNumber)

@@ -35,10 +35,10 @@ void configure_log(const CommandOptions& options, int rank) {
 /// return its code; what one rank throws alone is printed by that rank and ends the whole job,
 /// since its peers may wait for it.
 int run_on_ranks(const CommandOptions& options, const std::function<void(CommRuntime&)>& work) {
+  stop::install_handlers();  // first: a request that comes while MPI starts must not kill
   std::unique_ptr<CommRuntime> runtime = std::make_unique<CommRuntime>();
   const int rank = runtime->world().rank();
   configure_log(options, rank);
-  stop::install_handlers();
   int code = 0;
   const auto fail = [&](const Error& error, bool agreed) {
     if (rank == 0 || !agreed) {

@@ -30,10 +30,14 @@ std::string error_text(const Error& error) {
     return fmt::format("espalier: {} ({})\n", p.what, code_text(p.code)) + line("why", p.why) +
            line("where", p.where) + line("do", p.remedy);
   }
+  // A configuration's list ends with a line of its own that counts the errors.
+  const Problem& last = problems.back();
+  const bool is_closed = last.what.ends_with("Nothing was started.") && last.where.empty();
+  const std::string closing = is_closed ? last.what : fmt::format("{} problems", problems.size());
   std::string text;
-  for (const Problem& problem : problems) text += problem.message() + "\n";
-  return text +
-         fmt::format("espalier: {} problems ({})\n", problems.size(), code_text(error.code()));
+  for (const Problem& problem : problems)
+    if (!is_closed || &problem != &last) text += problem.message() + "\n";
+  return text + fmt::format("espalier: {} ({})\n", closing, code_text(error.code()));
 }
 
 }  // namespace espalier

@@ -130,11 +130,12 @@ std::vector<Reported> distinct(const std::vector<std::string>& encoded) {
   return all;
 }
 
+/// What every rank meets alike (a typo in the configuration) reads as if one process had met it.
 std::string place(const Reported& reported, int size, const std::string& phase) {
   const std::vector<int>& ranks = reported.ranks;
-  std::string text = static_cast<int>(ranks.size()) == size ? "all ranks"
-                     : ranks.size() == 1                    ? fmt::format("rank {}", ranks[0])
-                                         : fmt::format("ranks {}", fmt::join(ranks, ", "));
+  if (static_cast<int>(ranks.size()) == size) return reported.problem.where;
+  std::string text = ranks.size() == 1 ? fmt::format("rank {}", ranks[0])
+                                       : fmt::format("ranks {}", fmt::join(ranks, ", "));
   text += ", phase " + phase;
   if (!reported.problem.where.empty()) text += ", " + reported.problem.where;
   return text;

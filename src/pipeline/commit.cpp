@@ -179,7 +179,8 @@ void CommitStore::sweep() const {
   std::vector<fs::path> leftovers;
   for (const auto& entry : fs::directory_iterator(directory_)) {
     const std::string name = entry.path().filename().string();
-    if (name.starts_with(".tmp-") || name.starts_with(".trash-") || name.starts_with(".LATEST.tmp-"))
+    if (name.starts_with(".tmp-") || name.starts_with(".trash-") ||
+        name.starts_with(".LATEST.tmp-"))
       leftovers.push_back(entry.path());
   }
   for (const fs::path& path : leftovers) remove_tree(path, WriteScope::save);

@@ -29,6 +29,7 @@ struct ChosenModel {
   AttentionUnit unit;
   std::string plan_digest;
   std::int64_t iteration = 0;
+  std::int64_t bytes_read = 0;  // by the rank that read most, while it loaded
   std::optional<CausalLM> model;
 };
 
@@ -54,7 +55,7 @@ ChosenModel open_model(CommRuntime& runtime, const ProcessGrid& grid, const RunC
   together(grid.world(), "open", [&] {
     Source source = open_source(choice.model.empty() ? config.model_path : choice.model);
     widths = source.widths;
-    chosen.emplace(ChosenModel{std::move(source), config.prune.attention_unit, {}, 0, {}});
+    chosen.emplace(ChosenModel{std::move(source), config.prune.attention_unit, {}, 0, 0, {}});
     if (!choice.run_dir.empty() || !choice.plan.empty()) {
       const PruningPlan plan =
           choice.plan.empty() ? plan_of_run(choice, chosen->source)
@@ -70,6 +71,7 @@ ChosenModel open_model(CommRuntime& runtime, const ProcessGrid& grid, const RunC
   });
   for (const std::string& note : chosen->source.notes) log::info("note: {}", note);
   monitor.enter("load");
+  const std::int64_t read_before = kernel_bytes_read();
   fault::hit("load.enter");
   together(grid.world(), "load", [&] {
     chosen->model.emplace(load_causal_lm(chosen->source.config, widths, chosen->source.weights(),
@@ -78,6 +80,8 @@ ChosenModel open_model(CommRuntime& runtime, const ProcessGrid& grid, const RunC
                                            monitor.progress(done >> 20, total >> 20, "MiB");
                                          }));
   });
+  chosen->bytes_read = static_cast<std::int64_t>(
+      grid.world().max(static_cast<double>(kernel_bytes_read() - read_before)));
   fault::hit("load.exit");
   std::vector<Problem> none;
   agree_to_continue(grid.world(), "load", none, monitor.hooks());
@@ -176,6 +180,8 @@ nlohmann::ordered_json evaluate_model(CommRuntime& runtime, const RunConfig& con
       {"plan_digest", chosen.plan_digest},
       {"dtype", std::string(torch_name(to_dtype(chosen.model->options().dtype)))},
       {"layout", {{"tensor", grid.tensor_size()}, {"data", grid.data_size()}}},
+      {"load",
+       {{"largest_bytes_read", chosen.bytes_read}, {"weight_bytes", chosen.model->weight_bytes()}}},
       {"perplexity", nlohmann::ordered_json::object()}};
   monitor.enter("evaluate");
   for (const NamedTokens& data : config.evaluation.perplexity)

@@ -3,6 +3,7 @@
 #include <sys/resource.h>
 
 #include <algorithm>
+#include <fstream>
 
 #include "espalier/core/error.h"
 #include "espalier/core/log.h"
@@ -81,6 +82,15 @@ std::map<std::string, double> Monitor::take_seconds() {
 }
 
 double Monitor::elapsed() const { return between(begin_, Clock::now()); }
+
+std::int64_t kernel_bytes_read() {
+  std::ifstream file("/proc/self/io");
+  std::string name;
+  std::int64_t value = 0;
+  while (file >> name >> value)
+    if (name == "rchar:") return value;
+  return 0;
+}
 
 std::int64_t peak_memory_bytes() {
   rusage usage{};

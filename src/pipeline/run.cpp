@@ -103,6 +103,8 @@ class PruningRun {
     fault::hit("resume.exit");
     provenance_ = make_provenance(config_, *source_, hashes_, grid_, device_name(options_));
     on_root("open the run directory", [&] {
+      // The process before may have died between a commit and this copy of its plan.
+      if (directory_->start()) write_plan_file();
       directory_->write_provenance(provenance_);
       print_start(*source_, config_, rules_, plan_, start_.iteration, grid_, options_, *directory_);
     });
@@ -253,7 +255,10 @@ class PruningRun {
     row["imbalance"] = imbalance(source_->config, model_->shards());
     row["peak_bytes"] =
         static_cast<std::int64_t>(world_.max(static_cast<double>(peak_memory_bytes())));
-    row["statistics_bytes"] = pass.statistics_bytes;
+    row["weight_bytes"] =
+        static_cast<std::int64_t>(world_.max(static_cast<double>(model_->weight_bytes())));
+    row["statistics_bytes"] =
+        static_cast<std::int64_t>(world_.max(static_cast<double>(pass.statistics_bytes)));
     for (const auto& [name, c] :
          {std::pair("tensor", tensor), std::pair("data", data), std::pair("world", world)})
       row["communication"][name] = {
@@ -306,9 +311,6 @@ class PruningRun {
         const double before = row["seconds"].value(phase, 0.0);
         row["seconds"][phase] = before + seconds;
       }
-      if (i == plan_.iteration && directory_->start() &&
-          !fs::exists(directory_->path() / "plan.h5"))
-        write_plan_file();
       directory_->record_metrics(row);
       monitor_->status().eta_seconds = print_iteration(row, last, start_.iteration);
       monitor_->write_status();

@@ -48,7 +48,8 @@ void make_directory(const fs::path& path) {
               "Choose another --run-dir, or make its parent writable.", path.string());
 }
 
-void remove_entries(const fs::path& directory, const std::function<bool(const std::string& name)>& chosen, WriteScope scope) {
+void remove_entries(const fs::path& directory,
+                    const std::function<bool(const std::string& name)>& chosen, WriteScope scope) {
   std::vector<fs::path> found;
   for (const auto& entry : fs::directory_iterator(directory))
     if (chosen(entry.path().filename().string())) found.push_back(entry.path());
@@ -162,7 +163,8 @@ void RunDirectory::choose_start(ResumeMode mode, std::vector<std::string>& messa
 void RunDirectory::sweep() const {
   // Files that replace_file did not come to rename; whoever asks for a stop has no lock.
   const auto chosen = [](const std::string& name) {
-    return name.starts_with(".") && name.find(".tmp-") != std::string::npos && !name.starts_with(".STOP");
+    return name.starts_with(".") && name.find(".tmp-") != std::string::npos &&
+           !name.starts_with(".STOP");
   };
   remove_entries(path_, chosen, WriteScope::other);
 }
@@ -171,8 +173,9 @@ void RunDirectory::sweep_unfinished_export(const fs::path& out) const {
   const fs::path inside = out.lexically_normal().lexically_relative(path_);
   if (inside.empty() || *inside.begin() == ".." || !fs::exists(out.parent_path())) return;
   const std::string prefix = out.filename().string() + ".tmp-";
-  remove_entries(out.parent_path(), [&](const std::string& name) { return name.starts_with(prefix); },
-                 WriteScope::export_model);
+  remove_entries(
+      out.parent_path(), [&](const std::string& name) { return name.starts_with(prefix); },
+      WriteScope::export_model);
 }
 
 bool RunDirectory::stop_requested() const { return fs::exists(path_ / "STOP"); }
@@ -259,8 +262,10 @@ StatusReport report_status(const fs::path& run_directory) {
     report.exit_code = state == "finished" ? 0 : code.get<int>();
     report.line = fmt::format("{} {} ({}), {}", state, code.get<int>(),
                               report.status.value("reason", ""), commit);
-    if (state == "stopped")
+    if (state == "stopped" && !report.status.value("last_commit", "").empty())
       report.line += fmt::format("; continue with: espalier resume {}", run_directory.string());
+    else if (state == "stopped")
+      report.line += "; start it again with the same command";
   } else if (alive) {
     report.line =
         fmt::format("running {} phase {}, {}", at, report.status.value("phase", "?"), commit);

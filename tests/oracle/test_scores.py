@@ -106,6 +106,24 @@ class Qwen3(RandomModel, unittest.TestCase):
     shape = {"heads": 8, "kv_heads": 4, "tied": True}
 
 
+class OwnSlice(unittest.TestCase):
+    def test_a_rank_reads_its_share_of_the_file(self):
+        """Bytes as the kernel counts them while a rank loads, on a model whose matrices are split in two."""
+        with tempfile.TemporaryDirectory() as scratch:
+            scratch = pathlib.Path(scratch)
+            make(scratch / "model", "qwen2", seed=1, hidden=256, heads=8, kv_heads=4, channels=704, vocab=2048)
+            size = (scratch / "model" / "model.safetensors").stat().st_size
+            token_files.random_plain(scratch / "a.h5", 1, 8, 2048, 1)
+            case = compare.Case(os.environ["ESPALIER"], scratch / "model", [scratch / "a.h5"], scratch)
+            for tensor, share in ((1, 1.0), (2, 0.55), (4, 0.30)):
+                out = scratch / f"eval{tensor}.json"
+                compare.run(case.espalier, tensor, "eval", str(case.config("float32")), "--tensor", str(tensor), "--out", str(out))
+                read = json.loads(out.read_text())["load"]["largest_bytes_read"]
+                print(f"tensor = {tensor}: the busiest rank read {read / size:.3f} of the file")
+                self.assertLessEqual(read, share * size + 4096)
+                self.assertGreater(read, 0.9 / tensor * size)
+
+
 class TrainedModel(Comparison):
     def make_case(self, scratch):
         model, texts = self.locate()

@@ -54,4 +54,8 @@ class Monitor {
 /// Largest resident memory of this process so far, bytes.
 std::int64_t peak_memory_bytes();
 
+/// Bytes this process has read through system calls so far, as the kernel counts them
+/// (/proc/self/io); 0 where the kernel does not tell.
+std::int64_t kernel_bytes_read();
+
 }  // namespace espalier

@@ -122,8 +122,7 @@ TEST(Together, DifferentProblemsAreAllListedWithTheLowestCode) {
 
 TEST(Together, OneProblemOfAllRanksIsSaidOnce) {
   const Outcome outcome = outcome_of([] { throw Error(ExitCode::config, "bad key"); });
-  EXPECT_EQ(outcome.text,
-            testing::world().size() == 1 ? "bad key" : "all ranks, phase load: bad key");
+  EXPECT_EQ(outcome.text, "bad key");
 }
 
 TEST(Together, ForeignExceptionsBecomeErrors) {
