@@ -38,9 +38,11 @@ print(transformers.__version__)
 
 
 def versions():
-    """PYTHONPATH additions, one per installed transformers."""
+    """PYTHONPATH additions, one per supported transformers; a missing one is an error, not fewer comparisons."""
     other = pathlib.Path(sys.prefix) / "transformers-4.57.1"
-    return [None, str(other)] if other.is_dir() else [None]
+    if not other.is_dir():
+        raise RuntimeError(f"{other} is missing: run launch/setup.sh --tests")
+    return [None, str(other)]
 
 
 class Pruned:
