@@ -38,8 +38,8 @@ def main():
     with reference.quiet():
         model = reference.load(MODEL, torch.float64)
     with h5py.File(GOLDEN, "w") as file:
-        file.attrs["transformers"] = transformers.__version__
-        file.attrs["torch"] = torch.__version__
+        file.attrs["transformers"] = str(transformers.__version__)
+        file.attrs["torch"] = str(torch.__version__)
         for criterion in CRITERIA:
             for unit in UNITS:
                 raw, losses = reference.raw_scores(model, [reference.Domain(path)], criterion, unit)
