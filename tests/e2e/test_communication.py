@@ -1,0 +1,85 @@
+"""Collectives and bytes that a run counted are those of the formula in docs/communication.md."""
+
+import math
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
+from workbench import SHAPE, Case, main, metrics_of
+
+LAYERS, HIDDEN, VOCABULARY = SHAPE["layers"], SHAPE["hidden"], SHAPE["vocab"]
+HEADS, HEAD_DIM, CHANNELS = SHAPE["heads"], SHAPE["head_dim"], SHAPE["channels"]
+SCORED = LAYERS - 1  # the last layer is protected, so the lowest scored half is 0
+# Rows, tokens and predictions of the micro-batches: two rows each, cut to the longest of them.
+DOMAINS = [[(2, 12, 22)] * 3, [(2, 12, 11 + 8), (2, 12, 11 + 3), (1, 7, 6)]]
+BATCHES = DOMAINS[0] + DOMAINS[1]
+
+
+def tensor_group(ranks, wire, rows=1):
+    """(collectives, bytes) that rank 0 hands over in its tensor group, which has all the data."""
+    chunk = min(2048, max(16, 2**26 // math.ceil(VOCABULARY / ranks)))
+    collectives, size = 2, 2 * 8 + 8 * rows * SCORED * (HEADS + CHANNELS) // ranks
+    for sequences, tokens, predictions in BATCHES:
+        hidden = sequences * tokens * HIDDEN * wire
+        collectives += 1 + 2 * LAYERS + 2 * math.ceil(predictions / chunk) + 1 + 2 * LAYERS - 1
+        size += (1 + 2 * LAYERS) * hidden + 3 * predictions * wire + hidden + (2 * LAYERS - 1) * hidden
+    return collectives, size
+
+
+def gradients(number):
+    """(collectives, bytes) of the gradients of all scored tensors: q, o, gate, up, down."""
+    elements = 2 * HEADS * HEAD_DIM * HIDDEN + 3 * CHANNELS * HIDDEN
+    return SCORED * 5, SCORED * elements * number
+
+
+def world_group(data, rows=1):
+    batches = [BATCHES] if rows == 1 else DOMAINS
+    calls = sum(math.ceil(len(b) / data) + 1 for b in batches) + 1 + rows
+    return calls, 16 * calls
+
+
+class Counted(Case):
+    def counted(self, name, tensor, data, **change):
+        config = self.bench.config(name, **{"evaluation": {"perplexity": []}, **change})
+        run_dir = self.folder / name
+        self.succeeds("run", config, "--run-dir", run_dir, "--tensor", tensor, ranks=tensor * data)
+        row = metrics_of(run_dir)[1]
+        self.assertEqual(row["tokens"], sum(n for _, _, n in BATCHES))
+        return {k: (v["collectives"], v["bytes"]) for k, v in row["communication"].items()}
+
+    def test_tensor_group(self):
+        for dtype, wire in [("float32", 4), ("bfloat16", 4), ("float64", 8)]:
+            with self.subTest(dtype):
+                found = self.counted(dtype, 2, 1, model={"path": "model", "dtype": dtype})
+                self.assertEqual(found["tensor"], tensor_group(2, wire))
+                self.assertEqual(found["data"], (0, 0))
+                self.assertEqual(found["world"], world_group(1))
+
+    def test_data_group(self):
+        for dtype, number in [("float32", 4), ("bfloat16", 4), ("float64", 8)]:
+            with self.subTest(dtype):
+                found = self.counted(dtype, 1, 2, model={"path": "model", "dtype": dtype})
+                collectives, size = gradients(number)
+                self.assertEqual(found["data"], (collectives + 2, size + 2 * 8 + 8))
+                self.assertEqual(found["tensor"], (0, 0))
+                self.assertEqual(found["world"], world_group(2))
+
+    def test_gates_send_sums_only(self):
+        found = self.counted("gates", 1, 2, importance={"criterion": "taylor_gate"})
+        self.assertEqual(found["data"], (1 + 2, 8 * SCORED * (HEADS + CHANNELS) + 24))
+
+    def test_reduced_scores(self):
+        found = self.counted("scores", 1, 2, importance={"reduction": "scores"})
+        self.assertEqual(found["data"], (1 + 2, 8 * SCORED * (HEADS + CHANNELS) + 24))
+
+    def test_domains_by_themselves(self):
+        found = self.counted("domains", 2, 1, calibration={"combine": "weighted_mean"})
+        self.assertEqual(found["tensor"], tensor_group(2, 8, rows=2))
+        self.assertEqual(found["world"], world_group(1, rows=2))
+
+    def test_one_process_sends_nothing(self):
+        self.assertEqual(set(self.counted("one", 1, 1).values()), {(0, 0)})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Whatever happens to a byte of a commit or of an export is noticed: flips and truncations at drawn places."""
+
+import concurrent.futures
+import os
+import pathlib
+import random
+import shutil
+import sys
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
+from interrupted import Interrupted
+from workbench import FULL, main, run
+
+
+class Damaged(Interrupted):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.run_dir = cls.class_folder / "gold"
+        cls.seed = int(os.environ.get("ESPALIER_TEST_SEED") or time.time())
+        print(f"seed {cls.seed} (ESPALIER_TEST_SEED repeats it)", flush=True)
+
+    def damages(self, sizes, count, generator):
+        """(file name, description, change) drawn over the files."""
+        for number in range(count):
+            name = generator.choice(sorted(sizes))
+            if number % 5 == 4:
+                length = generator.choice([0, sizes[name] - 1, generator.randrange(sizes[name])])
+                yield name, f"cut to {length} bytes", lambda b, length=length: b[:length]
+            else:
+                at, bit = generator.randrange(sizes[name]), 1 << generator.randrange(8)
+                yield name, f"byte {at} xor {bit}", lambda b, at=at, bit=bit: b[:at] + bytes([b[at] ^ bit]) + b[at + 1 :]
+
+    def undetected(self, original, prepare, count, codes=(65,), flags=()):
+        generator = random.Random(self.seed)
+        files = {p.name: p.stat().st_size for p in original.iterdir() if p.is_file()}
+
+        def one(case):
+            number, (name, what, change) = case
+            copy, target = prepare(number)
+            path = target / name
+            path.write_bytes(change(path.read_bytes()))
+            result = run("verify", copy, *flags)
+            shutil.rmtree(copy)
+            return [] if result.code in codes else [f"{name}: {what}: {result}"]
+
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            results = pool.map(one, enumerate(self.damages(files, count, generator)))
+            return [line for lines in results for line in lines]
+
+    def test_commits(self):
+        commit = self.run_dir / "ckpt/iter-000004"
+
+        def prepare(number):
+            copy = self.folder / f"copy{number}"
+            (copy / "ckpt").mkdir(parents=True)
+            shutil.copy(self.run_dir / "config.resolved.yaml", copy)
+            shutil.copytree(commit, copy / "ckpt/iter-000004")
+            return copy, copy / "ckpt/iter-000004"
+
+        self.assertEqual(run("verify", prepare(9999)[0]).code, 0)
+        self.assertEqual(self.undetected(commit, prepare, 250 if FULL else 50), [])
+
+    def test_exports(self):
+        export = self.run_dir / "export/exact"
+
+        def prepare(number):
+            copy = self.folder / f"export{number}"
+            shutil.copytree(export, copy)
+            return copy, copy
+
+        self.assertEqual(run("verify", prepare(9999)[0], "--deep").code, 0)
+        # provenance.json holds the hashes and has none of its own; what it says about files is compared.
+        hashed = self.folder / "hashed"
+        shutil.copytree(export, hashed)
+        (hashed / "provenance.json").unlink()
+        self.assertEqual(self.undetected(hashed, prepare, 40 if FULL else 10), [])
+
+    def test_swapped_deleted_and_foreign_files(self):
+        def fails(change, words):
+            copy = self.folder / "copy"
+            shutil.copytree(self.run_dir, copy)
+            change(copy / "ckpt/iter-000004")
+            result = run("verify", copy)
+            shutil.rmtree(copy)
+            self.assertEqual(result.code, 65, result)
+            for word in words:
+                self.assertIn(word, result.err)
+
+        fails(lambda c: (c / "other").write_text("x"), ["other"])
+        fails(lambda c: c.rename(c.parent / "iter-000003"), ["iteration 3", "iteration 4"])
+        fails(lambda c: shutil.copy(c.parents[1] / "plan.h5", c / "state.h5"), ["state.h5"])
+
+        copy = self.folder / "missing"
+        shutil.copytree(self.run_dir, copy)
+        (copy / "ckpt/iter-000004/state.h5").unlink()
+        result = run("verify", copy)
+        self.assertIn(result.code, (65, 66), result)
+        self.assertIn("state.h5", result.err)
+
+
+if __name__ == "__main__":
+    main()
