@@ -1,9 +1,12 @@
 #include "command_line.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
+#include <cstdlib>
 #include <iterator>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include <fmt/format.h>
@@ -183,6 +186,13 @@ std::string version_text() {
   return text;
 }
 
+/// Usage is wrong on every rank alike, before MPI is there to ask.
+int rank_by_launcher() {
+  for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"})
+    if (const char* text = std::getenv(name)) return std::atoi(text);
+  return 0;
+}
+
 /// The library's own words do not name the nearest command.
 int usage_error(const CLI::App& app, const CLI::ParseError& error, int argc, char** argv) {
   std::string text = error.what();
@@ -195,8 +205,13 @@ int usage_error(const CLI::App& app, const CLI::ParseError& error, int argc, cha
     if (const std::string near = nearest_name(argv[1], names); !near.empty())
       text += fmt::format("; did you mean '{}'?", near);
   }
-  fmt::print(stderr, "espalier: {} (exit 64)\n  do      espalier --help, espalier COMMAND --help\n",
-             text);
+  if (rank_by_launcher() == 0) {
+    fmt::print(stderr,
+               "espalier: {} (exit 64)\n  do      espalier --help, espalier COMMAND --help\n", text);
+  } else {
+    // The first rank that ends with an error has the others ended: the one that speaks goes first.
+    std::this_thread::sleep_for(std::chrono::seconds(1));
+  }
   return static_cast<int>(ExitCode::usage);
 }
 

@@ -1,5 +1,6 @@
 #include "espalier/model/blockwise.h"
 
+#include <algorithm>
 #include <limits>
 
 #include <ATen/ATen.h>
@@ -124,6 +125,48 @@ at::Tensor finite_losses(const CausalLM& model, const TokenBatch& batch, const a
   return host_N;
 }
 
+/// Remembers, on this rank alone, where a gradient first is NaN or infinite: the sum over tensor
+/// ranks carries it to all of them. Reads the device once, at the end.
+class GradientWatch {
+ public:
+  /// `part` was made from `incoming`; what came in broken is somebody else's.
+  void see(const at::Tensor& part, const at::Tensor& incoming, std::int64_t half) {
+    if (!part.defined()) return;
+    const at::Tensor finite = at::isfinite(part).all();
+    innocent_.push_back(incoming.defined()
+                            ? at::logical_or(finite, at::isfinite(incoming).all().logical_not())
+                            : finite);
+    half_.push_back(half);
+  }
+
+  /// All collectives of the pass must be over: a rank may object alone.
+  void require_finite(std::int64_t halves) const {
+    if (innocent_.empty()) return;
+    const at::Tensor innocent = at::stack(innocent_).to(at::kCPU);
+    const bool* begin = innocent.const_data_ptr<bool>();
+    const auto first =
+        static_cast<std::size_t>(std::find(begin, begin + half_.size(), false) - begin);
+    if (first == half_.size()) return;
+    const std::int64_t half = half_[first];
+    const std::string place =
+        half == halves
+            ? fmt::format("'model.norm.weight', after layer {}", halves / 2 - 1)
+            : fmt::format("'model.layers.{}.{}.weight', {}", half / 2,
+                          kind_of(half) == UnitKind::attention ? "input_layernorm"
+                                                               : "post_attention_layernorm",
+                          half_name(half));
+    throw AgreedError(ExitCode::bad_content,
+                      "a gradient is NaN or infinite: at the input of tensor " + place,
+                      "it is the first such value on the way back from the loss",
+                      "Use a wider model.dtype (float16 overflows easily), or check the weights of "
+                      "that layer.");
+  }
+
+ private:
+  std::vector<at::Tensor> innocent_;
+  std::vector<std::int64_t> half_;
+};
+
 void poison(at::Tensor& tensor) {
   tensor = tensor.clone();
   tensor.view(-1).narrow(0, 0, 1).fill_(std::numeric_limits<double>::quiet_NaN());
@@ -181,15 +224,19 @@ at::Tensor blockwise_backward(const CausalLM& model, const TokenBatch& batch,
   x_BTD.reset();
   at::Tensor dx_BTD = loss.dx_BTD;
   if (fault::hit("backward.enter").effect == fault::Effect::nan && dx_BTD.defined()) poison(dx_BTD);
+  GradientWatch watch;
+  watch.see(dx_BTD, {}, halves);
   for (std::int64_t half = halves - 1; half >= lowest_half; --half) {
     at::Tensor& input_BTD = inputs[static_cast<std::size_t>(half)];
     const bool needs_input = half > lowest_half;
     at::Tensor part_BTD = backward_half(model, half, input_BTD, dx_BTD, needs_input, observer);
     input_BTD.reset();
     if (!needs_input) break;
+    watch.see(part_BTD, dx_BTD, half);
     all_reduce_sum(part_BTD, tensor);
     dx_BTD = dx_BTD + part_BTD;
   }
+  watch.require_finite(halves);
   fault::hit("backward.exit");
   return nll_N;
 }

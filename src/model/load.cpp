@@ -64,13 +64,18 @@ std::vector<std::string> check_checkpoint(const ModelConfig& config, const Weigh
   std::vector<std::string> available;
   for (const auto& [name, info] : tensors) available.push_back(name);
   std::vector<std::string> expected;
+  for (const TensorSpec& spec : tensor_catalog(config)) expected.push_back(spec.name);
+  std::sort(expected.begin(), expected.end());
+  // Only a tensor that has no place of its own can be the missing one under another name.
+  std::vector<std::string> unused;
+  for (const std::string& name : available)
+    if (!std::binary_search(expected.begin(), expected.end(), name)) unused.push_back(name);
   const std::string where = source.reader->directory().string();
   for (const TensorSpec& spec : tensor_catalog(config)) {
-    expected.push_back(spec.name);
     const TensorInfo* info = source.reader->find(spec.name);
     const std::vector<std::int64_t> shape = shape_with(spec, config, source.widths);
     if (info == nullptr) {
-      const std::string near = nearest_name(spec.name, available);
+      const std::string near = nearest_name(spec.name, unused);
       problems.add(
           ExitCode::bad_content,
           fmt::format("tensor '{}' {} is missing", spec.name, shape_text(shape)), {},
@@ -91,7 +96,6 @@ std::vector<std::string> check_checkpoint(const ModelConfig& config, const Weigh
           where);
   }
   problems.throw_if_any();
-  std::sort(expected.begin(), expected.end());
   std::int64_t extra = 0;
   std::string first_extra;
   for (const std::string& name : available) {

@@ -145,8 +145,8 @@ class PruningRun {
 
   void load() {
     monitor_->enter("load");
-    fault::hit("load.enter");
     together(world_, "load", [&] {
+      fault::hit("load.enter");
       model_.emplace(load_causal_lm(
           source_->config, widths_of(source_->config, plan_), source_->weights(), options_,
           grid_.tensor_size(), grid_.tensor_index(), [&](std::int64_t done, std::int64_t total) {
@@ -204,11 +204,12 @@ class PruningRun {
 
   Advance rank_units(const ScoreTable& scores, std::int64_t i) {
     monitor_->enter("rank");
-    fault::hit("rank.enter");
     Advance step;
     const double target = scheduled_target(config_.prune, i - start_.iteration);
-    together(world_, "rank",
-             [&] { step = advance(source_->config, plan_, scores, target, rules_, i); });
+    together(world_, "rank", [&] {
+      fault::hit("rank.enter");
+      step = advance(source_->config, plan_, scores, target, rules_, i);
+    });
     const std::string mine = step.plan.digest();
     const std::string root = world_.broadcast_text(mine, 0);
     together(world_, "rank", [&] {
@@ -224,8 +225,8 @@ class PruningRun {
 
   void slice(const PruningPlan& plan) {
     monitor_->enter("slice");
-    fault::hit("slice.enter");
     together(world_, "slice", [&] {
+      fault::hit("slice.enter");
       model_->apply(widths_of(source_->config, plan));
       if (rebalance(*model_, source_->weights(), config_.rebalance) && grid_.is_root())
         log::info("tensor ranks were uneven: cut anew");

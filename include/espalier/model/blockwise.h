@@ -51,7 +51,8 @@ class BackwardObserver {
 /// the loss
 /// ([chunk] and [2, chunk]), 1 + (2L - 1 - lowest_half) of [B, T, D] backward.
 /// Throws AgreedError(bad_content), the same on every tensor rank, when a loss is not finite,
-/// naming the first layer whose output was not.
+/// naming the first layer whose output was not; and, after the last collective and on the ranks
+/// alone where it arose, when a gradient is not finite.
 at::Tensor blockwise_backward(const CausalLM& model, const TokenBatch& batch,
                               std::int64_t lowest_half, BackwardObserver& observer,
                               Communicator& tensor);
