@@ -2,11 +2,13 @@
 
 import concurrent.futures
 import json
+import os
 import pathlib
 import re
 import shutil
 import struct
 import sys
+import time
 
 import h5py
 import numpy as np
@@ -291,7 +293,7 @@ TABLE = [
     (unknown_key, 78, ["prune.targt", "target", "config.yaml"], False),
     (duplicate_key, 78, ["model", "3:"], False),
     (wrong_type, 78, ["prune.iterations", "many"], False),
-    (several_wrong_keys, 78, ["prune.iterations", "prune.measure", "device", "tpu", "3 problems"], False),
+    (several_wrong_keys, 78, ["prune.iterations", "prune.measure", "device", "tpu", "3 errors"], False),
     (yaml_bomb, 78, ["config.yaml"], False),
     (no_config, 66, ["config.yaml"], False),
     (no_target, 78, ["prune.target"], False),
@@ -328,9 +330,9 @@ TABLE = [
     (empty_mask, 65, ["a.h5", "row 4"], BEGUN),
     (sequences_above_rows, 78, ["sequences = 7", "6 sequences"], False),
     (target_beyond_protection, 78, ["target", "0.9"], False),
-    (nan_in_backward, 65, ["model.layers.", "layer ", "RANK"], BEGUN),
-    (nan_on_one_data_rank, 65, ["model.layers.", "layer ", "rank"], BEGUN),
-    (nan_in_gates, 65, ["model.layers.", "layer ", "RANK"], BEGUN),
+    (nan_in_backward, 65, ["model.norm.weight", "layer 3", "RANK"], BEGUN),
+    (nan_on_one_data_rank, 65, ["model.norm.weight", "layer 3", "RANK"], BEGUN),
+    (nan_in_gates, 65, ["model.norm.weight", "layer 3", "RANK"], BEGUN),
     (nan_in_forward, 65, ["NaN", "rank"], BEGUN),
     (throw_on_one_rank, 70, ["fault injected at slice.enter", "RANK"], BEGUN),
     (require_without_commit, 66, ["commit"], BEGUN),
@@ -339,8 +341,8 @@ TABLE = [
 ]
 
 
-class BadInput(Case):
-    def fails(self, result, code, words, ranks=1):
+class Refused(Case):
+    def fails(self, result, code, words):
         self.assertEqual(result.code, code, result)
         blocks = re.findall(r"^espalier: ", result.err, re.MULTILINE)
         self.assertEqual(len(blocks), 1, f"one error block: {result}")
@@ -348,6 +350,8 @@ class BadInput(Case):
             self.assertIn(word, result.err, result)
         self.assertIn(f"exit {code}", result.err)
 
+
+class BadInput(Refused):
     def one(self, spoil, code, words, begun, ranks):
         row = Row(self.folder / f"{spoil.__name__}-{ranks}", self.bench.folder)
         spoil(row)
@@ -377,15 +381,13 @@ class BadInput(Case):
                 try:
                     future.result()
                 except Exception as error:  # noqa: BLE001: every row is reported
-                    failures.append("{} at {} ranks: {!r}".format(*futures[future], error))
-        self.assertEqual(failures, [], "\n" + "\n\n".join(failures).replace("\\n", "\n"))
+                    failures.append("{} at {} ranks: {}".format(*futures[future], error))
+        if failures:
+            self.fail("\n\n".join(failures))
 
 
-class BadState(BadInput):
+class BadState(Refused):
     """Rows that need a run to exist."""
-
-    def test_table(self):
-        """Stands in BadInput."""
 
     @classmethod
     def setUpClass(cls):
@@ -410,8 +412,6 @@ class BadState(BadInput):
                 if (run_dir / "status.json").exists():
                     break
                 running.process.poll()
-                import time
-
                 time.sleep(0.02)
             for ranks in (1, 2):
                 result = run("run", self.config, "--run-dir", run_dir, "--lock-wait", 0.2, ranks=ranks)
@@ -496,15 +496,13 @@ class BadState(BadInput):
             (["prune"], 64, ["prune"]),
             (["rnu", self.config], 64, ["run"]),
             (["run", self.config], 64, ["--run-dir"]),
-            (["config", "--explain", "prune.targt"], 78, ["prune.target"]),
+            (["config", "--explain", "prune.targt"], 64, ["prune.target"]),
         ]:
             with self.subTest(arguments=arguments):
                 self.fails(run(*arguments), code, words)
         self.assertFalse((self.folder / "x").exists())
 
     def test_directory_that_cannot_be_written(self):
-        import os
-
         for folder in (self.class_folder, self.folder, *self.bench.folder.rglob("*"), self.bench.folder):
             folder.chmod(folder.stat().st_mode | 0o055)
         prefix = []

@@ -71,7 +71,7 @@ class Running:
 
     def __init__(self, arguments, ranks=1, extra=None, prefix=()):
         self.begin = time.monotonic()
-        self.files = [tempfile.TemporaryFile("w+") for _ in range(2)]
+        self.files = [tempfile.TemporaryFile("w+", errors="backslashreplace") for _ in range(2)]
         self.process = subprocess.Popen(
             [*prefix, *command(arguments, ranks)],
             stdin=subprocess.DEVNULL,
