@@ -56,8 +56,14 @@ class StrictHandler : public nlohmann::json_sax<Json> {
                    const nlohmann::detail::exception& e) override {
     std::string words = e.what();
     if (const auto at = words.find("] "); at != std::string::npos) words = words.substr(at + 2);
-    throw Error(ExitCode::bad_content, fmt::format("invalid JSON at byte {}", position),
-                words.substr(0, 200), {}, origin_);
+    // The library quotes what it read last, which need not be text.
+    std::string printable;
+    for (const char c : words.substr(0, 200)) {
+      const auto byte = static_cast<unsigned char>(c);
+      printable += byte >= 0x20 && byte < 0x7f ? std::string(1, c) : fmt::format("\\x{:02x}", byte);
+    }
+    throw Error(ExitCode::bad_content, fmt::format("invalid JSON at byte {}", position), printable,
+                {}, origin_);
   }
 
  private:

@@ -8,6 +8,7 @@ import os
 import pathlib
 import random
 import re
+import signal
 import sys
 import time
 
@@ -36,7 +37,7 @@ class EveryPointIsPassed(Case):
         run_dir = self.folder / "run"
         # Stopped while it exports, so that an unfinished export is removed; then completed.
         arguments = ["run", config, "--run-dir", run_dir]
-        running = Running(arguments, 1, {**extra, "ESPALIER_FAULT": "point=export.write;action=slow:300"})
+        running = Running(arguments, 1, {**extra, "ESPALIER_FAULT": "point=export.write;nth=1;action=slow:3000"})
         wait_for(lambda: list(run_dir.glob("export/exact.tmp-*")))
         self.assertEqual(run("stop", run_dir).code, 0)
         result = running.wait()
@@ -201,6 +202,20 @@ class KilledAtRandomMoments(Interrupted):
                     self.assertEqual(run("verify", run_dir).code, 0)
                 self.continues_to_gold(run_dir, *generator.choice([(1, 1), (3, 1), (2, 2)]))
         self.assertGreater(killed, 0, "every run was over before it was killed")
+
+    def test_the_launcher_dies_and_the_job_is_started_again_at_once(self):
+        for number, name in [(signal.SIGKILL, "killed"), (signal.SIGTERM, "terminated")]:
+            with self.subTest(name):
+                run_dir = self.folder / name
+                running = self.start(run_dir, 2, 1, "point=forward.enter;action=slow:100")
+                wait_for(lambda: list(run_dir.glob("ckpt/iter-*")))  # noqa: B023
+                kill(running.process.pid, number)
+                # Ranks may live on for seconds: the next run waits for their lock.
+                result = run("run", self.config, "--run-dir", run_dir)
+                self.assertNotEqual(running.wait().code, 0)
+                self.assertEqual(result.code, 0, result)
+                self.nothing_runs(running)
+                self.is_gold(run_dir, result)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ class Stopped(Interrupted):
         cases = [
             ("calibrate", "point=forward.enter;action=slow:150", (2, 1), (1, 1)),
             ("evaluate", "point=evaluate.enter;action=slow:1500", (1, 2), (1, 1)),
-            ("export", "point=export.write;action=slow:700", (2, 1), (1, 1)),
+            ("export", "point=export.write;nth=1;action=slow:2500", (2, 1), (1, 1)),
             ("load", "point=load.enter;action=slow:1500", (1, 2), (2, 1)),
             ("save", "point=save.manifest;action=slow:1500", (2, 1), (1, 2)),
         ]
