@@ -207,7 +207,8 @@ int usage_error(const CLI::App& app, const CLI::ParseError& error, int argc, cha
   }
   if (rank_by_launcher() == 0) {
     fmt::print(stderr,
-               "espalier: {} (exit 64)\n  do      espalier --help, espalier COMMAND --help\n", text);
+               "espalier: {} (exit 64)\n  do      espalier --help, espalier COMMAND --help\n",
+               text);
   } else {
     // The first rank that ends with an error has the others ended: the one that speaks goes first.
     std::this_thread::sleep_for(std::chrono::seconds(1));
