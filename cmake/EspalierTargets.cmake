@@ -72,6 +72,6 @@ function(espalier_program_test name label timeout)
   string(JOIN . test ${label} ${name} ${ARGN})
   add_test(NAME ${test} COMMAND ${ESPALIER_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/test_${name}.py ${ARGN})
   set_tests_properties(${test} PROPERTIES
-    LABELS ${label} PROCESSORS 2 TIMEOUT ${timeout} SKIP_REGULAR_EXPRESSION "OK \\(skipped=[0-9]+\\)"
+    LABELS ${label} TIMEOUT ${timeout} SKIP_REGULAR_EXPRESSION "OK \\(skipped=[0-9]+\\)"
     ENVIRONMENT "ESPALIER=$<TARGET_FILE:espalier>;ESPALIER_TEST_CACHE=${PROJECT_BINARY_DIR}/test-models;OMP_NUM_THREADS=1;PYTHONDONTWRITEBYTECODE=1")
 endfunction()

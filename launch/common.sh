@@ -64,9 +64,12 @@ find_nvcc() {
 }
 
 # How many compilers may run at once: as many as there are cores, if memory allows 1.5 GB for each.
+# cores_here: cores this process may use. nproc alone would obey OMP_NUM_THREADS, which tests set to 1.
+cores_here() { env -u OMP_NUM_THREADS nproc; }
+
 jobs_allowed() {
   local cores kilobytes
-  cores=$(nproc)
+  cores=$(cores_here)
   kilobytes=$(awk '/^MemAvailable/ {print $2}' /proc/meminfo 2>/dev/null || echo 0)
   local by_memory=$((kilobytes / 1500000))
   if [ "$by_memory" -lt 1 ]; then by_memory=1; fi

@@ -55,7 +55,7 @@ done
 # mpirun counts cores, not hardware threads.
 cores=$(lscpu --parse=CORE,SOCKET 2>/dev/null | grep -v '^#' | sort -u | wc -l)
 options=()
-if [ "$cores" -lt 2 ] || [ "$(nproc)" -lt 2 ]; then options=(--oversubscribe); fi
+if [ "$cores" -lt 2 ] || [ "$(cores_here)" -lt 2 ]; then options=(--oversubscribe); fi
 export OMP_NUM_THREADS=1
 command=(mpirun -n 2 "${options[@]}" "$espalier" run configs/quickstart.yaml --run-dir "$run" --tensor 2)
 echo

@@ -88,7 +88,7 @@ run_ctest() {  # run_ctest NAME PRESET
   local name=$1 preset=$2 start=$SECONDS code=0
   local junit=$logs/$preset.xml log=$logs/ctest-$preset.log
   rm -f "$junit"
-  ctest --preset "$preset" -j "$(nproc)" --output-junit "$junit" --test-output-size-passed 4000000 \
+  ctest --preset "$preset" -j "$(cores_here)" --output-junit "$junit" --test-output-size-passed 4000000 \
     --test-output-size-failed 4000000 --label-exclude '^check$' >"$log" 2>&1 || code=$?
   counted "$name" "$start" "$code" "$log" ctest "$junit"
 }
@@ -100,7 +100,7 @@ run_python() {  # run_python NAME [FOLDER OF PACKAGES]
   rm -rf "$folder"
   mkdir -p "$folder"
   # shellcheck disable=SC2016  # expanded by the inner shell
-  PYTHONPATH=${2-} folder=$folder python=$python xargs -P "$(nproc)" -I{} sh -c \
+  PYTHONPATH=${2-} folder=$folder python=$python xargs -P "$(cores_here)" -I{} sh -c \
     '"$python" -m unittest discover -v -s tests/python -p {} >"$folder/{}.log" 2>&1' \
     < <(cd tests/python && ls test_*.py) || code=$?
   grep -hE '^(ERROR|FAIL): |^(.*Error|Exception): ' "$folder"/*.log >"$folder/failures" || true
