@@ -63,10 +63,10 @@ find_nvcc() {
   done
 }
 
-# How many compilers may run at once: as many as there are cores, if memory allows 1.5 GB for each.
-# cores_here: cores this process may use. nproc alone would obey OMP_NUM_THREADS, which tests set to 1.
+# Cores this process may use. nproc alone would obey OMP_NUM_THREADS, which tests set to 1.
 cores_here() { env -u OMP_NUM_THREADS nproc; }
 
+# How many compilers may run at once: as many as there are cores, if memory allows 1.5 GB for each.
 jobs_allowed() {
   local cores kilobytes
   cores=$(cores_here)

@@ -8,6 +8,7 @@ removed units are zero. Run it once for each transformers version of interest:
     PYTHONPATH=<folder with another transformers> python tests/python/test_modeling_espalier.py
 """
 
+import atexit
 import functools
 import itertools
 import json
@@ -20,7 +21,7 @@ import warnings
 from pathlib import Path
 
 _SCRATCH = tempfile.mkdtemp(prefix="espalier-modeling-")
-unittest.addModuleCleanup(shutil.rmtree, _SCRATCH, True)
+atexit.register(shutil.rmtree, _SCRATCH, True)  # other modules of the process may still need it
 os.environ["HF_HOME"] = _SCRATCH  # remote code is copied there before it is imported
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
