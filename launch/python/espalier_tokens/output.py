@@ -129,14 +129,14 @@ class TokenFile:
             os.close(folder)
 
     def discard(self):
-        """Leaves nothing behind, whatever state the file is in."""
-        if self.bytes is None:
-            return
+        """Leaves nothing behind, whatever state the file is in: a signal may come between any two lines of open()."""
         try:
-            self.file.close()
+            if self.file is not None:
+                self.file.close()
         except Exception:  # what libhdf5 says about a file that is given up does not matter
             pass
-        self.bytes.file.close()
+        if self.bytes is not None:
+            self.bytes.file.close()
         try:
             os.unlink(self.temporary)
         except OSError:
