@@ -10,7 +10,7 @@ import compare_criteria as cc
 class Ordering(unittest.TestCase):
     def test_held_out_perplexity(self):
         with tempfile.TemporaryDirectory() as scratch:
-            bench = cc.Bench(os.environ["ESPALIER"], cc.COMMITTED, cc.committed_texts(), scratch, 0.35, 10, 48, 48)
+            bench = cc.Bench(os.environ["ESPALIER"], cc.COMMITTED, cc.committed_texts(), scratch, 0.5, 10, 48, 48)
             results = {name: bench.prune(name, changes) for name, changes in cc.MAIN.items() if not name.startswith("taylor_gate")}
         print(cc.table(results, bench.domains))
         parameters = [r["parameters"] for r in results.values()]
