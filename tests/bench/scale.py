@@ -35,12 +35,19 @@ gates = sys.argv[4] == "gate"
 tokens = torch.tensor(h5py.File(sys.argv[2])["tokens"][:], dtype=torch.long)
 for p in model.parameters(): p.requires_grad_(False)
 kept = []
-for layer in model.model.layers[2:-1]:  # what the run below can remove: first int(0.1 L) and last layer are protected
-    for m in (layer.self_attn.q_proj, layer.self_attn.o_proj, layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj):
-        if not gates: m.weight.requires_grad_(True)
+def keep(_, inputs):
+    if not inputs[0].requires_grad:  # below the lowest gate nothing is differentiated
+        inputs[0].requires_grad_(True)
+    inputs[0].retain_grad()
+    kept.append(inputs[0])
+# What the run can remove: the first int(0.1 L) layers and the last one are protected.
+for layer in model.model.layers[int(0.1 * len(model.model.layers)):-1]:
     if gates:
         for m in (layer.self_attn.o_proj, layer.mlp.down_proj):
-            m.register_forward_pre_hook(lambda _, x: (x[0].requires_grad_(True) if not x[0].requires_grad else x[0].retain_grad(), kept.append(x[0]))[0] and None)
+            m.register_forward_pre_hook(keep)
+    else:
+        for m in (layer.self_attn.q_proj, layer.self_attn.o_proj, layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj):
+            m.weight.requires_grad_(True)
 begin = time.time()
 for i in range(0, len(tokens), 4):
     rows = tokens[i:i + 4]
