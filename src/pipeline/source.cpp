@@ -67,7 +67,6 @@ ComputeOptions compute_options(const RunConfig& config, const Source& source,
                                const CommRuntime& runtime) {
   ComputeOptions options;
   options.dtype = config.dtype ? to_scalar_type(*config.dtype) : stored_type(source.weights());
-  options.attention = config.attention;
   const bool available = at::globalContext().hasCUDA();
   if (config.device == DeviceChoice::cuda && !available)
     throw Error(ExitCode::unsuitable, "device: cuda, and this process sees no GPU",

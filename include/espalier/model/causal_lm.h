@@ -42,11 +42,10 @@ struct HalfOutput {
       gate;  ///< input of o_proj [B, T, H*E], or of down_proj [B, T, F]: where units are gated
 };
 
-/// Numerical choices of a pass.
+/// Numerical choices of a pass. The attention back end is LibTorch's own, chosen for the process.
 struct ComputeOptions {
   at::ScalarType dtype = at::kFloat;
   at::Device device = at::kCPU;
-  AttentionBackend attention = AttentionBackend::automatic;
 };
 
 /// This rank's shard of a decoder (Llama, Mistral, Qwen2, Qwen3 shapes): weights by layer, widths
