@@ -315,7 +315,9 @@ Rows<C> remaining_rows() {
       free_at_resume(choice_row<C, Recompute>(
           "execution.recompute", [](auto& c) -> auto& { return c.recompute; },
           {{"auto", Recompute::automatic}, {"all", Recompute::all}},
-          "Blocks whose forward pass is repeated in the backward pass. auto chooses all.")),
+          "Half layers that run forward a second time in the backward pass. auto: as few as memory "
+          "allows, each rank by itself; all: every one, which needs the least memory. Both give "
+          "the same bits.")),
       free_at_resume(trivial_row<C>("execution.cache_prefix", {"auto"})),
       free_at_resume(choice_row<C, AttentionBackend>(
           "execution.attention", [](auto& c) -> auto& { return c.attention; },

@@ -11,6 +11,7 @@
 #include "espalier/comm/process_grid.h"
 #include "espalier/core/error.h"
 #include "espalier/core/fault.h"
+#include "espalier/model/memory.h"
 #include "espalier/model/tensor_ops.h"
 #include "espalier/model/vocabulary_loss.h"
 
@@ -61,40 +62,114 @@ class GradientScope {
   std::vector<at::Tensor> weights_;
 };
 
-/// Re-runs one half with gradients on. Returns d/dx of this rank's part (zero where the rank holds
-/// no unit).
-at::Tensor backward_half(const CausalLM& model, std::int64_t half, const at::Tensor& x_BTD,
-                         const at::Tensor& dy_BTD, bool needs_input, BackwardObserver& observer) {
-  const std::int64_t layer = half / 2;
-  const std::vector<TensorRole> roles = observer.wants_weights(layer, kind_of(half));
-  const bool wants_gate = observer.wants_gate(layer, kind_of(half));
-  if (!needs_input && !wants_gate && roles.empty()) return {};
-
-  const c10::AutoGradMode mode(true);
-  const GradientScope scope(model.layer(layer), roles);
-  const at::Tensor leaf_BTD = x_BTD.detach().requires_grad_(true);
-  const HalfOutput out = run_half(model, half, leaf_BTD);
-  if (!out.partial_BTD.requires_grad()) return needs_input ? at::zeros_like(x_BTD) : at::Tensor();
-
-  std::vector<at::Tensor> inputs;
-  if (needs_input) inputs.push_back(leaf_BTD);
-  if (wants_gate) inputs.push_back(out.gate);
-  inputs.insert(inputs.end(), scope.weights().begin(), scope.weights().end());
-  std::vector<at::Tensor> gradients = torch::autograd::grad({out.partial_BTD}, inputs, {dy_BTD});
-
-  std::size_t next = 0;
-  const at::Tensor dx_BTD = needs_input ? gradients[next++] : at::Tensor();
-  HalfGradients observed;
-  observed.gate = out.gate.detach();
-  if (wants_gate) observed.gate_gradient = gradients[next++];
-  for (const TensorRole role : roles)
-    observed.weight_gradients.emplace_back(role, gradients[next++]);
-  if (wants_gate || !roles.empty()) {
-    const c10::NoGradGuard no_gradient;
-    observer.observe(layer, kind_of(half), observed);
+/// One half run with gradients on: from its input to this rank's part of its output.
+class HalfGraph {
+ public:
+  HalfGraph(const CausalLM& model, std::int64_t half, const at::Tensor& x_BTD,
+            const BackwardObserver& observer)
+      : half_(half),
+        wants_gate_(observer.wants_gate(half / 2, kind_of(half))),
+        roles_(observer.wants_weights(half / 2, kind_of(half))),
+        weights_(model.layer(half / 2), roles_),
+        leaf_BTD_(x_BTD.detach().requires_grad_(true)) {
+    const c10::AutoGradMode mode(true);
+    out_ = run_half(model, half, leaf_BTD_);
   }
-  return dx_BTD;
-}
+
+  at::Tensor partial_BTD() const { return out_.partial_BTD.detach(); }
+
+  /// Shows the observer what it wants; returns d/dx of this rank's part (zero where the rank holds
+  /// no unit). Once only.
+  at::Tensor backward(const at::Tensor& dy_BTD, bool needs_input, BackwardObserver& observer) {
+    if (!needs_input && !wants_gate_ && roles_.empty()) return {};
+    if (!out_.partial_BTD.requires_grad())
+      return needs_input ? at::zeros_like(leaf_BTD_) : at::Tensor();
+    const c10::AutoGradMode mode(true);
+    std::vector<at::Tensor> inputs;
+    if (needs_input) inputs.push_back(leaf_BTD_);
+    if (wants_gate_) inputs.push_back(out_.gate);
+    inputs.insert(inputs.end(), weights_.weights().begin(), weights_.weights().end());
+    std::vector<at::Tensor> gradients = torch::autograd::grad({out_.partial_BTD}, inputs, {dy_BTD});
+
+    std::size_t next = 0;
+    const at::Tensor dx_BTD = needs_input ? gradients[next++] : at::Tensor();
+    HalfGradients observed;
+    observed.gate = out_.gate.detach();
+    if (wants_gate_) observed.gate_gradient = gradients[next++];
+    for (const TensorRole role : roles_)
+      observed.weight_gradients.emplace_back(role, gradients[next++]);
+    if (wants_gate_ || !roles_.empty()) {
+      const c10::NoGradGuard no_gradient;
+      observer.observe(half_ / 2, kind_of(half_), observed);
+    }
+    return dx_BTD;
+  }
+
+ private:
+  std::int64_t half_;
+  bool wants_gate_;
+  std::vector<TensorRole> roles_;
+  GradientScope weights_;
+  at::Tensor leaf_BTD_;
+  HalfOutput out_;
+};
+
+/// What the forward pass leaves for the backward pass: the input of every differentiated half, and
+/// the graphs of as many halves as fit into `bytes`, from the lowest. Kept or run again, the same
+/// operations run on the same numbers, so every rank may decide for itself.
+class Tape {
+ public:
+  Tape(const CausalLM& model, std::int64_t lowest_half, std::int64_t bytes,
+       const BackwardObserver& observer)
+      : model_(model),
+        lowest_(lowest_half),
+        room_(bytes),
+        observer_(observer),
+        halves_(static_cast<std::size_t>(2 * model.layers())) {}
+
+  /// This rank's part of the half's output.
+  at::Tensor forward(std::int64_t half, const at::Tensor& x_BTD) {
+    if (half < lowest_) return run_half(model_, half, x_BTD).partial_BTD;
+    Entry& entry = at(half);
+    entry.input_BTD = x_BTD;
+    const MemoryMeter meter;
+    auto graph = std::make_unique<HalfGraph>(model_, half, x_BTD, observer_);
+    const at::Tensor partial_BTD = graph->partial_BTD();
+    room_ -= static_cast<std::int64_t>(x_BTD.nbytes());
+    // What is left must hold one more graph like it: that of a half run again, or what the
+    // gradients of one need.
+    if (room_ < 2 * meter.bytes()) return partial_BTD;
+    room_ -= meter.bytes();
+    entry.graph = std::move(graph);
+    return partial_BTD;
+  }
+
+  /// The graph of a half, kept or made again; the tape forgets the half.
+  std::unique_ptr<HalfGraph> take(std::int64_t half) {
+    Entry entry = std::move(at(half));
+    at(half) = {};
+    if (entry.graph) return std::move(entry.graph);
+    ++repeated_;
+    return std::make_unique<HalfGraph>(model_, half, entry.input_BTD, observer_);
+  }
+
+  /// Halves that ran twice.
+  std::int64_t repeated() const { return repeated_; }
+
+ private:
+  struct Entry {
+    at::Tensor input_BTD;
+    std::unique_ptr<HalfGraph> graph;
+  };
+  Entry& at(std::int64_t half) { return halves_[static_cast<std::size_t>(half)]; }
+
+  const CausalLM& model_;
+  std::int64_t lowest_;
+  std::int64_t room_;
+  const BackwardObserver& observer_;
+  std::vector<Entry> halves_;
+  std::int64_t repeated_ = 0;
+};
 
 /// Runs forward once more and says where the first value that is not finite appeared. Collective,
 /// and the same on every tensor rank, since residuals are.
@@ -204,33 +279,33 @@ at::Tensor logits_at(const CausalLM& model, const at::Tensor& hidden_BTD,
   return all_NV;
 }
 
-at::Tensor blockwise_backward(const CausalLM& model, const TokenBatch& batch,
-                              std::int64_t lowest_half, BackwardObserver& observer,
-                              Communicator& tensor) {
+BackwardPass blockwise_backward(const CausalLM& model, const TokenBatch& batch,
+                                const BackwardScope& scope, BackwardObserver& observer,
+                                Communicator& tensor) {
   const c10::NoGradGuard no_gradient;
   const std::int64_t halves = 2 * model.layers();
-  std::vector<at::Tensor> inputs(static_cast<std::size_t>(halves));
+  const std::int64_t lowest = scope.lowest_half;
+  Tape tape(model, lowest, scope.graph_bytes - loss_bytes(model, batch.targets_N.numel()),
+            observer);
   fault::hit("forward.enter");
   at::Tensor x_BTD = embed(model, batch.tokens_BT, tensor);
   for (std::int64_t half = 0; half < halves; ++half) {
-    if (half >= lowest_half) inputs[static_cast<std::size_t>(half)] = x_BTD;
-    x_BTD = advance_half(model, half, x_BTD, tensor);
+    at::Tensor partial_BTD = tape.forward(half, x_BTD);
+    all_reduce_sum(partial_BTD, tensor);
+    x_BTD = x_BTD + partial_BTD;
   }
   if (fault::hit("forward.exit").effect == fault::Effect::nan) poison(x_BTD);
-  const bool differentiates = lowest_half < halves;
   VocabularyLoss loss = vocabulary_loss(model, x_BTD, batch.positions_N, batch.targets_N,
-                                        differentiates ? batch.weights_N : at::Tensor(), tensor);
-  const at::Tensor nll_N = finite_losses(model, batch, loss.nll_N, tensor);
+                                        lowest < halves ? batch.weights_N : at::Tensor(), tensor);
+  BackwardPass pass{finite_losses(model, batch, loss.nll_N, tensor), 0};
   x_BTD.reset();
   at::Tensor dx_BTD = loss.dx_BTD;
   if (fault::hit("backward.enter").effect == fault::Effect::nan && dx_BTD.defined()) poison(dx_BTD);
   GradientWatch watch;
   watch.see(dx_BTD, {}, halves);
-  for (std::int64_t half = halves - 1; half >= lowest_half; --half) {
-    at::Tensor& input_BTD = inputs[static_cast<std::size_t>(half)];
-    const bool needs_input = half > lowest_half;
-    at::Tensor part_BTD = backward_half(model, half, input_BTD, dx_BTD, needs_input, observer);
-    input_BTD.reset();
+  for (std::int64_t half = halves - 1; half >= lowest; --half) {
+    const bool needs_input = half > lowest;
+    at::Tensor part_BTD = tape.take(half)->backward(dx_BTD, needs_input, observer);
     if (!needs_input) break;
     watch.see(part_BTD, dx_BTD, half);
     all_reduce_sum(part_BTD, tensor);
@@ -238,7 +313,8 @@ at::Tensor blockwise_backward(const CausalLM& model, const TokenBatch& batch,
   }
   watch.require_finite(halves);
   fault::hit("backward.exit");
-  return nll_N;
+  pass.repeated_halves = tape.repeated();
+  return pass;
 }
 
 }  // namespace espalier

@@ -144,7 +144,8 @@ void score_model(CommRuntime& runtime, const RunConfig& config, const ModelChoic
                              chosen.unit,
                              all_halves(chosen.source.config),
                              config.calibration.seed,
-                             chosen.iteration + 1};
+                             chosen.iteration + 1,
+                             spare_memory(config, chosen.model->options(), runtime)};
   const ScorePass pass = score(*chosen.model, *data, request, grid, monitor.hooks());
   monitor.leave();
   together(grid.world(), "save", [&] {

@@ -196,9 +196,13 @@ class PruningRun {
     std::optional<Calibration> data;
     together(world_, "calibrate",
              [&] { data = Calibration::draw(config_.calibration, i, source_->config.vocabulary); });
-    ScoreRequest request{config_.importance,       config_.calibration.combine,
-                         plan_.attention_unit,     prunable_halves(source_->config, rules_),
-                         config_.calibration.seed, i};
+    const ScoreRequest request{config_.importance,
+                               config_.calibration.combine,
+                               plan_.attention_unit,
+                               prunable_halves(source_->config, rules_),
+                               config_.calibration.seed,
+                               i,
+                               spare_memory(config_, options_, runtime_)};
     return score(*model_, *data, request, grid_, monitor_->hooks());
   }
 
@@ -260,6 +264,8 @@ class PruningRun {
         static_cast<std::int64_t>(world_.max(static_cast<double>(model_->weight_bytes())));
     row["statistics_bytes"] =
         static_cast<std::int64_t>(world_.max(static_cast<double>(pass.statistics_bytes)));
+    row["repeated_halves"] =
+        static_cast<std::int64_t>(world_.max(static_cast<double>(pass.repeated_halves)));
     for (const auto& [name, c] :
          {std::pair("tensor", tensor), std::pair("data", data), std::pair("world", world)})
       row["communication"][name] = {

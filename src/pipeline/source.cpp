@@ -12,6 +12,7 @@
 #include "espalier/core/hash.h"
 #include "espalier/core/log.h"
 #include "espalier/export/export_model.h"
+#include "espalier/model/memory.h"
 #include "espalier/model/tensor_ops.h"
 #include "espalier/store/files.h"
 
@@ -88,6 +89,14 @@ ComputeOptions compute_options(const RunConfig& config, const Source& source,
   at::globalContext().setSDPUseCuDNN(config.attention == AttentionBackend::automatic);
   at::globalContext().setSDPUseMath(config.attention != AttentionBackend::flash);
   return options;
+}
+
+std::int64_t spare_memory(const RunConfig& config, const ComputeOptions& options,
+                          const CommRuntime& runtime) {
+  if (config.recompute == Recompute::all) return 0;
+  const int devices = options.device.is_cpu() ? 1 : static_cast<int>(at::getNumGPUs());
+  const std::int64_t sharing = (runtime.node_size() + devices - 1) / devices;
+  return available_memory(options.device) / 4 * 3 / sharing;
 }
 
 std::string device_name(const ComputeOptions& options) {

@@ -97,6 +97,7 @@ class Pass {
     seconds_["reduce"] += seconds_since(begin);
     pass.seconds = seconds_;
     pass.statistics_bytes = statistics_bytes_;
+    pass.repeated_halves = repeated_halves_;
     return pass;
   }
 
@@ -108,6 +109,8 @@ class Pass {
 
   void collect_with_gradients() {
     const std::unique_ptr<Statistics> statistics = make_statistics(model_, options_);
+    // Memory is spared for the accumulators first: they grow while graphs are kept.
+    graph_bytes_ = request_.spare_bytes - statistics->bytes_when_full();
     const int passes = per_domain() ? static_cast<int>(data_.domains().size()) : 1;
     for (int d = 0; d < passes; ++d) {
       statistics->clear();
@@ -142,7 +145,10 @@ class Pass {
                              model_.options().device);
         },
         [&] {
-          account(batch, blockwise_backward(model_, batch.batch, lowest, observer, grid_.tensor()));
+          const BackwardPass pass = blockwise_backward(model_, batch.batch, {lowest, graph_bytes_},
+                                                       observer, grid_.tensor());
+          repeated_halves_ = std::max(repeated_halves_, pass.repeated_halves);
+          account(batch, pass.nll_N);
         },
         hooks_);
     fault::hit("calibrate.exit");
@@ -290,6 +296,8 @@ class Pass {
   std::vector<UnitSums> raw_;  // one per domain, or one
   std::map<std::string, double> seconds_;
   std::int64_t statistics_bytes_ = 0;
+  std::int64_t graph_bytes_ = 0;
+  std::int64_t repeated_halves_ = 0;
 };
 
 }  // namespace

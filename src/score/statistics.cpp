@@ -87,10 +87,18 @@ class TaylorStatistics final : public Statistics {
       for (const auto& [role, sum] : layer) bytes += static_cast<std::int64_t>(sum.nbytes());
     return bytes;
   }
+  std::int64_t bytes_when_full() const override {
+    std::int64_t numbers = 0;
+    for_each_scored([&](std::int64_t layer, UnitKind half) {
+      for (const TensorRole role : wants_weights(layer, half))
+        numbers += model_.layer(layer).by_role(role).numel();
+    });
+    return numbers * static_cast<std::int64_t>(at::elementSize(type_));
+  }
 
  private:
   template <class F>
-  void for_each_scored(F&& f) {
+  void for_each_scored(F&& f) const {
     for (std::int64_t layer = 0; layer < model_.layers(); ++layer)
       for (const UnitKind half : {UnitKind::attention, UnitKind::mlp})
         if (!wants_weights(layer, half).empty()) f(layer, half);
@@ -168,6 +176,13 @@ class GateStatistics final : public Statistics {
       for (const at::Tensor& sum : layer)
         if (sum.defined()) bytes += static_cast<std::int64_t>(sum.nbytes());
     return bytes;
+  }
+  std::int64_t bytes_when_full() const override {
+    std::int64_t numbers = 0;
+    for (std::int64_t layer = 0; layer < model_.layers(); ++layer)
+      for (const UnitKind half : {UnitKind::attention, UnitKind::mlp})
+        if (wants_gate(layer, half)) numbers += unit_count(model_, options_.unit, layer, half);
+    return numbers * static_cast<std::int64_t>(sizeof(double));
   }
 
  private:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A random Qwen2 of 1.2 B parameters (24 layers, hidden 2048, ffn 5504, 16/4 heads of 128, vocabulary 32,000), float32, 8
-sequences of 256 tokens: one `taylor` iteration at tensor = 1 and 2 and one `taylor_gate` iteration, beside transformers +
-autograd doing the same work in the same run.
+sequences of 256 tokens: one `taylor` iteration at tensor = 1 and 2 and one `taylor_gate` iteration, each keeping what graphs
+fit into memory (`execution.recompute: auto`) and none (`all`), beside transformers + autograd on the same work in the same run.
 
   scale.py --espalier build/release/bin/espalier [--layers 24] [--work DIR] [--out scale.json]
 
@@ -9,6 +9,7 @@ Prints seconds per phase, peak memory per rank next to what was computed, and to
 """
 
 import argparse
+import itertools
 import json
 import os
 import pathlib
@@ -82,13 +83,20 @@ def espalier(program, config, run_dir, tensor, threads):
     return rows[-1] | {"seconds_load": rows[0]["seconds"].get("load", 0), "seconds_all": time.time() - begin}
 
 
-def activations(layers, micro_rows):
-    """Inputs of both halves of every layer from the lowest scored one, and one half's graph at its widest: the MLP."""
+def computed_bytes(row, layers, micro_rows, tensor):
+    """Weights and accumulators as the program counts them; inputs of both halves of every layer from the lowest scored one; the
+    graphs of the halves that did not run twice, or one of them; the loss."""
     tokens = micro_rows * WINDOW
-    inputs = 2 * layers * tokens * SHAPE["hidden"] * 4
-    graph = tokens * (6 * SHAPE["channels"] + 6 * SHAPE["hidden"]) * 4
-    logits = tokens * SHAPE["vocab"] * 4 * 3
-    return inputs + graph + logits
+    scored = layers - int(0.1 * layers)
+    inputs = 2 * scored * tokens * SHAPE["hidden"] * 4
+    norm = 3 * SHAPE["hidden"]  # the widened input, its normalised form, the product with the weight
+    mlp = tokens * 4 * (norm + 4 * SHAPE["channels"] // tensor)  # gate, silu(gate), up, their product
+    heads = (3 * SHAPE["heads"] + 3 * SHAPE["kv_heads"]) * SHAPE["head_dim"] // tensor
+    attention = tokens * 4 * (norm + 2 * heads)  # q, k, v, their rotations and contiguous copies, the output
+    kept = (2 * scored - row["repeated_halves"]) // 2
+    logits = min(tokens, max(16, 2**26 * tensor // SHAPE["vocab"])) * SHAPE["vocab"] // tensor * 4 * 3
+    widest = 2 * mlp  # a graph and the gradients on their way through it
+    return row["weight_bytes"] + row["statistics_bytes"] + inputs + kept * (mlp + attention) + max(widest, logits)
 
 
 def main():
@@ -109,26 +117,30 @@ def main():
     tokens = work / "tokens.h5"
     token_files.random_plain(tokens, ROWS, WINDOW, SHAPE["vocab"], 0)
     results = {"machine": platform.machine(), "cpus": os.cpu_count(), "threads": a.threads, "layers": a.layers, "passes": []}
-    for criterion, tensor in (("taylor", 1), ("taylor", 2), ("taylor_gate", 1)):
-        config = work / f"{criterion}-{tensor}.yaml"
+    for criterion, tensor, recompute in itertools.product(("taylor", "taylor_gate"), (1, 2), ("auto", "all")):
+        if criterion == "taylor_gate" and tensor == 2:
+            continue
+        config = work / f"{criterion}-{tensor}-{recompute}.yaml"
         config.write_text(json.dumps({
-            "model": {"path": str(model), "dtype": "float32"}, "device": "cpu",
+            "model": {"path": str(model), "dtype": "float32"}, "device": "cpu", "execution": {"recompute": recompute},
             "calibration": {"domains": [{"name": "random", "tokens": str(tokens)}], "micro_batch_tokens": 4 * WINDOW},
             "importance": {"criterion": criterion, "normalization": "param_mean"}, "prune": {"target": 0.1, "iterations": 1}}))
         with tempfile.TemporaryDirectory(dir=work) as runs:
             row = espalier(os.path.abspath(a.espalier), config, pathlib.Path(runs) / "run", tensor, a.threads)
-        computed = row["weight_bytes"] + row["statistics_bytes"] + activations(a.layers, 4)
-        one = {"criterion": criterion, "tensor": tensor, "seconds": row["seconds"], "seconds_load": row["seconds_load"],
+        computed = computed_bytes(row, a.layers, 4, tensor)
+        one = {"criterion": criterion, "tensor": tensor, "recompute": recompute, "repeated_halves": row["repeated_halves"],
+               "seconds": row["seconds"], "seconds_load": row["seconds_load"],
                "tokens_per_s": ROWS * WINDOW / row["seconds"]["calibrate"], "peak_bytes": row["peak_bytes"],
                "computed_bytes": computed}
         results["passes"].append(one)
-        print(f"espalier {criterion:<12} tensor {tensor}: {one['tokens_per_s']:7.1f} tokens/s, peak {one['peak_bytes'] / GIB:.2f} GiB "
-              f"a rank (computed {computed / GIB:.2f}), seconds " + ", ".join(f"{k} {v:.2f}" for k, v in row["seconds"].items()),
-              flush=True)
+        print(f"espalier {criterion:<12} tensor {tensor} recompute {recompute:<4}: {one['tokens_per_s']:7.1f} tokens/s, "
+              f"peak {one['peak_bytes'] / GIB:.2f} GiB a rank (computed {computed / GIB:.2f}), seconds "
+              + ", ".join(f"{k} {v:.2f}" for k, v in row["seconds"].items()), flush=True)
     for kind in ("taylor", "gate"):
         base = baseline(str(model), str(tokens), a.threads, kind)
         results[f"transformers_{kind}"] = base | {"tokens_per_s": ROWS * WINDOW / base["seconds"]}
-        print(f"transformers + autograd, {kind}: {ROWS * WINDOW / base['seconds']:.1f} tokens/s, peak {base['peak'] / GIB:.2f} GiB", flush=True)
+        print(f"transformers + autograd, {kind}: {ROWS * WINDOW / base['seconds']:.1f} tokens/s, "
+              f"peak {base['peak'] / GIB:.2f} GiB", flush=True)
     if a.out:
         pathlib.Path(a.out).write_text(json.dumps(results, indent=2) + "\n")
 

@@ -41,7 +41,7 @@ UnitSums sums_on(const ModelCase& c, at::Device device, Criterion criterion, at:
   options.criterion = criterion;
   options.scored.assign(static_cast<std::size_t>(model.layers()), {true, true});
   const std::unique_ptr<Statistics> statistics = make_statistics(model, options);
-  losses = blockwise_backward(model, batch_on(c.batch(), device), 0, *statistics, world);
+  losses = blockwise_backward(model, batch_on(c.batch(), device), {}, *statistics, world).nll_N;
   const std::unique_ptr<Communicator> alone = make_self_communicator();
   statistics->reduce(*alone);
   return statistics->finish();

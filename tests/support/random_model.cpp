@@ -79,15 +79,4 @@ ModelWidths random_widths(const ModelConfig& config, std::uint64_t seed) {
   return widths;
 }
 
-TemporaryDirectory::TemporaryDirectory() {
-  std::string pattern = (std::filesystem::temp_directory_path() / "espalier-test-XXXXXX").string();
-  ESPALIER_CHECK(::mkdtemp(pattern.data()) != nullptr, "no temporary directory");
-  path_ = pattern;
-}
-
-TemporaryDirectory::~TemporaryDirectory() {
-  std::error_code ignored;
-  std::filesystem::remove_all(path_, ignored);
-}
-
 }  // namespace espalier::testing

@@ -5,6 +5,7 @@
 
 #include "espalier/config/model_config.h"
 #include "espalier/prune/widths.h"
+#include "support/temporary_directory.h"
 
 namespace espalier::testing {
 
@@ -19,18 +20,5 @@ void write_random_checkpoint(const ModelConfig& config, const std::filesystem::p
 /// Widths drawn by seed: uneven groups, KV heads that nobody reads, one layer without heads, one
 /// without channels.
 ModelWidths random_widths(const ModelConfig& config, std::uint64_t seed);
-
-/// A directory that goes with the object.
-class TemporaryDirectory {
- public:
-  TemporaryDirectory();
-  ~TemporaryDirectory();
-  TemporaryDirectory(const TemporaryDirectory&) = delete;
-  TemporaryDirectory& operator=(const TemporaryDirectory&) = delete;
-  const std::filesystem::path& path() const { return path_; }
-
- private:
-  std::filesystem::path path_;
-};
 
 }  // namespace espalier::testing

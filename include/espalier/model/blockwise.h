@@ -39,23 +39,33 @@ class BackwardObserver {
   virtual void observe(std::int64_t layer, UnitKind half, const HalfGradients& gradients) = 0;
 };
 
-/// Halves of layers are numbered along the data's path: 2l is layer l's attention, 2l + 1 its MLP.
-/// Returns [N] negative log likelihoods in float64 on the host, the same on every tensor rank. Runs
-/// forward through all layers and, for every half from the last down to `lowest_half`, re-runs it
-/// with gradients on and asks for the gradients of its input, its gate and its weights: no autograd
-/// graph spans two halves, and nothing below `lowest_half` is differentiated (2 * layers = nothing
-/// at all). Collective over `tensor`; collectives run on the calling thread only, in the same order
-/// on every rank.
+/// What a backward pass covers, and what it may keep. Halves of layers are numbered along the
+/// data's path: 2l is layer l's attention, 2l + 1 its MLP.
+struct BackwardScope {
+  std::int64_t lowest_half = 0;  ///< nothing below is differentiated; 2 * layers = nothing at all
+  std::int64_t graph_bytes = 0;  ///< this rank may take as much to keep graphs; 0 = keep none
+};
+
+struct BackwardPass {
+  at::Tensor nll_N;  ///< negative log likelihoods, float64 on the host, same on every tensor rank
+  std::int64_t repeated_halves = 0;  ///< halves that ran forward twice on this rank
+};
+
+/// Runs forward through all layers, then asks every half from the last down to the lowest for the
+/// gradients of its input, its gate and its weights. No autograd graph spans two halves: the input
+/// of each is kept, and its graph where memory allows, else the half runs again in the backward
+/// pass. Both give the same bits; kept graphs save one forward in four for criteria with weight
+/// gradients. Collective over `tensor`; collectives run on the calling thread only, in the same
+/// order on every rank.
 ///
 /// Collectives per call (T ranks > 1): 1 + 2L all-reduces of [B, T, D] forward, two per chunk of
-/// the loss
-/// ([chunk] and [2, chunk]), 1 + (2L - 1 - lowest_half) of [B, T, D] backward.
+/// the loss ([chunk] and [2, chunk]), 1 + (2L - 1 - lowest_half) of [B, T, D] backward.
 /// Throws AgreedError(bad_content), the same on every tensor rank, when a loss is not finite,
 /// naming the first layer whose output was not; and, after the last collective and on the ranks
 /// alone where it arose, when a gradient is not finite.
-at::Tensor blockwise_backward(const CausalLM& model, const TokenBatch& batch,
-                              std::int64_t lowest_half, BackwardObserver& observer,
-                              Communicator& tensor);
+BackwardPass blockwise_backward(const CausalLM& model, const TokenBatch& batch,
+                                const BackwardScope& scope, BackwardObserver& observer,
+                                Communicator& tensor);
 
 /// Forward only: the [N] negative log likelihoods. Collective over `tensor`.
 at::Tensor token_losses(const CausalLM& model, const TokenBatch& batch, Communicator& tensor);

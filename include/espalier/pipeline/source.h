@@ -38,6 +38,12 @@ PruningPlan start_plan(const Source& source, AttentionUnit unit);
 ComputeOptions compute_options(const RunConfig& config, const Source& source,
                                const CommRuntime& runtime);
 
+/// Memory on this rank's device that a pass may take to save arithmetic: three quarters of what is
+/// available now, shared with the ranks on the same device; 0 with execution.recompute: all. To be
+/// called once what the pass needs in any case is allocated.
+std::int64_t spare_memory(const RunConfig& config, const ComputeOptions& options,
+                          const CommRuntime& runtime);
+
 /// Names the device: "cpu (AVX2)", "cuda:0 (NVIDIA ...)".
 std::string device_name(const ComputeOptions& options);
 

@@ -22,6 +22,7 @@ struct ScoreRequest {
       scored;  ///< halves that need a score; nothing below the lowest of them is differentiated
   std::int64_t seed = 0;  ///< of criterion random
   std::int64_t iteration = 0;
+  std::int64_t spare_bytes = 0;  ///< memory this rank may use to save arithmetic; 0 = none
 };
 
 /// Every half of every layer.
@@ -33,6 +34,7 @@ struct ScorePass {
   ScoreTable table;                       ///< the same on every rank
   std::map<std::string, double> seconds;  ///< calibrate, reduce
   std::int64_t statistics_bytes = 0;      ///< accumulators on this rank
+  std::int64_t repeated_halves = 0;       ///< most halves that ran forward twice in a micro-batch
 };
 
 /// Scores the model's surviving units on the calibration data. Collective over grid.world(); every

@@ -30,8 +30,10 @@ class Statistics : public BackwardObserver {
   /// The criterion's value per local unit. Throws Error(bad_content) naming tensor and layer for a
   /// value that is not finite.
   virtual UnitSums finish() const = 0;
-  /// Bytes the accumulators take on the device.
+  /// Bytes the accumulators take on the device now.
   virtual std::int64_t bytes() const = 0;
+  /// Bytes they take once every scored half was observed.
+  virtual std::int64_t bytes_when_full() const = 0;
 };
 
 struct StatisticsOptions {

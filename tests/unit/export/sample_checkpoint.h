@@ -22,31 +22,12 @@
 #include "espalier/export/export_model.h"
 #include "espalier/prune/tensor_catalog.h"
 #include "espalier/store/safetensors.h"
+#include "support/temporary_directory.h"
 #include "unit/prune/sample_models.h"
 
 namespace espalier::testing {
 
 namespace fs = std::filesystem;
-
-/// A directory of its own that disappears with the object.
-class TemporaryDirectory {
- public:
-  TemporaryDirectory() {
-    std::string name = (fs::temp_directory_path() / "espalier-export-XXXXXX").string();
-    if (::mkdtemp(name.data()) == nullptr) throw std::runtime_error("mkdtemp failed");
-    path_ = name;
-  }
-  ~TemporaryDirectory() {
-    std::error_code ignored;
-    fs::remove_all(path_, ignored);
-  }
-  TemporaryDirectory(const TemporaryDirectory&) = delete;
-  TemporaryDirectory& operator=(const TemporaryDirectory&) = delete;
-  const fs::path& path() const { return path_; }
-
- private:
-  fs::path path_;
-};
 
 inline void write_text(const fs::path& path, const std::string& text) {
   fs::create_directories(path.parent_path());

@@ -68,7 +68,7 @@ TEST_P(Blockwise, GateSumsAreCentralDifferences) {
   const ModelCase c(GetParam());
   CausalLM model = c.load(dense_widths(c.config()), world);
   Recorder recorder(model);
-  blockwise_backward(model, c.batch(), 0, recorder, world);
+  blockwise_backward(model, c.batch(), {}, recorder, world);
   const double step = 1e-5;
   // Scaling what reads a unit scales its gate: d objective / d scale = sum_t h dh. Global units, so
   // that all ranks take part whoever holds the unit.
@@ -113,7 +113,7 @@ TEST_P(Blockwise, SignedSumsObeyTheIdentities) {
   const ModelCase c(GetParam());
   const CausalLM model = c.load(dense_widths(c.config()), world);
   Recorder r(model);
-  blockwise_backward(model, c.batch(), 0, r, world);
+  blockwise_backward(model, c.batch(), {}, r, world);
   const std::int64_t E = c.config().head_dim;
   const double tolerance = testing::rounding(24 * 13 * 9, std::max(1.0, scale_of(r)));
   for (std::int64_t l = 0; l < model.layers(); ++l) {
@@ -167,12 +167,34 @@ TEST_P(Blockwise, StoppingLowerDoesNotChangeWhatIsAbove) {
   const ModelCase c(GetParam());
   const CausalLM model = c.load(dense_widths(c.config()), world);
   Recorder whole(model), upper(model);
-  const at::Tensor a = blockwise_backward(model, c.batch(), 0, whole, world);
-  const at::Tensor b = blockwise_backward(model, c.batch(), 3, upper, world);
+  const at::Tensor a = blockwise_backward(model, c.batch(), {}, whole, world).nll_N;
+  const at::Tensor b = blockwise_backward(model, c.batch(), {3, 0}, upper, world).nll_N;
   EXPECT_TRUE(at::equal(a, b));
   EXPECT_EQ(upper.gates.count({1, UnitKind::attention}), 0u)
       << "nothing below the lowest half is differentiated";
   for (const auto& [key, t] : upper.gates) EXPECT_TRUE(at::equal(t, whole.gates.at(key)));
+}
+
+TEST_P(Blockwise, KeptGraphsChangeNoBit) {
+  Communicator& world = testing::world();
+  const ModelCase c(GetParam());
+  const CausalLM model = c.load(dense_widths(c.config()), world);
+  Recorder again(model);
+  const BackwardPass all = blockwise_backward(model, c.batch(), {}, again, world);
+  EXPECT_EQ(all.repeated_halves, 2 * model.layers());
+  std::int64_t before = all.repeated_halves;
+  for (const std::int64_t bytes : {std::int64_t{100} << 10, std::int64_t{1} << 30}) {
+    Recorder kept(model);
+    const BackwardPass pass = blockwise_backward(model, c.batch(), {0, bytes}, kept, world);
+    EXPECT_LT(pass.repeated_halves, before) << bytes;
+    before = pass.repeated_halves;
+    EXPECT_TRUE(at::equal(pass.nll_N, all.nll_N));
+    ASSERT_EQ(kept.weights.size(), again.weights.size());
+    for (const auto& [key, t] : kept.weights) EXPECT_TRUE(at::equal(t, again.weights.at(key)));
+    ASSERT_EQ(kept.gates.size(), again.gates.size());
+    for (const auto& [key, t] : kept.gates) EXPECT_TRUE(at::equal(t, again.gates.at(key)));
+  }
+  EXPECT_EQ(before, 0);
 }
 
 TEST_P(Blockwise, CollectivesAreThoseOfTheDocumentedFormula) {
@@ -182,7 +204,7 @@ TEST_P(Blockwise, CollectivesAreThoseOfTheDocumentedFormula) {
   Recorder r(model);
   world.reset_counters();
   const std::int64_t lowest = 2;
-  blockwise_backward(model, c.batch(), lowest, r, world);
+  blockwise_backward(model, c.batch(), {lowest, 0}, r, world);
   const CommCounters counted = world.counters();
   const std::int64_t halves = 2 * model.layers(), N = c.batch().targets_N.numel(), chunks = 1;
   const auto collectives =

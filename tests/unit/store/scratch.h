@@ -14,30 +14,11 @@
 
 #include "espalier/core/error.h"
 #include "espalier/core/fault.h"
+#include "support/temporary_directory.h"
 
 namespace espalier::test {
 
-/// A directory of its own for one test, removed afterwards.
-class Scratch {
- public:
-  Scratch() {
-    std::string pattern =
-        (std::filesystem::temp_directory_path() / "espalier-store-XXXXXX").string();
-    if (::mkdtemp(pattern.data()) == nullptr) throw std::runtime_error("mkdtemp failed");
-    path_ = pattern;
-  }
-  ~Scratch() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  const std::filesystem::path& path() const { return path_; }
-  std::filesystem::path operator/(std::string_view name) const { return path_ / name; }
-
- private:
-  std::filesystem::path path_;
-};
+using Scratch = testing::TemporaryDirectory;
 
 inline void put(const std::filesystem::path& path, std::string_view text) {
   std::ofstream stream(path, std::ios::binary);
