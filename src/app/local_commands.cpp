@@ -54,6 +54,11 @@ Inspected inspect(const fs::path& path) {
                                            : read_commit(commit_dir);
   if (!commit)
     throw Error(ExitCode::missing_input, "the run has no valid commit", {}, {}, run.string());
+  if (commit->kind == CommitKind::pass)
+    throw Error(ExitCode::missing_input, "a paused pass has no plan to look at",
+                "it holds the sums of an iteration under way",
+                "Inspect the run directory, or one of its ckpt/iter-* directories.",
+                commit_dir.string());
   PruningPlan plan = read_plan(Hdf5Reader::from_image(commit->state, "state.h5"), "", model);
   ModelWidths widths = widths_of(model, plan);
   return {model, std::move(widths), std::move(plan), config.model_path};

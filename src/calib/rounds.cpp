@@ -1,5 +1,6 @@
 #include "espalier/calib/rounds.h"
 
+#include <algorithm>
 #include <array>
 
 #include "espalier/core/stop.h"
@@ -20,16 +21,14 @@ void agree_to_continue(Communicator& world, const std::string& phase,
 }
 
 void deal_rounds(const ProcessGrid& grid, const std::string& phase, std::int64_t count,
-                 const std::function<void(std::int64_t micro_batch)>& read,
+                 std::int64_t& done, const std::function<void(std::int64_t micro_batch)>& read,
                  const std::function<void()>& compute, const RoundHooks& hooks) {
-  const std::int64_t data = grid.data_size();
-  const std::int64_t rounds = (count + data - 1) / data;
   std::vector<Problem> problems;
   const auto collect = [&](const Error& error) {
     problems.insert(problems.end(), error.problems().begin(), error.problems().end());
   };
-  for (std::int64_t round = 0; round < rounds; ++round) {
-    const std::int64_t mine = round * data + grid.data_index();
+  for (; done < count; done = std::min(done + grid.data_size(), count)) {
+    const std::int64_t mine = done + grid.data_index();
     const bool busy = mine < count && problems.empty();
     try {
       if (busy) read(mine);
@@ -37,7 +36,7 @@ void deal_rounds(const ProcessGrid& grid, const std::string& phase, std::int64_t
       collect(error);
     }
     agree_to_continue(grid.world(), phase, problems, hooks);
-    if (hooks.progress) hooks.progress(round * data, count);
+    if (hooks.progress) hooks.progress(done, count);
     if (!busy) continue;
     try {
       compute();

@@ -1,14 +1,19 @@
 #include "espalier/core/stop.h"
 
+#include <unistd.h>
+
 #include <csignal>
 #include <ctime>
 
 #include <atomic>
 #include <cstdint>
 
+#include "espalier/core/error.h"
+
 namespace espalier::stop {
 namespace {
 
+constexpr int kImpatient = 3;
 std::atomic<int> count{0};
 std::atomic<std::int64_t> last_milliseconds{-1000};
 static_assert(std::atomic<std::int64_t>::is_always_lock_free &&
@@ -20,7 +25,11 @@ void on_signal(int) {
   clock_gettime(CLOCK_MONOTONIC, &now);  // async-signal-safe
   const std::int64_t milliseconds = now.tv_sec * 1000 + now.tv_nsec / 1000000;
   const std::int64_t before = last_milliseconds.exchange(milliseconds);
-  if (milliseconds - before >= 2000) count.fetch_add(1);
+  if (milliseconds - before < 2000) return;
+  if (count.fetch_add(1) + 1 < kImpatient) return;
+  constexpr char kText[] = "espalier: asked to stop three times: leaving at once; commits stand\n";
+  [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, kText, sizeof(kText) - 1);
+  ::_exit(static_cast<int>(ExitCode::stopped));
 }
 
 }  // namespace

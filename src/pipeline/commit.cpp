@@ -15,7 +15,6 @@ namespace espalier {
 namespace {
 
 namespace fs = std::filesystem;
-constexpr const char* kState = "state.h5";
 constexpr const char* kManifest = "MANIFEST.json";
 
 std::span<const std::byte> bytes_of(const std::string& text) {
@@ -42,8 +41,13 @@ nlohmann::ordered_json unsealed(const std::string& text, const fs::path& path) {
   return manifest;
 }
 
-std::optional<std::int64_t> iteration_of(const std::string& name) {
-  if (!name.starts_with("iter-")) return std::nullopt;
+const char* prefix_of(CommitKind kind) { return kind == CommitKind::pass ? "pass-" : "iter-"; }
+const char* state_name(CommitKind kind) {
+  return kind == CommitKind::pass ? "sums.h5" : "state.h5";
+}
+
+std::optional<std::int64_t> iteration_of(const std::string& name, CommitKind kind) {
+  if (!name.starts_with(prefix_of(kind))) return std::nullopt;
   std::int64_t value = 0;
   const char* end = name.data() + name.size();
   const auto result = std::from_chars(name.data() + 5, end, value);
@@ -78,28 +82,30 @@ std::vector<std::byte> state_image(const PruningPlan& plan, const ScoreTable& sc
   return file.finish();
 }
 
-std::string CommitStore::directory_name(std::int64_t iteration) {
-  return fmt::format("iter-{:06}", iteration);
+std::string CommitStore::directory_name(std::int64_t iteration, CommitKind kind) {
+  return fmt::format("{}{:06}", prefix_of(kind), iteration);
 }
 
 void CommitStore::publish(const Commit& commit, int attempt) {
-  const fs::path final_path = directory_ / directory_name(commit.iteration);
+  const std::string name = directory_name(commit.iteration, commit.kind);
+  const std::string state = state_name(commit.kind);
+  const fs::path final_path = directory_ / name;
   const fs::path temporary = directory_ / fmt::format(".tmp-{:06}-{}", commit.iteration, attempt);
   require_free_space(directory_, commit.state.size() + commit.state.size() / 5 + (1u << 20));
   if (fs::exists(temporary)) discard(temporary);
   fs::create_directory(temporary);
-  write_verified(temporary / kState, commit.state);
+  write_verified(temporary / state, commit.state);
   nlohmann::ordered_json manifest = commit.manifest;
   manifest["iteration"] = commit.iteration;
   manifest["files"] = {
-      {kState, {{"bytes", commit.state.size()}, {"sha256", sha256_hex(commit.state)}}}};
+      {state, {{"bytes", commit.state.size()}, {"sha256", sha256_hex(commit.state)}}}};
   fault::hit("save.manifest");
   write_new_file(temporary / kManifest, sealed(std::move(manifest)), WriteScope::save);
   fsync_directory(temporary, WriteScope::save);
   if (fs::exists(final_path)) discard(final_path);
   rename_path(temporary, final_path, WriteScope::save);
   fsync_directory(directory_, WriteScope::save);
-  replace_file(directory_ / "LATEST", directory_name(commit.iteration) + "\n", WriteScope::save);
+  replace_file(directory_ / "LATEST", name + "\n", WriteScope::save);
 }
 
 Commit read_commit(const fs::path& directory) {
@@ -122,35 +128,39 @@ Commit read_commit(const fs::path& directory) {
     if (sha256_hex(std::string_view(bytes)) != facts.at("sha256").get<std::string>())
       throw Error(ExitCode::bad_content, "the content does not match its hash", {}, {},
                   path.string());
-    if (name == kState) {
+    for (const CommitKind kind : {CommitKind::iteration, CommitKind::pass}) {
+      if (name != state_name(kind)) continue;
+      commit.kind = kind;
       const auto view = bytes_of(bytes);
       commit.state.assign(view.begin(), view.end());
     }
   }
   if (commit.state.empty())
-    throw Error(ExitCode::bad_content, "the commit has no state.h5", {}, {}, directory.string());
+    throw Error(ExitCode::bad_content, "the commit has neither state.h5 nor sums.h5", {}, {},
+                directory.string());
   commit.iteration = commit.manifest.at("iteration").get<std::int64_t>();
-  const std::optional<std::int64_t> named = iteration_of(directory.filename().string());
-  if (named && *named != commit.iteration)
-    throw Error(
-        ExitCode::bad_content,
-        fmt::format("the directory of iteration {} holds iteration {}", *named, commit.iteration),
-        {}, {}, directory.string());
+  const std::string name = directory.filename().string();
+  const std::string own = CommitStore::directory_name(commit.iteration, commit.kind);
+  const bool named =
+      iteration_of(name, CommitKind::iteration) || iteration_of(name, CommitKind::pass);
+  if (named && name != own)
+    throw Error(ExitCode::bad_content, "the directory's name is not that of its content",
+                fmt::format("it holds {}", own), {}, directory.string());
   return commit;
 }
 
-std::vector<std::int64_t> CommitStore::iterations() const {
+std::vector<std::int64_t> CommitStore::iterations(CommitKind kind) const {
   std::vector<std::int64_t> found;
   if (!fs::exists(directory_)) return found;
   for (const auto& entry : fs::directory_iterator(directory_))
-    if (const auto iteration = iteration_of(entry.path().filename().string()))
+    if (const auto iteration = iteration_of(entry.path().filename().string(), kind))
       found.push_back(*iteration);
   std::sort(found.begin(), found.end());
   return found;
 }
 
-Commit CommitStore::read(std::int64_t iteration) const {
-  const fs::path path = directory_ / directory_name(iteration);
+Commit CommitStore::read(std::int64_t iteration, CommitKind kind) const {
+  const fs::path path = directory_ / directory_name(iteration, kind);
   if (!fs::exists(path))
     throw Error(ExitCode::missing_input,
                 fmt::format("there is no commit of iteration {}", iteration),
@@ -159,16 +169,18 @@ Commit CommitStore::read(std::int64_t iteration) const {
   return read_commit(path);
 }
 
-std::optional<Commit> CommitStore::newest_valid(std::vector<std::string>& rejected) const {
-  std::vector<std::int64_t> all = iterations();
+std::optional<Commit> CommitStore::newest_valid(std::vector<std::string>& rejected,
+                                                CommitKind kind) const {
+  std::vector<std::int64_t> all = iterations(kind);
   for (auto it = all.rbegin(); it != all.rend(); ++it) {
     try {
-      return read(*it);
+      return read(*it, kind);
     } catch (const Error& error) {
-      rejected.push_back(fmt::format("{} is not used: {}", directory_name(*it), error.what()));
+      rejected.push_back(
+          fmt::format("{} is not used: {}", directory_name(*it, kind), error.what()));
     } catch (const nlohmann::json::exception& error) {
       rejected.push_back(fmt::format("{} is not used: its manifest is incomplete ({})",
-                                     directory_name(*it), error.what()));
+                                     directory_name(*it, kind), error.what()));
     }
   }
   return std::nullopt;
@@ -194,6 +206,9 @@ void CommitStore::prune(std::int64_t keep_last, std::int64_t keep_every) const {
     if (keep_every > 0 && iteration % keep_every == 0) continue;
     discard(directory_ / directory_name(iteration));
   }
+  for (const std::int64_t pass : iterations(CommitKind::pass))
+    if (count > 0 && pass <= all.back())
+      discard(directory_ / directory_name(pass, CommitKind::pass));
 }
 
 }  // namespace espalier

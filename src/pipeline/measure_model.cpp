@@ -145,7 +145,8 @@ void score_model(CommRuntime& runtime, const RunConfig& config, const ModelChoic
                              all_halves(chosen.source.config),
                              config.calibration.seed,
                              chosen.iteration + 1,
-                             spare_memory(config, chosen.model->options(), runtime)};
+                             spare_memory(config, chosen.model->options(), runtime),
+                             std::nullopt};
   const ScorePass pass = score(*chosen.model, *data, request, grid, monitor.hooks());
   monitor.leave();
   together(grid.world(), "save", [&] {

@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <optional>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -82,23 +83,22 @@ class PruningRun {
 
   void open_directory() {
     fault::hit("resume.enter");
-    std::string state;
+    std::string state, sums;
     on_root("open the run directory", [&] {
       std::vector<std::string> messages;
       directory_.emplace(
           RunDirectory::open(request_.run_dir, config_, request_.directory, messages));
       log::configure(log_options());
       for (const std::string& message : messages) log::warning("{}", message);
-      if (!directory_->start()) return;
-      const Commit& commit = *directory_->start();
-      require_unchanged(commit.manifest.at("inputs").get<InputHashes>(), hashes_);
-      state.assign(reinterpret_cast<const char*>(commit.state.data()), commit.state.size());
+      if (directory_->start()) state = unchanged_state(*directory_->start());
+      if (directory_->paused_pass()) sums = unchanged_state(*directory_->paused_pass());
     });
     state = world_.broadcast_text(state, 0);
+    sums = world_.broadcast_text(sums, 0);
     together(world_, "resume", [&] {
-      if (state.empty()) return;
-      const auto bytes = std::as_bytes(std::span(state.data(), state.size()));
-      plan_ = read_plan(Hdf5Reader::from_image(bytes, "state.h5"), "", source_->config);
+      if (!state.empty())
+        plan_ = read_plan(Hdf5Reader::from_image(bytes_of(state), "state.h5"), "", source_->config);
+      if (!sums.empty()) paused_ = read_sums(Hdf5Reader::from_image(bytes_of(sums), "sums.h5"));
     });
     fault::hit("resume.exit");
     provenance_ = make_provenance(config_, *source_, hashes_, grid_, device_name(options_));
@@ -108,6 +108,14 @@ class PruningRun {
       directory_->write_provenance(provenance_);
       print_start(*source_, config_, rules_, plan_, start_.iteration, grid_, options_, *directory_);
     });
+  }
+
+  std::string unchanged_state(const Commit& commit) const {
+    require_unchanged(commit.manifest.at("inputs").get<InputHashes>(), hashes_);
+    return {reinterpret_cast<const char*>(commit.state.data()), commit.state.size()};
+  }
+  static std::span<const std::byte> bytes_of(const std::string& text) {
+    return std::as_bytes(std::span(text.data(), text.size()));
   }
 
   log::Options log_options() const {
@@ -123,6 +131,9 @@ class PruningRun {
     monitor_->status().iterations = last;
     if (directory_ && directory_->start())
       monitor_->status().last_commit = CommitStore::directory_name(plan_.iteration);
+    if (directory_ && directory_->paused_pass())
+      monitor_->status().last_commit =
+          CommitStore::directory_name(plan_.iteration + 1, CommitKind::pass);
     if (plan_.iteration >= last && all_done()) return;
     load();
     complete_last_iteration(last);
@@ -202,8 +213,29 @@ class PruningRun {
                                prunable_halves(source_->config, rules_),
                                config_.calibration.seed,
                                i,
-                               spare_memory(config_, options_, runtime_)};
-    return score(*model_, *data, request, grid_, monitor_->hooks());
+                               spare_memory(config_, options_, runtime_),
+                               std::exchange(paused_, std::nullopt)};
+    try {
+      ScorePass pass = score(*model_, *data, request, grid_, monitor_->hooks());
+      if (request.paused && pass.continued_tokens == 0 && grid_.is_root())
+        log::warning("the sums of the paused pass are of other work: iteration {} began anew", i);
+      return pass;
+    } catch (const Paused& paused) {
+      commit_pass(paused.pass());
+      throw;
+    }
+  }
+
+  /// Sums are small and took long: what a stop interrupts goes on where it was.
+  void commit_pass(const PausedPass& pass) {
+    save(Commit{CommitKind::pass,
+                pass.iteration,
+                grid_.is_root() ? sums_image(pass) : std::vector<std::byte>(),
+                {{"pass", {{"micro_batches", pass.micro_batches}, {"tokens", pass.tokens}}}}},
+         [] {});
+    if (grid_.is_root())
+      log::info("iteration {} paused after {} micro-batches of a pass over the data",
+                pass.iteration, pass.micro_batches);
   }
 
   Advance rank_units(const ScoreTable& scores, std::int64_t i) {
@@ -257,6 +289,7 @@ class PruningRun {
     row["removed_heads"] = step.removed_heads;
     row["removed_channels"] = step.removed_channels;
     row["tokens"] = pass.table.tokens;
+    if (pass.continued_tokens > 0) row["continued_tokens"] = pass.continued_tokens;
     row["imbalance"] = imbalance(source_->config, model_->shards());
     row["peak_bytes"] =
         static_cast<std::int64_t>(world_.max(static_cast<double>(peak_memory_bytes())));
@@ -273,22 +306,33 @@ class PruningRun {
   }
 
   void commit(const ScoreTable& scores, const nlohmann::ordered_json& row) {
+    save(Commit{CommitKind::iteration,
+                plan_.iteration,
+                grid_.is_root() ? state_image(plan_, scores) : std::vector<std::byte>(),
+                {{"metrics", row}}},
+         [&] {
+           write_plan_file();
+           directory_->commits().prune(config_.keep_last, config_.keep_every);
+         });
+  }
+
+  /// `facts` of the manifest are those that every kind of commit has.
+  void save(Commit commit, const std::function<void()>& then) {
     monitor_->enter("save");
     fault::hit("save.enter");
     on_root("save", [&] {
-      Commit commit{plan_.iteration, state_image(plan_, scores), {}};
-      commit.manifest = {{"schema", 1},
-                         {"plan_digest", plan_.digest()},
-                         {"config_sha256", provenance_.at("config_sha256")},
-                         {"inputs", hashes_},
-                         {"layout", provenance_.at("layout")},
-                         {"metrics", row}};
+      nlohmann::ordered_json manifest{{"schema", 1},
+                                      {"plan_digest", plan_.digest()},
+                                      {"config_sha256", provenance_.at("config_sha256")},
+                                      {"inputs", hashes_},
+                                      {"layout", provenance_.at("layout")}};
+      manifest.update(commit.manifest);
+      commit.manifest = std::move(manifest);
       directory_->commits().publish(commit, directory_->attempt());
-      write_plan_file();
-      directory_->commits().prune(config_.keep_last, config_.keep_every);
+      then();
     });
     fault::hit("save.exit");
-    monitor_->status().last_commit = CommitStore::directory_name(plan_.iteration);
+    monitor_->status().last_commit = CommitStore::directory_name(commit.iteration, commit.kind);
     monitor_->leave();
   }
 
@@ -383,6 +427,7 @@ class PruningRun {
   InputHashes hashes_;
   std::optional<RunDirectory> directory_;  // rank 0 only
   nlohmann::ordered_json provenance_;
+  std::optional<PausedPass> paused_;  // continued by the first iteration
   Monitor* monitor_ = nullptr;
   std::optional<CausalLM> model_;
 };

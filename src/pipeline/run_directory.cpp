@@ -85,7 +85,10 @@ RunDirectory RunDirectory::open(const fs::path& path, const RunConfig& config,
   if (!fs::exists(run.path_ / "config.input.yaml"))
     replace_file(run.path_ / "config.input.yaml", read_file(config.source));
   replace_file(run.path_ / "config.resolved.yaml", to_yaml(config));
-  run.cut_metrics(run.start_ ? run.start_->iteration : -1);
+  const std::int64_t done = run.start_         ? run.start_->iteration
+                            : run.paused_pass_ ? run.paused_pass_->iteration - 1
+                                               : -1;
+  run.cut_metrics(done);
   return run;
 }
 
@@ -119,7 +122,7 @@ void RunDirectory::take_lock(double wait_seconds) {
 void RunDirectory::check_same_run(const RunConfig& config,
                                   const std::vector<std::string>& allowed_changes) {
   const fs::path resolved = path_ / "config.resolved.yaml";
-  if (!fs::exists(resolved) || commits_.iterations().empty()) return;
+  if (!fs::exists(resolved) || !has_commits()) return;
   const RunConfig before = read_run_config(resolved, {}, ConfigUse::print);
   Problems problems;
   for (const ConfigDifference& d : frozen_differences(before, config)) {
@@ -133,17 +136,35 @@ void RunDirectory::check_same_run(const RunConfig& config,
   problems.throw_if_any();
 }
 
+bool RunDirectory::has_commits() const {
+  return !commits_.iterations().empty() || !commits_.iterations(CommitKind::pass).empty();
+}
+
+void RunDirectory::choose_paused_pass(std::vector<std::string>& messages) {
+  paused_pass_ = commits_.newest_valid(messages, CommitKind::pass);
+  if (!paused_pass_ || !start_ || paused_pass_->iteration == start_->iteration + 1) return;
+  if (paused_pass_->iteration > start_->iteration)
+    messages.push_back(
+        fmt::format("{} is not used: it continues iteration {}",
+                    CommitStore::directory_name(paused_pass_->iteration, CommitKind::pass),
+                    paused_pass_->iteration - 1));
+  paused_pass_.reset();
+}
+
 void RunDirectory::choose_start(ResumeMode mode, std::vector<std::string>& messages) {
   const std::vector<std::int64_t> existing = commits_.iterations();
-  if (mode == ResumeMode::never && !existing.empty())
-    throw Error(ExitCode::cannot_create,
-                fmt::format("the run directory holds {} commits", existing.size()),
-                "--resume=never starts only in a directory without commits",
-                "Use --resume=auto to continue, or another --run-dir.", path_.string());
+  if (mode == ResumeMode::never && has_commits())
+    throw Error(
+        ExitCode::cannot_create,
+        fmt::format("the run directory holds {} commits{}", existing.size(),
+                    commits_.iterations(CommitKind::pass).empty() ? "" : " and a paused pass"),
+        "--resume=never starts only in a directory without commits",
+        "Use --resume=auto to continue, or another --run-dir.", path_.string());
   std::vector<std::string> rejected;
   start_ = commits_.newest_valid(rejected);
   messages.insert(messages.end(), rejected.begin(), rejected.end());
-  if (start_) return;
+  if (start_ || existing.empty()) choose_paused_pass(messages);
+  if (start_ || paused_pass_) return;
   if (mode == ResumeMode::require)
     throw Error(
         ExitCode::missing_input,

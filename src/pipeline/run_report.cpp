@@ -104,7 +104,9 @@ void print_start(const Source& source, const RunConfig& config, const PruneRules
   if (directory.start())
     log::info("resume   {} (verified), continuing with iteration {}",
               CommitStore::directory_name(plan.iteration), plan.iteration + 1);
-  else
+  if (directory.paused_pass())
+    log::info("resume   iteration {} in the middle of its pass", plan.iteration + 1);
+  if (!directory.start() && !directory.paused_pass())
     log::info("start    at iteration {}, in {}", base_iteration + 1, directory.path().string());
 }
 
@@ -124,9 +126,10 @@ double print_iteration(const nlohmann::ordered_json& row, std::int64_t last, std
     const auto seconds = row.at("seconds_iteration").get<double>();
     const double scoring = std::max(row.at("seconds").value("calibrate", 0.0), 1e-9);
     eta = seconds * static_cast<double>(last - i);
-    line += fmt::format(" {:.2f} s ({:.0f} tok/s) mem {:.2f} GiB eta {}", seconds,
-                        row.at("tokens").get<double>() / scoring,
-                        row.at("peak_bytes").get<double>() / 1073741824.0, seconds_text(eta));
+    line +=
+        fmt::format(" {:.2f} s ({:.0f} tok/s) mem {:.2f} GiB eta {}", seconds,
+                    (row.at("tokens").get<double>() - row.value("continued_tokens", 0.0)) / scoring,
+                    row.at("peak_bytes").get<double>() / 1073741824.0, seconds_text(eta));
   }
   log::info("{}", line);
   return eta;

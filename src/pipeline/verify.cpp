@@ -11,6 +11,7 @@
 #include "espalier/pipeline/commit.h"
 #include "espalier/pipeline/run_directory.h"
 #include "espalier/pipeline/source.h"
+#include "espalier/score/paused_pass.h"
 
 namespace espalier {
 namespace {
@@ -38,8 +39,21 @@ void require_in_step(const PruningPlan& plan, const ScoreList& list, bool attent
   }
 }
 
+std::string check_pass(const Commit& commit, const fs::path& path) {
+  const PausedPass pass =
+      read_sums(Hdf5Reader::from_image(commit.state, (path / "sums.h5").string()));
+  if (pass.iteration != commit.iteration)
+    throw Error(ExitCode::bad_content,
+                fmt::format("the sums are of iteration {}, the manifest of {}", pass.iteration,
+                            commit.iteration),
+                {}, {}, path.string());
+  return fmt::format("{}: sums after {} micro-batches, {} tokens", path.filename().string(),
+                     pass.micro_batches, pass.tokens);
+}
+
 std::string check_commit(const fs::path& path, const ModelConfig& config) {
   const Commit commit = read_commit(path);
+  if (commit.kind == CommitKind::pass) return check_pass(commit, path);
   const Hdf5Reader file = Hdf5Reader::from_image(commit.state, (path / "state.h5").string());
   const PruningPlan plan = read_plan(file, "", config);
   if (plan.iteration != commit.iteration)
@@ -91,6 +105,11 @@ Verification verify_run(const fs::path& path) {
       const fs::path commit = path / "ckpt" / CommitStore::directory_name(iteration);
       result.checked.push_back(check_commit(commit, config));
       newest = read_commit(commit).manifest.at("plan_digest").get<std::string>();
+    });
+  for (const std::int64_t iteration : commits.iterations(CommitKind::pass))
+    collect(problems, [&] {
+      result.checked.push_back(check_commit(
+          path / "ckpt" / CommitStore::directory_name(iteration, CommitKind::pass), config));
     });
   if (fs::exists(path / "plan.h5"))
     collect(problems, [&] {

@@ -1,11 +1,15 @@
 #include "espalier/score/score.h"
 
 #include <chrono>
+#include <utility>
 
 #include <ATen/ATen.h>
+#include <fmt/format.h>
 
 #include "espalier/core/error.h"
 #include "espalier/core/fault.h"
+#include "espalier/core/hash.h"
+#include "espalier/core/stop.h"
 #include "espalier/score/normalize.h"
 #include "espalier/score/unit_sums.h"
 
@@ -86,6 +90,11 @@ class Pass {
 
   ScorePass run() {
     ScorePass pass;
+    work_ = work();
+    if (request_.paused && is_continued_by_this(*request_.paused)) {
+      continue_from(*request_.paused);
+      pass.continued_tokens = request_.paused->tokens;
+    }
     if (needs_gradients())
       collect_with_gradients();
     else
@@ -111,10 +120,15 @@ class Pass {
     const std::unique_ptr<Statistics> statistics = make_statistics(model_, options_);
     // Memory is spared for the accumulators first: they grow while graphs are kept.
     graph_bytes_ = request_.spare_bytes - statistics->bytes_when_full();
-    const int passes = per_domain() ? static_cast<int>(data_.domains().size()) : 1;
-    for (int d = 0; d < passes; ++d) {
+    while (raw_.size() < traversals()) {
       statistics->clear();
-      run_micro_batches(per_domain() ? d : -1, *statistics, lowest_half(request_.scored));
+      if (continued_) statistics->restore(*std::exchange(continued_, std::nullopt));
+      try {
+        run_micro_batches(per_domain() ? static_cast<int>(raw_.size()) : -1, *statistics,
+                          lowest_half(request_.scored));
+      } catch (const stop::Stopped& stopped) {
+        pause(stopped, statistics->sums_so_far());
+      }
       statistics_bytes_ = std::max(statistics_bytes_, statistics->bytes());
       raw_.push_back(reduced(*statistics));
     }
@@ -123,7 +137,11 @@ class Pass {
   /// Losses are reported for every criterion, so the data is run forward all the same.
   void collect_without_gradients() {
     NoStatistics none;
-    run_micro_batches(-1, none, 2 * model_.layers());
+    try {
+      run_micro_batches(-1, none, 2 * model_.layers());
+    } catch (const stop::Stopped& stopped) {
+      pause(stopped, UnitSums());
+    }
     UnitSums sums;
     together(grid_.world(), "score", [&] {
       sums = options_.criterion == Criterion::magnitude
@@ -139,7 +157,7 @@ class Pass {
     const std::vector<MicroBatch> order = data_.micro_batches(only_domain);
     CalibrationBatch batch;
     deal_rounds(
-        grid_, "calibrate", static_cast<std::int64_t>(order.size()),
+        grid_, "calibrate", static_cast<std::int64_t>(order.size()), done_,
         [&](std::int64_t j) {
           batch = data_.read(order[static_cast<std::size_t>(j)], !per_domain(),
                              model_.options().device);
@@ -151,8 +169,111 @@ class Pass {
           account(batch, pass.nll_N);
         },
         hooks_);
+    done_ = 0;
     fault::hit("calibrate.exit");
     seconds_["calibrate"] += seconds_since(begin);
+  }
+
+  /// What must be the same for sums to be continued; files and weights are the caller's concern.
+  std::string work() const {
+    std::string text = fmt::format("{} {} {}", name_of(options_.criterion), per_domain(),
+                                   static_cast<int>(request_.unit));
+    for (std::int64_t l = 0; l < model_.layers(); ++l)
+      for (const UnitKind kind : {UnitKind::attention, UnitKind::mlp}) {
+        text += is_scored(request_.scored, l, kind) ? "|+" : "|-";
+        for (const ShardWidths& shard : model_.shards())
+          for (const std::int32_t unit :
+               unit_numbers(shard.widths.layers[static_cast<std::size_t>(l)], request_.unit, kind))
+            text += fmt::format(" {}", unit);
+      }
+    for (const MicroBatch& batch : data_.micro_batches(-1)) {
+      text += fmt::format("|{}", data_.domains()[batch.domain].name);
+      for (std::size_t i = batch.begin; i < batch.end; ++i)
+        text += fmt::format(" {}", data_.domains()[batch.domain].rows[i]);
+    }
+    return sha256_hex(std::string_view(text));
+  }
+
+  std::size_t traversals() const {
+    if (!needs_gradients()) return 0;
+    return per_domain() ? data_.domains().size() : 1;
+  }
+
+  bool is_continued_by_this(const PausedPass& paused) const {
+    const std::size_t rows = paused.attention.size();
+    return paused.work == work_ && paused.iteration == request_.iteration &&
+           paused.loss.size() == loss_.size() && rows <= traversals() &&
+           (rows > 0) == needs_gradients();
+  }
+
+  /// Data rank 0 takes what was summed, whoever did it.
+  void continue_from(const PausedPass& paused) {
+    done_ = paused.micro_batches;
+    for (std::size_t row = 0; row < paused.attention.size(); ++row) {
+      UnitSums sums = own_part(paused.attention[row], paused.mlp[row]);
+      if (row + 1 < paused.attention.size())
+        raw_.push_back(std::move(sums));
+      else if (grid_.data_index() == 0)
+        continued_ = std::move(sums);
+    }
+    if (grid_.data_index() != 0) return;
+    loss_ = paused.loss;
+    tokens_ = paused.tokens;
+  }
+
+  [[noreturn]] void pause(const stop::Stopped& stopped, std::optional<UnitSums> current) {
+    if (!current || (done_ == 0 && raw_.empty())) throw stop::Stopped(stopped.level());
+    if (needs_gradients()) {
+      reduce_unit_sums(*current, grid_.data());
+      raw_.push_back(std::move(*current));
+    }
+    PausedPass paused{work_, request_.iteration, done_, {}, {}, loss_, tokens_};
+    paused.attention = flattened(UnitKind::attention);
+    paused.mlp = flattened(UnitKind::mlp);
+    grid_.data().all_reduce_sum(std::span<double>(paused.loss));
+    grid_.data().all_reduce_sum(std::span<std::int64_t>(&paused.tokens, 1));
+    throw Paused(stopped.level(), std::move(paused));
+  }
+
+  /// Rows of one kind's values over all layers.
+  std::vector<std::vector<double>> flattened(UnitKind kind) const {
+    std::vector<std::vector<double>> rows;
+    for (const auto& layers : gathered(kind)) {
+      rows.emplace_back();
+      for (const std::vector<double>& values : layers)
+        rows.back().insert(rows.back().end(), values.begin(), values.end());
+    }
+    return rows;
+  }
+
+  /// This rank's units out of a row over all of them.
+  UnitSums own_part(const std::vector<double>& attention, const std::vector<double>& mlp) const {
+    UnitSums mine(static_cast<std::size_t>(model_.layers()));
+    for (const UnitKind kind : {UnitKind::attention, UnitKind::mlp}) {
+      const std::vector<double>& all = kind == UnitKind::attention ? attention : mlp;
+      std::size_t next = 0;
+      for (std::int64_t l = 0; l < model_.layers(); ++l) {
+        if (!is_scored(request_.scored, l, kind)) continue;
+        for (const ShardWidths& shard : model_.shards()) {
+          const std::size_t count =
+              unit_numbers(shard.widths.layers[static_cast<std::size_t>(l)], request_.unit, kind)
+                  .size();
+          if (next + count > all.size()) refuse_sums(kind, all.size());
+          if (&shard == &model_.shard())
+            mine[static_cast<std::size_t>(l)][static_cast<std::size_t>(kind)].assign(
+                all.begin() + static_cast<std::ptrdiff_t>(next),
+                all.begin() + static_cast<std::ptrdiff_t>(next + count));
+          next += count;
+        }
+      }
+      if (next != all.size()) refuse_sums(kind, all.size());
+    }
+    return mine;
+  }
+  [[noreturn]] static void refuse_sums(UnitKind kind, std::size_t have) {
+    throw AgreedError(ExitCode::bad_content,
+                      fmt::format("{} sums of {} units do not fit the model", have, name_of(kind)),
+                      "the paused pass is of another plan", "Remove its directory in ckpt/.");
   }
 
   /// Adds each sequence's mean loss to its domain.
@@ -293,7 +414,10 @@ class Pass {
   StatisticsOptions options_;
   std::vector<double> loss_;
   std::int64_t tokens_ = 0;
-  std::vector<UnitSums> raw_;  // one per domain, or one
+  std::string work_;
+  std::int64_t done_ = 0;              // micro-batches of the traversal under way
+  std::optional<UnitSums> continued_;  // of the traversal under way, from the paused pass
+  std::vector<UnitSums> raw_;          // one per finished traversal: per domain, or one
   std::map<std::string, double> seconds_;
   std::int64_t statistics_bytes_ = 0;
   std::int64_t graph_bytes_ = 0;

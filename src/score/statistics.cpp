@@ -80,6 +80,10 @@ class TaylorStatistics final : public Statistics {
     unit_sums_ = sums_of_own_gradients();
   }
   UnitSums finish() const override { return unit_sums_; }
+  std::optional<UnitSums> sums_so_far() const override { return std::nullopt; }
+  void restore(const UnitSums&) override {
+    throw Error(ExitCode::internal, "gradients of weights cannot be restored from sums");
+  }
 
   std::int64_t bytes() const override {
     std::int64_t bytes = 0;
@@ -169,6 +173,13 @@ class GateStatistics final : public Statistics {
         for (double& value : sums[l][k]) value = std::abs(value);
     require_finite_sums(sums, "gate sums h.dh");
     return sums;
+  }
+  std::optional<UnitSums> sums_so_far() const override { return host_sums(); }
+  void restore(const UnitSums& sums) override {
+    const at::TensorOptions where = at::TensorOptions(at::kDouble).device(model_.options().device);
+    for (std::size_t l = 0; l < sums.size(); ++l)
+      for (std::size_t k = 0; k < 2; ++k)
+        if (!sums[l][k].empty()) sums_[l][k] = at::tensor(sums[l][k], at::kDouble).to(where);
   }
   std::int64_t bytes() const override {
     std::int64_t bytes = 0;

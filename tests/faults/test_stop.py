@@ -1,5 +1,6 @@
 """A run that is asked to stop commits, exits with 75 and continues to the end it would have had."""
 
+import json
 import pathlib
 import random
 import signal
@@ -8,10 +9,12 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
 from interrupted import Interrupted, kill
-from workbench import main, run, status_of
+from workbench import main, metrics_of, run, status_of
 
 
-class Stopped(Interrupted):
+class Stops(Interrupted):
+    """What the tests below share; has none of its own."""
+
     def until(self, running, condition, timeout=40):
         deadline = time.monotonic() + timeout
         while not condition():
@@ -36,10 +39,12 @@ class Stopped(Interrupted):
         self.is_at_rest(run_dir, commits_only=False)
         shown = run("status", run_dir, "--exit-code")
         self.assertEqual(shown.code, 75, shown)
-        has_commit = any((run_dir / "ckpt").glob("iter-*"))
+        has_commit = any((run_dir / "ckpt").glob("*-*/MANIFEST.json"))
         self.assertIn("espalier resume" if has_commit else "start it again", shown.out)
         return time.monotonic() - begin
 
+
+class Stopped(Stops):
     def test_sigusr1_to_the_launcher_in_every_phase(self):
         cases = [
             ("calibrate", "point=forward.enter;action=slow:150", (2, 1), (1, 1)),
@@ -106,6 +111,104 @@ class Stopped(Interrupted):
         if not list((run_dir / "ckpt").glob("iter-*")):
             self.assertEqual(result.code, 66, result)
         self.continues_to_gold(run_dir, 1, 1)
+
+    def test_the_third_signal_ends_a_run_that_waits_for_ever(self):
+        run_dir = self.folder / "thrice"
+        running = self.start(run_dir, 2, 2, "point=forward.enter;rank=1;nth=4;action=stop")
+        self.until(running, lambda: self.phase(run_dir) == "calibrate")
+        time.sleep(1)
+        waiting = running.ranks()[0]
+        for _ in range(3):
+            self.assertEqual(running.process.poll(), None, "two requests wait for the other rank")
+            kill(waiting, signal.SIGUSR1)
+            time.sleep(2.2)
+        for pid in running.ranks():  # a stopped process hears nothing but this
+            kill(pid)
+        result = running.wait(30)
+        self.assertNotEqual(result.code, 0)
+        self.assertIn("three times", result.err)
+        self.continues_to_gold(run_dir, 1, 1)
+
+
+class Paused(Stops):
+    """A pass of a gate criterion goes on where it was stopped, on any layout."""
+
+    change = {"importance": {"criterion": "taylor_gate_sample"}, "calibration": {"combine": "weighted_mean"}}
+
+    def stopped_in(self, name, ranks=1, tensor=1, micro_batch=4):
+        """A run stopped in its third iteration, in the second domain."""
+        run_dir = self.folder / name
+        fault = f"point=forward.enter;iter=3;nth={micro_batch};action=slow:2500"
+        running = self.start(run_dir, ranks, tensor, fault)
+        self.until(running, lambda: status_of(run_dir)["iteration"] == 3 if self.phase(run_dir) else False)
+        time.sleep(1)
+        kill(running.process.pid, signal.SIGUSR1)
+        return run_dir, running
+
+    def test_the_pass_goes_on_with_the_next_micro_batch(self):
+        for number, (stopped, resumed) in enumerate((((1, 1), (1, 1)), ((2, 1), (1, 2)), ((1, 2), (2, 2)), ((2, 2), (3, 1)))):
+            with self.subTest(stopped=stopped, resumed=resumed):
+                # Two data ranks have seen twice as many when the round comes.
+                run_dir, running = self.stopped_in(f"{number}", stopped[0] * stopped[1], stopped[0], 4 if stopped[1] == 1 else 3)
+                self.is_stopped(run_dir, running, "signal")
+                self.assertEqual(sorted(p.name for p in (run_dir / "ckpt").glob("*-*")), ["iter-000002", "pass-000003"])
+                self.assertEqual(status_of(run_dir)["last_commit"], "pass-000003")
+                manifest = json.loads((run_dir / "ckpt/pass-000003/MANIFEST.json").read_text())
+                verified = run("verify", run_dir)
+                self.assertEqual(verified.code, 0, verified)
+                self.assertIn(f"sums after {manifest['pass']['micro_batches']} micro-batches", verified.out)
+                result = self.continues_to_gold(run_dir, *resumed)
+                self.assertIn("in the middle of its pass", result.text)
+                row = metrics_of(run_dir)[3]
+                self.assertEqual(row["continued_tokens"], manifest["pass"]["tokens"])
+                self.assertTrue(0 < row["continued_tokens"] < row["tokens"], row)
+
+    def test_a_run_stopped_in_its_first_iteration_is_resumed(self):
+        run_dir = self.folder / "first"
+        running = self.start(run_dir, 1, 1, "point=forward.enter;nth=3;action=slow:2500")
+        self.until(running, lambda: self.phase(run_dir) == "calibrate")
+        time.sleep(1)
+        kill(running.process.pid, signal.SIGUSR1)
+        self.is_stopped(run_dir, running, "signal")
+        refused = run("run", self.config, "--run-dir", run_dir, "--resume=never")
+        self.assertEqual(refused.code, 73, refused)
+        self.assertIn("a paused pass", refused.err)
+        resumed = run("resume", run_dir)
+        self.assertEqual(resumed.code, 0, resumed)
+        self.assertIn("in the middle of its pass", resumed.text)
+        self.is_gold(run_dir, resumed)
+
+    def test_a_damaged_pass_is_named_and_done_again(self):
+        run_dir, running = self.stopped_in("damaged")
+        self.is_stopped(run_dir, running, "signal")
+        sums = run_dir / "ckpt/pass-000003/sums.h5"
+        content = bytearray(sums.read_bytes())
+        content[len(content) // 2] ^= 1
+        sums.write_bytes(content)
+        verified = run("verify", run_dir)
+        self.assertEqual(verified.code, 65, verified)
+        self.assertIn("pass-000003/sums.h5", verified.text)
+        result = self.continues_to_gold(run_dir, 1, 1)
+        self.assertIn("pass-000003 is not used", result.text)
+
+    def test_a_pass_of_other_work_is_done_again(self):
+        run_dir, running = self.stopped_in("other")
+        self.is_stopped(run_dir, running, "signal")
+        arguments = ["run", self.config, "--run-dir", run_dir, "--set", "calibration.seed=7", "--allow-change", "calibration.seed"]
+        other = ["--set", "importance.criterion=taylor_gate", "--allow-change", "importance.criterion"]
+        result = run(*arguments, *other)
+        self.assertEqual(result.code, 0, result)
+        self.assertIn("of other work", result.text)
+
+    def test_killed_while_a_pass_is_saved(self):
+        run_dir = self.folder / "killed"
+        fault = "point=forward.enter;iter=3;nth=4;action=slow:2500|point=save.pre_rename;iter=3;nth=1;action=kill9"
+        running = self.start(run_dir, 1, 1, fault)
+        self.until(running, lambda: status_of(run_dir)["iteration"] == 3 if self.phase(run_dir) else False)
+        time.sleep(1)
+        kill(running.process.pid, signal.SIGUSR1)
+        self.assertEqual(running.wait(30).code, 137)
+        self.continues_to_gold(run_dir, 2, 1)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,12 @@ SMALL = {**EXPORT, "checkpoint": {"keep_last": 1, "keep_every": 0}}
 
 
 class Interrupted(Case):
+    change = {}  # of the configuration
+
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.config = cls.bench.config(**SMALL)
+        cls.config = cls.bench.config(**SMALL, **cls.change)
         gold = cls.class_folder / "gold"
         result = run("run", cls.config, "--run-dir", gold)
         if result.code != 0:

@@ -22,13 +22,15 @@ struct RoundHooks {
 void agree_to_continue(Communicator& world, const std::string& phase,
                        std::vector<Problem>& problems, const RoundHooks& hooks);
 
-/// Deals `count` micro-batches: in round j data rank d of D has the (j D + d)-th. Per round every
-/// rank first calls `read` for its own (file access may fail alone), then all agree, then `compute`
-/// runs with the tensor group's collectives. A data rank without a micro-batch only takes part in
-/// the agreement. Collective over grid.world(). `compute` may throw AgreedError (the same on its
-/// tensor group); everything else it throws is a lone failure and leaves at once.
+/// Deals micro-batches number `done` to `count`: each round gives data rank d of D the (done +
+/// d)-th, then `done` moves on by D, so that what is done is always a prefix. Per round every rank
+/// first calls `read` for its own (file access may fail alone), then all agree, then `compute` runs
+/// with the tensor group's collectives. A data rank without a micro-batch only takes part in the
+/// agreement. Collective over grid.world(). `compute` may throw AgreedError (the same on its tensor
+/// group); everything else it throws is a lone failure and leaves at once. After stop::Stopped,
+/// `done` is the same on every rank, and computed.
 void deal_rounds(const ProcessGrid& grid, const std::string& phase, std::int64_t count,
-                 const std::function<void(std::int64_t micro_batch)>& read,
+                 std::int64_t& done, const std::function<void(std::int64_t micro_batch)>& read,
                  const std::function<void()>& compute, const RoundHooks& hooks);
 
 }  // namespace espalier

@@ -14,12 +14,16 @@
 
 namespace espalier {
 
-/// What is saved after an iteration: everything that a run needs to go on, independent of the rank
-/// layout. Weights are not part of it, since pruning never edits them
-/// (docs/adr/0002-thin-checkpoints.md).
+/// After an iteration: the plan and its scores (state.h5). Of a pass that was asked to stop: its
+/// sums so far (sums.h5), which continue the commit of the iteration before.
+enum class CommitKind { iteration, pass };
+
+/// What is saved: everything that a run needs to go on, independent of the rank layout. Weights are
+/// not part of it, since pruning never edits them (docs/adr/0002-thin-checkpoints.md).
 struct Commit {
+  CommitKind kind = CommitKind::iteration;
   std::int64_t iteration = 0;
-  std::vector<std::byte> state;     ///< bytes of state.h5: the plan and the scores
+  std::vector<std::byte> state;     ///< bytes of state.h5 or sums.h5
   nlohmann::ordered_json manifest;  ///< MANIFEST.json
 };
 
@@ -32,24 +36,26 @@ class CommitStore {
   /// `directory` is the run's ckpt/.
   explicit CommitStore(std::filesystem::path directory) : directory_(std::move(directory)) {}
 
-  /// Publishes atomically: temporary directory, state.h5 written and read back, MANIFEST.json last,
-  /// fsync, rename. An equal commit of the same iteration is kept. Throws write_failed with the
-  /// state before intact.
+  /// Publishes atomically: temporary directory, the state written and read back, MANIFEST.json
+  /// last, fsync, rename. One of the same name is replaced. Throws write_failed with the state
+  /// before intact.
   void publish(const Commit& commit, int attempt);
   /// The newest commit that verifies; `rejected` receives a line for every one that did not.
-  std::optional<Commit> newest_valid(std::vector<std::string>& rejected) const;
+  std::optional<Commit> newest_valid(std::vector<std::string>& rejected,
+                                     CommitKind kind = CommitKind::iteration) const;
   /// One commit, verified; throws bad_content saying what is wrong, missing_input when there is
   /// none.
-  Commit read(std::int64_t iteration) const;
-  /// Iterations that have a directory, ascending, valid or not.
-  std::vector<std::int64_t> iterations() const;
+  Commit read(std::int64_t iteration, CommitKind kind = CommitKind::iteration) const;
+  /// Iterations that have a directory of the kind, ascending, valid or not.
+  std::vector<std::int64_t> iterations(CommitKind kind = CommitKind::iteration) const;
   /// Removes leftovers of writers that died.
   void sweep() const;
-  /// Keeps the last `keep_last` and every `keep_every`-th; removes the others, first out of sight,
-  /// then for good.
+  /// Keeps the last `keep_last` iterations and every `keep_every`-th; removes the others and the
+  /// passes that an iteration has overtaken, first out of sight, then for good.
   void prune(std::int64_t keep_last, std::int64_t keep_every) const;
 
-  static std::string directory_name(std::int64_t iteration);
+  static std::string directory_name(std::int64_t iteration,
+                                    CommitKind kind = CommitKind::iteration);
 
  private:
   std::filesystem::path directory_;

@@ -49,6 +49,9 @@ class RunDirectory {
   const CommitStore& commits() const { return commits_; }
   /// The commit to continue from; empty when the run starts at the beginning.
   const std::optional<Commit>& start() const { return start_; }
+  /// What an interrupted pass had summed; empty when there is none, or it does not continue
+  /// start().
+  const std::optional<Commit>& paused_pass() const { return paused_pass_; }
   /// 1 for the first process that worked here, then 2, ...
   int attempt() const { return attempt_; }
   std::filesystem::path log_directory() const;
@@ -74,7 +77,9 @@ class RunDirectory {
       : path_(std::move(path)), commits_(path_ / "ckpt") {}
   void take_lock(double wait_seconds);
   void check_same_run(const RunConfig& config, const std::vector<std::string>& allowed_changes);
+  bool has_commits() const;
   void choose_start(ResumeMode mode, std::vector<std::string>& messages);
+  void choose_paused_pass(std::vector<std::string>& messages);
   void sweep() const;
   void write_metrics(const std::vector<nlohmann::ordered_json>& rows) const;
 
@@ -82,6 +87,7 @@ class RunDirectory {
   CommitStore commits_;
   std::unique_ptr<FileLock> lock_;
   std::optional<Commit> start_;
+  std::optional<Commit> paused_pass_;
   int attempt_ = 1;
 };
 

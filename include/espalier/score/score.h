@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 
 #include "espalier/calib/calibration.h"
@@ -9,6 +10,7 @@
 #include "espalier/comm/process_grid.h"
 #include "espalier/config/run_config.h"
 #include "espalier/prune/plan.h"
+#include "espalier/score/paused_pass.h"
 #include "espalier/score/statistics.h"
 
 namespace espalier {
@@ -22,7 +24,8 @@ struct ScoreRequest {
       scored;  ///< halves that need a score; nothing below the lowest of them is differentiated
   std::int64_t seed = 0;  ///< of criterion random
   std::int64_t iteration = 0;
-  std::int64_t spare_bytes = 0;  ///< memory this rank may use to save arithmetic; 0 = none
+  std::int64_t spare_bytes = 0;      ///< memory this rank may use to save arithmetic; 0 = none
+  std::optional<PausedPass> paused;  ///< continued when it is of the same work, else left alone
 };
 
 /// Every half of every layer.
@@ -34,6 +37,7 @@ struct ScorePass {
   ScoreTable table;                       ///< the same on every rank
   std::map<std::string, double> seconds;  ///< calibrate, reduce
   std::int64_t statistics_bytes = 0;      ///< accumulators on this rank
+  std::int64_t continued_tokens = 0;      ///< of table.tokens, those of the paused pass
   std::int64_t repeated_halves = 0;       ///< most halves that ran forward twice in a micro-batch
 };
 
@@ -41,7 +45,8 @@ struct ScorePass {
 /// rank gets the whole table, bit for bit the same. Units are gathered over tensor ranks,
 /// statistics summed over data ranks: one collective for the gate criteria, one per weight tensor
 /// for `taylor`. Throws AgreedError(bad_content) naming tensor, layer and rank for values that are
-/// not finite, stop::Stopped when a rank was asked to stop.
+/// not finite; when a rank was asked to stop, Paused where the criterion's sums can be kept, else
+/// stop::Stopped.
 ScorePass score(const CausalLM& model, const Calibration& data, const ScoreRequest& request,
                 const ProcessGrid& grid, const RoundHooks& hooks);
 

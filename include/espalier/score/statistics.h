@@ -3,6 +3,7 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "espalier/comm/communicator.h"
@@ -30,6 +31,10 @@ class Statistics : public BackwardObserver {
   /// The criterion's value per local unit. Throws Error(bad_content) naming tensor and layer for a
   /// value that is not finite.
   virtual UnitSums finish() const = 0;
+  /// The sums of this rank so far, on the host, or nothing when they are too large to keep.
+  virtual std::optional<UnitSums> sums_so_far() const = 0;
+  /// Goes on from such sums in place of zero.
+  virtual void restore(const UnitSums& sums) = 0;
   /// Bytes the accumulators take on the device now.
   virtual std::int64_t bytes() const = 0;
   /// Bytes they take once every scored half was observed.

@@ -1,0 +1,41 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "espalier/core/stop.h"
+#include "espalier/store/hdf5_file.h"
+
+namespace espalier {
+
+/// What a scoring pass had when it was asked to stop: enough to go on with the rest of the data, on
+/// any layout. Only criteria whose sums are a number per unit can be paused; `taylor` holds a
+/// gradient per weight.
+struct PausedPass {
+  std::string work;  ///< hash of the criterion, the model's units and the order of micro-batches
+  std::int64_t iteration = 0;      ///< the one under way
+  std::int64_t micro_batches = 0;  ///< done in the traversal under way: a prefix of the order
+  /// One row per traversal of data, the last one under way, before them the finished ones; scored
+  /// units in the order (layer, unit). No rows for criteria without gradients.
+  std::vector<std::vector<double>> attention, mlp;
+  std::vector<double> loss;  ///< per domain, so far
+  std::int64_t tokens = 0;   ///< counted loss tokens so far
+};
+
+/// Thrown on every rank together in place of stop::Stopped when the pass can be continued.
+class Paused : public stop::Stopped {
+ public:
+  Paused(int level, PausedPass pass) : Stopped(level), pass_(std::move(pass)) {}
+  const PausedPass& pass() const { return pass_; }
+
+ private:
+  PausedPass pass_;
+};
+
+/// The bytes of sums.h5 (docs/file-formats.md).
+std::vector<std::byte> sums_image(const PausedPass& pass);
+/// Throws Error(bad_content) naming object and value.
+PausedPass read_sums(const Hdf5Reader& file);
+
+}  // namespace espalier
