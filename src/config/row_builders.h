@@ -1,14 +1,12 @@
 #pragma once
 
+#include "names.h"
 #include "schema.h"
 
 // How the rows of the schema are written. `access` is a generic lambda that returns a reference to
 // the field, for a const and for a mutable T: [](auto& c) -> auto& { return c.prune.iterations; }
 
 namespace espalier::config_detail {
-
-template <class E>
-using Names = std::vector<std::pair<const char*, E>>;
 
 template <class T>
 Row<T> free_at_resume(Row<T> row) {

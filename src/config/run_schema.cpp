@@ -202,28 +202,18 @@ Rows<C> importance_rows() {
   return {
       choice_row<C, Criterion>(
           "importance.criterion", [](auto& c) -> auto& { return c.importance.criterion; },
-          {{"taylor", Criterion::taylor},
-           {"taylor_gate", Criterion::taylor_gate},
-           {"taylor_gate_sample", Criterion::taylor_gate_sample},
-           {"magnitude", Criterion::magnitude},
-           {"random", Criterion::random}},
+          criterion_names(),
           "taylor: sum of |w . g| over the unit's weights, g the mean gradient (GISP, "
           "arXiv 2510.18030); taylor_gate: |sum of h . dL/dh| at the unit's gate, without "
           "weight gradients; taylor_gate_sample: the same per sequence; magnitude: sum of "
           "|w|; random: a seeded draw."),
       choice_row<C, Normalization>(
           "importance.normalization", [](auto& c) -> auto& { return c.importance.normalization; },
-          {{"gisp", Normalization::gisp},
-           {"param_mean", Normalization::param_mean},
-           {"block_mean", Normalization::block_mean},
-           {"block_l2", Normalization::block_l2},
-           {"block_standardize", Normalization::block_standardize},
-           {"none", Normalization::none}},
+          normalization_names(),
           "What makes heads and channels comparable. gisp: divided by 4 x head_dim x hidden and by "
-          "3 x "
-          "intermediate_size (as released with arXiv 2510.18030); param_mean: by the number of "
-          "weights summed; "
-          "block_*: by mean, L2 norm, or mean and deviation of the layer's units of the kind."),
+          "3 x intermediate_size (as released with arXiv 2510.18030); param_mean: by the number of "
+          "weights summed; block_*: by mean, L2 norm, or mean and deviation of the layer's units "
+          "of the kind."),
       choice_row<C, Reduction>(
           "importance.reduction", [](auto& c) -> auto& { return c.importance.reduction; },
           {{"gradients", Reduction::gradients}, {"scores", Reduction::scores}},

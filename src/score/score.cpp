@@ -12,6 +12,7 @@
 #include "espalier/core/stop.h"
 #include "espalier/score/normalize.h"
 #include "espalier/score/unit_sums.h"
+#include "scored_units.h"
 
 namespace espalier {
 namespace {
@@ -19,40 +20,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
-}
-
-const char* name_of(Criterion criterion) {
-  switch (criterion) {
-    case Criterion::taylor:
-      return "taylor";
-    case Criterion::taylor_gate:
-      return "taylor_gate";
-    case Criterion::taylor_gate_sample:
-      return "taylor_gate_sample";
-    case Criterion::magnitude:
-      return "magnitude";
-    case Criterion::random:
-      return "random";
-  }
-  return "?";
-}
-
-const char* name_of(Normalization normalization) {
-  switch (normalization) {
-    case Normalization::gisp:
-      return "gisp";
-    case Normalization::param_mean:
-      return "param_mean";
-    case Normalization::block_mean:
-      return "block_mean";
-    case Normalization::block_l2:
-      return "block_l2";
-    case Normalization::block_standardize:
-      return "block_standardize";
-    case Normalization::none:
-      return "none";
-  }
-  return "?";
 }
 
 std::int64_t lowest_half(const ScoredHalves& scored) {
@@ -80,6 +47,7 @@ class Pass {
         request_(request),
         grid_(grid),
         hooks_(hooks),
+        units_(model, request.unit, request.scored),
         loss_(data.domains().size(), 0.0) {
     options_.criterion = request.importance.criterion;
     options_.unit = request.unit;
@@ -178,14 +146,7 @@ class Pass {
   std::string work() const {
     std::string text = fmt::format("{} {} {}", name_of(options_.criterion), per_domain(),
                                    static_cast<int>(request_.unit));
-    for (std::int64_t l = 0; l < model_.layers(); ++l)
-      for (const UnitKind kind : {UnitKind::attention, UnitKind::mlp}) {
-        text += is_scored(request_.scored, l, kind) ? "|+" : "|-";
-        for (const ShardWidths& shard : model_.shards())
-          for (const std::int32_t unit :
-               unit_numbers(shard.widths.layers[static_cast<std::size_t>(l)], request_.unit, kind))
-            text += fmt::format(" {}", unit);
-      }
+    text += units_.description();
     for (const MicroBatch& batch : data_.micro_batches(-1)) {
       text += fmt::format("|{}", data_.domains()[batch.domain].name);
       for (std::size_t i = batch.begin; i < batch.end; ++i)
@@ -210,7 +171,7 @@ class Pass {
   void continue_from(const PausedPass& paused) {
     done_ = paused.micro_batches;
     for (std::size_t row = 0; row < paused.attention.size(); ++row) {
-      UnitSums sums = own_part(paused.attention[row], paused.mlp[row]);
+      UnitSums sums = units_.own_part(paused.attention[row], paused.mlp[row]);
       if (row + 1 < paused.attention.size())
         raw_.push_back(std::move(sums));
       else if (grid_.data_index() == 0)
@@ -228,52 +189,11 @@ class Pass {
       raw_.push_back(std::move(*current));
     }
     PausedPass paused{work_, request_.iteration, done_, {}, {}, loss_, tokens_};
-    paused.attention = flattened(UnitKind::attention);
-    paused.mlp = flattened(UnitKind::mlp);
+    paused.attention = units_.flattened(raw_, UnitKind::attention, grid_.tensor());
+    paused.mlp = units_.flattened(raw_, UnitKind::mlp, grid_.tensor());
     grid_.data().all_reduce_sum(std::span<double>(paused.loss));
     grid_.data().all_reduce_sum(std::span<std::int64_t>(&paused.tokens, 1));
     throw Paused(stopped.level(), std::move(paused));
-  }
-
-  /// Rows of one kind's values over all layers.
-  std::vector<std::vector<double>> flattened(UnitKind kind) const {
-    std::vector<std::vector<double>> rows;
-    for (const auto& layers : gathered(kind)) {
-      rows.emplace_back();
-      for (const std::vector<double>& values : layers)
-        rows.back().insert(rows.back().end(), values.begin(), values.end());
-    }
-    return rows;
-  }
-
-  /// This rank's units out of a row over all of them.
-  UnitSums own_part(const std::vector<double>& attention, const std::vector<double>& mlp) const {
-    UnitSums mine(static_cast<std::size_t>(model_.layers()));
-    for (const UnitKind kind : {UnitKind::attention, UnitKind::mlp}) {
-      const std::vector<double>& all = kind == UnitKind::attention ? attention : mlp;
-      std::size_t next = 0;
-      for (std::int64_t l = 0; l < model_.layers(); ++l) {
-        if (!is_scored(request_.scored, l, kind)) continue;
-        for (const ShardWidths& shard : model_.shards()) {
-          const std::size_t count =
-              unit_numbers(shard.widths.layers[static_cast<std::size_t>(l)], request_.unit, kind)
-                  .size();
-          if (next + count > all.size()) refuse_sums(kind, all.size());
-          if (&shard == &model_.shard())
-            mine[static_cast<std::size_t>(l)][static_cast<std::size_t>(kind)].assign(
-                all.begin() + static_cast<std::ptrdiff_t>(next),
-                all.begin() + static_cast<std::ptrdiff_t>(next + count));
-          next += count;
-        }
-      }
-      if (next != all.size()) refuse_sums(kind, all.size());
-    }
-    return mine;
-  }
-  [[noreturn]] static void refuse_sums(UnitKind kind, std::size_t have) {
-    throw AgreedError(ExitCode::bad_content,
-                      fmt::format("{} sums of {} units do not fit the model", have, name_of(kind)),
-                      "the paused pass is of another plan", "Remove its directory in ckpt/.");
   }
 
   /// Adds each sequence's mean loss to its domain.
@@ -325,60 +245,14 @@ class Pass {
     return table;
   }
 
-  /// Gathers one kind's values over tensor ranks: [row][layer] -> values in dense order. Ranks hold
-  /// contiguous ranges, so concatenation in rank order is ascending.
-  std::vector<std::vector<std::vector<double>>> gathered(UnitKind kind) const {
-    std::vector<double> mine;
-    for (const UnitSums& sums : raw_)
-      for (const auto& layer : sums) {
-        const std::vector<double>& values = layer[static_cast<std::size_t>(kind)];
-        mine.insert(mine.end(), values.begin(), values.end());
-      }
-    const std::vector<double> all = grid_.tensor().gather(std::span<const double>(mine));
-    std::vector<std::vector<std::vector<double>>> result(
-        raw_.size(), std::vector<std::vector<double>>(static_cast<std::size_t>(model_.layers())));
-    auto next = all.begin();
-    for (const ShardWidths& shard : model_.shards())
-      for (auto& row : result)
-        for (std::int64_t l = 0; l < model_.layers(); ++l) {
-          if (!is_scored(request_.scored, l, kind)) continue;
-          const auto count = static_cast<std::ptrdiff_t>(
-              unit_numbers(shard.widths.layers[static_cast<std::size_t>(l)], request_.unit, kind)
-                  .size());
-          std::vector<double>& values = row[static_cast<std::size_t>(l)];
-          values.insert(values.end(), next, next + count);
-          next += count;
-        }
-    ESPALIER_CHECK(next == all.end(), "gathered scores do not match the shards' units");
-    return result;
-  }
-
-  /// Query heads behind each attention unit of a layer.
-  std::vector<std::int64_t> heads_per_unit(std::int64_t layer) const {
-    std::vector<std::int64_t> heads;
-    for (const ShardWidths& shard : model_.shards()) {
-      const LayerWidths& widths = shard.widths.layers[static_cast<std::size_t>(layer)];
-      if (request_.unit == AttentionUnit::query_head) {
-        heads.insert(heads.end(), widths.query_heads.size(), 1);
-      } else {
-        const std::vector<std::int64_t> groups = widths.groups(model_.config());
-        heads.insert(heads.end(), groups.begin(), groups.end());
-      }
-    }
-    return heads;
-  }
-
   void fill(ScoreList& list, UnitKind kind) const {
-    const auto values = gathered(kind);
+    const std::vector<LayerValues> values = units_.gathered(raw_, kind, grid_.tensor());
     list.raw.resize(values.size());
     for (std::int64_t l = 0; l < model_.layers(); ++l) {
-      if (!is_scored(request_.scored, l, kind)) continue;
-      for (const ShardWidths& shard : model_.shards())
-        for (const std::int32_t unit :
-             unit_numbers(shard.widths.layers[static_cast<std::size_t>(l)], request_.unit, kind)) {
-          list.layer.push_back(static_cast<std::int32_t>(l));
-          list.unit.push_back(unit);
-        }
+      if (!units_.is_scored(l, kind)) continue;
+      const std::vector<std::int32_t> numbers = units_.numbers(l, kind);
+      list.layer.insert(list.layer.end(), numbers.size(), static_cast<std::int32_t>(l));
+      list.unit.insert(list.unit.end(), numbers.begin(), numbers.end());
       const std::vector<double> combined = combine(values, l, kind);
       list.score.insert(list.score.end(), combined.begin(), combined.end());
       for (std::size_t row = 0; row < values.size(); ++row) {
@@ -389,15 +263,15 @@ class Pass {
   }
 
   /// Normalises each row's block, then takes the weighted mean over domains (or the only row).
-  std::vector<double> combine(const std::vector<std::vector<std::vector<double>>>& values,
-                              std::int64_t layer, UnitKind kind) const {
+  std::vector<double> combine(const std::vector<LayerValues>& values, std::int64_t layer,
+                              UnitKind kind) const {
     std::vector<double> sum;
     double total = 0;
     for (std::size_t row = 0; row < values.size(); ++row) {
       const double weight = values.size() > 1 ? data_.domains()[row].weight : 1.0;
       const std::vector<double> block =
           normalized(model_.config(), request_.importance.normalization, request_.unit, kind,
-                     values[row][static_cast<std::size_t>(layer)], heads_per_unit(layer));
+                     values[row][static_cast<std::size_t>(layer)], units_.heads_per_unit(layer));
       sum.resize(block.size(), 0.0);
       for (std::size_t u = 0; u < block.size(); ++u) sum[u] += weight * block[u];
       total += weight;
@@ -411,6 +285,7 @@ class Pass {
   const ScoreRequest& request_;
   const ProcessGrid& grid_;
   const RoundHooks& hooks_;
+  ScoredUnits units_;
   StatisticsOptions options_;
   std::vector<double> loss_;
   std::int64_t tokens_ = 0;

@@ -113,6 +113,10 @@ struct RunConfig {
   std::vector<std::string> notes;
 };
 
+/// The word of the configuration for a value.
+const char* name_of(Criterion value);
+const char* name_of(Normalization value);
+
 /// What the caller needs; decides which keys are required (`prune.target` for run).
 enum class ConfigUse { run, score, eval, print };
 

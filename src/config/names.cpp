@@ -1,0 +1,46 @@
+#include "names.h"
+
+#include "espalier/core/error.h"
+
+namespace espalier {
+namespace config_detail {
+namespace {
+
+template <class E>
+const char* name_in(const Names<E>& names, E value) {
+  for (const auto& [name, meant] : names)
+    if (meant == value) return name;
+  throw Error(ExitCode::internal, "a configured value has no name");
+}
+
+}  // namespace
+
+const Names<Criterion>& criterion_names() {
+  static const Names<Criterion> names{{"taylor", Criterion::taylor},
+                                      {"taylor_gate", Criterion::taylor_gate},
+                                      {"taylor_gate_sample", Criterion::taylor_gate_sample},
+                                      {"magnitude", Criterion::magnitude},
+                                      {"random", Criterion::random}};
+  return names;
+}
+
+const Names<Normalization>& normalization_names() {
+  static const Names<Normalization> names{{"gisp", Normalization::gisp},
+                                          {"param_mean", Normalization::param_mean},
+                                          {"block_mean", Normalization::block_mean},
+                                          {"block_l2", Normalization::block_l2},
+                                          {"block_standardize", Normalization::block_standardize},
+                                          {"none", Normalization::none}};
+  return names;
+}
+
+}  // namespace config_detail
+
+const char* name_of(Criterion value) {
+  return config_detail::name_in(config_detail::criterion_names(), value);
+}
+const char* name_of(Normalization value) {
+  return config_detail::name_in(config_detail::normalization_names(), value);
+}
+
+}  // namespace espalier

@@ -1,0 +1,17 @@
+#pragma once
+
+#include <utility>
+#include <vector>
+
+#include "espalier/config/run_config.h"
+
+namespace espalier::config_detail {
+
+/// The words of a choice, in the order of help and reference.
+template <class E>
+using Names = std::vector<std::pair<const char*, E>>;
+
+const Names<Criterion>& criterion_names();
+const Names<Normalization>& normalization_names();
+
+}  // namespace espalier::config_detail
