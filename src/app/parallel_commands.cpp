@@ -10,6 +10,7 @@
 #include "espalier/core/fault.h"
 #include "espalier/core/log.h"
 #include "espalier/core/stop.h"
+#include "espalier/pipeline/failure.h"
 #include "espalier/pipeline/measure_model.h"
 #include "espalier/pipeline/run.h"
 #include "print_error.h"
@@ -57,17 +58,8 @@ int run_on_ranks(const CommandOptions& options, const std::function<void(CommRun
     code = static_cast<int>(ExitCode::stopped);
   } catch (const AgreedError& error) {
     fail(error, true);
-  } catch (const Error& error) {
-    fail(error, false);
-  } catch (const std::bad_alloc&) {
-    fail(Error(ExitCode::unsuitable, "memory ran out", {},
-               "Lower calibration.micro_batch_tokens or use more tensor ranks.",
-               fmt::format("rank {}", rank)),
-         false);
   } catch (const std::exception& error) {
-    fail(Error(ExitCode::internal, error.what(), "unexpected",
-               "Please report this with the command.", fmt::format("rank {}", rank)),
-         false);
+    fail(as_error(error, fmt::format("rank {}", rank)), false);
   }
   runtime->finish();
   return code;

@@ -101,7 +101,7 @@ std::vector<std::string> check_checkpoint(const ModelConfig& config, const Weigh
   for (const std::string& name : available) {
     if (std::binary_search(expected.begin(), expected.end(), name)) continue;
     if (name == "lm_head.weight")
-      notes.push_back("the embeddings are tied: lm_head.weight of the file is not used");
+      notes.emplace_back("the embeddings are tied: lm_head.weight of the file is not used");
     else if (extra++ == 0)
       first_extra = name;
   }

@@ -14,6 +14,7 @@
 #include "espalier/eval/perplexity.h"
 #include "espalier/export/export_model.h"
 #include "espalier/pipeline/exporting.h"
+#include "espalier/pipeline/failure.h"
 #include "espalier/pipeline/monitor.h"
 #include "espalier/pipeline/provenance.h"
 #include "espalier/pipeline/run_report.h"
@@ -50,8 +51,8 @@ class PruningRun {
           monitor.status().reason.empty() ? "signal" : monitor.status().reason;
       finish("stopped", static_cast<int>(ExitCode::stopped), reason);
       throw;
-    } catch (const Error& error) {
-      finish("failed", static_cast<int>(error.code()), error.what());
+    } catch (const std::exception& exception) {
+      report_failure(exception);
       throw;
     }
   }
@@ -412,6 +413,18 @@ class PruningRun {
     status.reason = reason;
     monitor_->write_status();
     if (code == 0) print_end(*source_, config_, rules_, plan_, *directory_, monitor_->elapsed());
+  }
+
+  /// What all ranks throw together rank 0 reports; what one throws alone that one reports itself,
+  /// since it is about to end the whole job.
+  void report_failure(const std::exception& exception) {
+    const bool agreed = dynamic_cast<const AgreedError*>(&exception) != nullptr;
+    const Error error = as_error(exception, fmt::format("rank {}", world_.rank()));
+    const int code = static_cast<int>(error.code());
+    if (directory_)
+      finish("failed", code, error.what());
+    else if (!agreed)
+      report_lone_failure(request_.run_dir, code, error.what());
   }
 
   const RunRequest& request_;

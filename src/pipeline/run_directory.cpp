@@ -301,6 +301,20 @@ StatusReport report_status(const fs::path& run_directory) {
   return report;
 }
 
+void report_lone_failure(const fs::path& run_directory, int exit_code,
+                         const std::string& reason) noexcept {
+  try {
+    const fs::path file = run_directory / "status.json";
+    nlohmann::ordered_json status = read_json(file);
+    status["state"] = "failed";
+    status["heartbeat"] = now_text();
+    status["exit_code"] = exit_code;
+    status["reason"] = reason;
+    replace_file(file, status.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
+  } catch (const std::exception&) {
+  }
+}
+
 void request_stop(const fs::path& run_directory) {
   if (!fs::exists(run_directory / "owner.json"))
     throw Error(ExitCode::missing_input, "this is not a run directory", "it has no owner.json", {},

@@ -271,6 +271,12 @@ def nan_in_forward(row):
     row.arguments = ["--tensor", "RANKS"]
 
 
+def throw_between_collectives(row):
+    """The other tensor ranks wait in a sum that will not come."""
+    row.arguments = ["--tensor", "RANKS"]
+    row.extra = {"ESPALIER_FAULT": "point=backward.enter;rank=RANK;iter=1;action=throw"}
+
+
 def throw_on_one_rank(row):
     row.extra = {"ESPALIER_FAULT": "point=slice.enter;rank=RANK;iter=1;action=throw"}
 
@@ -334,6 +340,7 @@ TABLE = [
     (nan_on_one_data_rank, 65, ["model.norm.weight", "layer 3", "RANK"], BEGUN),
     (nan_in_gates, 65, ["model.norm.weight", "layer 3", "RANK"], BEGUN),
     (nan_in_forward, 65, ["NaN", "rank"], BEGUN),
+    (throw_between_collectives, 70, ["fault injected at backward.enter", "RANK"], BEGUN),
     (throw_on_one_rank, 70, ["fault injected at slice.enter", "RANK"], BEGUN),
     (require_without_commit, 66, ["commit"], BEGUN),
     (unknown_resume, 64, ["perhaps"], False),
@@ -375,7 +382,7 @@ class BadInput(Refused):
     def test_table(self):
         self.bench.config()
         failures = []
-        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
             futures = {pool.submit(self.one, *row, ranks): (row[0].__name__, ranks) for row in TABLE for ranks in (1, 2)}
             for future in concurrent.futures.as_completed(futures):
                 try:

@@ -25,17 +25,6 @@ import reference  # noqa: E402
 import token_files  # noqa: E402
 from make_random import make  # noqa: E402
 
-READ_EXPORT = """
-import sys, torch, transformers
-transformers.logging.set_verbosity_error()
-model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=sys.argv[3] == "exact", dtype=torch.float32)
-model.eval()
-tokens = torch.load(sys.argv[2])
-with torch.no_grad():
-    torch.save(model(tokens).logits.double(), sys.argv[4])
-print(transformers.__version__)
-"""
-
 
 def versions():
     """PYTHONPATH additions, one per supported transformers; a missing one is an error, not fewer comparisons."""
@@ -45,27 +34,83 @@ def versions():
     return [None, str(other)]
 
 
+class Reader:
+    """open_exports.py under way with one version of transformers. Whatever it does not answer is an error."""
+
+    def __init__(self, extra, checkpoint, folder):
+        folder.mkdir()
+        self.folder, self.count = folder, 0
+        environment = {**os.environ, **({"PYTHONPATH": extra} if extra else {}), "HF_HOME": str(folder / "hf")}
+        with open(folder / "stderr", "w") as stderr:
+            self.process = subprocess.Popen([sys.executable, HERE / "open_exports.py", checkpoint], env=environment, text=True,
+                                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr)
+        self.name = f"transformers at {extra}" if extra else "transformers"
+
+    def close(self):
+        self.process.communicate(timeout=60)  # ends at the end of its input
+
+    def fail(self, what):
+        raise AssertionError(f"{self.name}: {what}\n{(self.folder / 'stderr').read_text()[-3000:]}")
+
+    def answer(self):
+        line = self.process.stdout.readline()
+        if not line:
+            self.fail(f"the reader ended with exit code {self.process.wait(60)}")
+        return json.loads(line)
+
+    def started(self):
+        self.name = f"transformers {self.answer()['transformers']}"
+
+    def logits(self, export, form, tokens):
+        self.count += 1
+        out = self.folder / f"{self.count}.pt"  # never the file of another export
+        request = {"export": export, "form": form, "tokens": tokens, "out": out}
+        try:
+            print(json.dumps({k: str(v) for k, v in request.items()}), file=self.process.stdin, flush=True)
+        except BrokenPipeError:
+            pass  # answer() says why
+        code = self.answer()["code"]
+        if code != 0:
+            self.fail(f"{export} cannot be read as {form}: exit code {code}")
+        return torch.load(out)
+
+
 class Pruned:
     layers = 4
     shape = {}
 
-    def setUp(self):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
         torch.set_num_threads(1)
-        self.scratch = tempfile.TemporaryDirectory()
-        self.addCleanup(self.scratch.cleanup)
-        self.path = pathlib.Path(self.scratch.name)
-        self.model = self.path / "model"
+        scratch = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(scratch.cleanup)
+        cls.class_path = pathlib.Path(scratch.name)
+        cls.model = cls.class_path / "model"
         # The spelling of transformers 4: 4.57 would not see the rope of the other one in the unpruned config.
-        make(self.model, self.family, seed=3, layers=self.layers, spelling=4, **self.shape)
-        self.config = json.loads((self.model / "config.json").read_text())
-        token_files.random_plain(self.path / "a.h5", 4, 20, self.config["vocab_size"], 5)
-        self.case = compare.Case(os.environ["ESPALIER"], self.model, [self.path / "a.h5"], self.path)
+        make(cls.model, cls.family, seed=3, layers=cls.layers, spelling=4, **cls.shape)
+        cls.config = json.loads((cls.model / "config.json").read_text())
+        cls.token_file = cls.class_path / "a.h5"
+        token_files.random_plain(cls.token_file, 4, 20, cls.config["vocab_size"], 5)
+        tokens, _, _ = reference.read_tokens(cls.token_file)
+        torch.save(tokens, cls.class_path / "tokens.pt")
+        cls.case = compare.Case(os.environ["ESPALIER"], cls.model, [cls.token_file], cls.class_path)
+        cls.readers = []
+        for number, extra in enumerate(versions()):
+            cls.readers.append(Reader(extra, cls.model, cls.class_path / f"reader{number}"))
+            cls.addClassCleanup(cls.readers[-1].close)
+        for reader in cls.readers:
+            reader.started()
+
+    def setUp(self):
+        self.path = self.class_path / self._testMethodName
+        self.path.mkdir()
 
     def masked_logits(self, removed, unit, dtype=torch.float64):
         with reference.quiet():
             model = reference.load(self.model, dtype)
         plan_files.mask(model, removed, unit)
-        return reference.logits(model, self.path / "a.h5", 4)
+        return reference.logits(model, self.token_file, 4)
 
     def sliced_logits(self, layout, *choice):
         out = self.path / "logits.h5"
@@ -77,14 +122,8 @@ class Pruned:
         return values
 
     def read_by_transformers(self, export, form):
-        tokens, _, _ = reference.read_tokens(self.path / "a.h5")
-        torch.save(tokens, self.path / "tokens.pt")
-        for extra in versions():
-            environment = {**os.environ, **({"PYTHONPATH": extra} if extra else {}), "HF_HOME": str(self.path / "hf")}
-            done = subprocess.run([sys.executable, "-c", READ_EXPORT, export, self.path / "tokens.pt", form, self.path / "out.pt"],
-                                  env=environment, capture_output=True, text=True)
-            self.assertEqual(done.returncode, 0, done.stderr[-3000:])
-            yield done.stdout.strip().splitlines()[-1], torch.load(self.path / "out.pt")
+        for reader in self.readers:
+            yield reader.name, reader.logits(export, form, self.class_path / "tokens.pt")
 
     def check(self, removed, unit, layouts):
         plan = self.path / f"plan-{unit}.h5"

@@ -28,12 +28,16 @@ SOME = compare.LAYOUTS[:1] + compare.LAYOUTS[-1:]  # 1x1 and 3x1: an uneven cut,
 class Comparison:
     """The tests; subclasses say which checkpoint."""
 
-    def setUp(self):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
         torch.set_num_threads(1)
-        self.scratch = tempfile.TemporaryDirectory()
-        self.addCleanup(self.scratch.cleanup)
+        scratch = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(scratch.cleanup)
+        cls.case = cls.make_case(pathlib.Path(scratch.name))
+
+    def setUp(self):
         self.table = compare.Table()
-        self.case = self.make_case(pathlib.Path(self.scratch.name))
 
     def tearDown(self):
         self.assertEqual(self.table.failures, 0, "comparisons are outside their bounds, see the table above")
@@ -71,9 +75,10 @@ class Comparison:
 class RandomModel(Comparison):
     shape = {}
 
-    def make_case(self, scratch):
+    @classmethod
+    def make_case(cls, scratch):
         model = scratch / "model"
-        make(model, self.family, seed=1, **self.shape)
+        make(model, cls.family, seed=1, **cls.shape)
         vocabulary = json.loads((model / "config.json").read_text())["vocab_size"]
         token_files.random_plain(scratch / "a.h5", 5, 20, vocabulary, 1)
         token_files.random_answers(scratch / "b.h5", 3, 26, vocabulary, 2)
@@ -125,8 +130,9 @@ class OwnSlice(unittest.TestCase):
 
 
 class TrainedModel(Comparison):
-    def make_case(self, scratch):
-        model, texts = self.locate()
+    @classmethod
+    def make_case(cls, scratch):
+        model, texts = cls.locate()
         vocabulary = json.loads((model / "config.json").read_text())["vocab_size"]
         paths = []
         for i, text in enumerate(texts):
@@ -136,16 +142,18 @@ class TrainedModel(Comparison):
 
 
 class TriDomain(TrainedModel, unittest.TestCase):
-    def locate(self):
+    @classmethod
+    def locate(cls):
         model = HERE.parent / "models" / "tri-domain-qwen2"
         return model, [model / "text" / f"{domain}.calibration.jsonl" for domain in ("prose", "code")]
 
 
 class Stories(TrainedModel, unittest.TestCase):
-    def locate(self):
+    @classmethod
+    def locate(cls):
         data = os.environ.get("ESPALIER_TEST_DATA")
         if not data:
-            self.skipTest("ESPALIER_TEST_DATA is not set: no trained Llama to compare on")
+            raise unittest.SkipTest("ESPALIER_TEST_DATA is not set: no trained Llama to compare on")
         return pathlib.Path(data) / "models" / "stories260K", [pathlib.Path(data) / "data" / "lm" / "tinystories_sample.jsonl"]
 
 

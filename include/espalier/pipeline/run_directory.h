@@ -103,6 +103,11 @@ struct StatusReport {
 };
 StatusReport report_status(const std::filesystem::path& run_directory);
 
+/// Writes into status.json that the run there failed, on behalf of a rank without a RunDirectory
+/// that will end the whole job. Never throws: it is about to leave for a better reason.
+void report_lone_failure(const std::filesystem::path& run_directory, int exit_code,
+                         const std::string& reason) noexcept;
+
 /// Asks the run in that directory to commit and stop. Throws missing_input when it is no run
 /// directory.
 void request_stop(const std::filesystem::path& run_directory);
