@@ -4,7 +4,7 @@
 # Sets up, builds and tests everything that this machine can test, then prints one table of what ran, what
 # was skipped and why. The last line reads "N passed, N failed, N skipped". Logs stay in build/logs.
 #
-#   --full   also the long forms: more kills, longer fuzzing, the model of full width
+#   --full   also the long forms: every comparison on every layout, more kills, longer fuzzing, the model of full width
 #
 # Tests that need trained models look in the directory that ESPALIER_TEST_DATA names, if it is set.
 # Exit codes: 0 nothing failed, 1 something did, 64 wrong usage, 69 the machine lacks something.
@@ -107,6 +107,12 @@ run_python() {  # run_python NAME [FOLDER OF PACKAGES]
   counted "$name" "$start" "$code" "$folder/failures" unittest "$folder"/*.log
 }
 
+# A model of 1.2 B parameters; asserts no times.
+run_scale() {
+  launch/build.sh release
+  "$python" tests/bench/scale.py --espalier build/release/bin/espalier --out "$logs/scale.json"
+}
+
 check_format() {
   local files
   mapfile -t files < <(git ls-files '*.h' '*.cpp' '*.cu')
@@ -144,6 +150,13 @@ fi
 transformers5=$("$python" -c 'import importlib.metadata as m; print(m.version("transformers"))')
 run_python "Python, transformers $transformers5"
 run_python "Python, transformers 4.57.1" "$root/.venv/transformers-4.57.1"
+
+if [ $full = yes ]; then
+  # The table of figures is in build/logs/scale-beside-transformers.log and build/logs/scale.json.
+  check "scale beside transformers" run_scale || true
+else
+  skip "scale beside transformers" "a long form: launch/test.sh --full"
+fi
 
 if [ -n "$(find_nvcc)" ]; then
   check "build cuda" launch/build.sh cuda || true
