@@ -107,6 +107,11 @@ run_python() {  # run_python NAME [FOLDER OF PACKAGES]
   counted "$name" "$start" "$code" "$folder/failures" unittest "$folder"/*.log
 }
 
+check_tidy() {
+  run-clang-tidy-14 -quiet -j "$(cores_here)" -p build/ci 'src/(core|config|comm|store|prune|export)/.*\.cpp' 2>/dev/null |
+    tee /dev/stderr | { ! grep -q 'warning:\|error:'; }
+}
+
 # A model of 1.2 B parameters; asserts no times.
 run_scale() {
   launch/build.sh release
@@ -150,6 +155,12 @@ fi
 transformers5=$("$python" -c 'import importlib.metadata as m; print(m.version("transformers"))')
 run_python "Python, transformers $transformers5"
 run_python "Python, transformers 4.57.1" "$root/.venv/transformers-4.57.1"
+
+if [ $full = yes ] && command -v run-clang-tidy-14 >/dev/null; then
+  check "clang-tidy, rooms without LibTorch" check_tidy || true
+else
+  skip "clang-tidy, rooms without LibTorch" "a long form that needs clang-tidy 14: launch/test.sh --full"
+fi
 
 if [ $full = yes ]; then
   # The table of figures is in build/logs/scale-beside-transformers.log and build/logs/scale.json.

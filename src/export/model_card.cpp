@@ -88,7 +88,7 @@ std::string name_of_directory(const fs::path& source) {
 std::string base_model_name(const fs::path& source, const ModelConfig& dense) {
   const auto root = parse_json(dense.source_text, kConfigFile);
   if (root.contains("_name_or_path") && root["_name_or_path"].is_string()) {
-    const auto name = root["_name_or_path"].get<std::string>();
+    auto name = root["_name_or_path"].get<std::string>();
     if (is_hub_id(name)) return name;
   }
   return name_of_directory(source);

@@ -46,6 +46,10 @@ const char* state_name(CommitKind kind) {
   return kind == CommitKind::pass ? "sums.h5" : "state.h5";
 }
 
+const char* word_of(CommitKind kind) {
+  return kind == CommitKind::pass ? "paused pass" : "iteration";
+}
+
 std::optional<std::int64_t> iteration_of(const std::string& name, CommitKind kind) {
   if (!name.starts_with(prefix_of(kind))) return std::nullopt;
   std::int64_t value = 0;
@@ -139,13 +143,14 @@ Commit read_commit(const fs::path& directory) {
     throw Error(ExitCode::bad_content, "the commit has neither state.h5 nor sums.h5", {}, {},
                 directory.string());
   commit.iteration = commit.manifest.at("iteration").get<std::int64_t>();
-  const std::string name = directory.filename().string();
-  const std::string own = CommitStore::directory_name(commit.iteration, commit.kind);
-  const bool named =
-      iteration_of(name, CommitKind::iteration) || iteration_of(name, CommitKind::pass);
-  if (named && name != own)
-    throw Error(ExitCode::bad_content, "the directory's name is not that of its content",
-                fmt::format("it holds {}", own), {}, directory.string());
+  for (const CommitKind kind : {CommitKind::iteration, CommitKind::pass}) {
+    const std::optional<std::int64_t> named = iteration_of(directory.filename().string(), kind);
+    if (named && (*named != commit.iteration || kind != commit.kind))
+      throw Error(ExitCode::bad_content,
+                  fmt::format("the directory of {} {} holds {} {}", word_of(kind), *named,
+                              word_of(commit.kind), commit.iteration),
+                  {}, {}, directory.string());
+  }
   return commit;
 }
 
