@@ -1,0 +1,58 @@
+#include "espalier/score/paused_pass.h"
+
+#include <limits>
+
+#include <gtest/gtest.h>
+
+#include "espalier/core/error.h"
+
+namespace espalier {
+namespace {
+
+PausedPass sample() {
+  return {"abc", 3, 17, {{0.5, -1e-300}, {2, 3}}, {{1, 2, 3}, {4, 5, 6}}, {0.25, 0.1}, 4096};
+}
+
+PausedPass through_a_file(const PausedPass& pass) {
+  return read_sums(Hdf5Reader::from_image(sums_image(pass), "sums.h5"));
+}
+
+TEST(PausedPass, KeepsEveryBit) {
+  const PausedPass before = sample(), after = through_a_file(before);
+  EXPECT_EQ(after.work, before.work);
+  EXPECT_EQ(after.iteration, before.iteration);
+  EXPECT_EQ(after.micro_batches, before.micro_batches);
+  EXPECT_EQ(after.attention, before.attention);
+  EXPECT_EQ(after.mlp, before.mlp);
+  EXPECT_EQ(after.loss, before.loss);
+  EXPECT_EQ(after.tokens, before.tokens);
+}
+
+TEST(PausedPass, MayHaveNoRowsOrNoUnits) {
+  PausedPass none = sample();
+  none.attention = none.mlp = {};
+  EXPECT_EQ(through_a_file(none).attention.size(), 0u);
+  PausedPass only_channels = sample();
+  only_channels.attention = {{}, {}};
+  EXPECT_EQ(through_a_file(only_channels).attention, only_channels.attention);
+}
+
+TEST(PausedPass, RefusesWhatCannotBeASum) {
+  PausedPass infinite = sample();
+  infinite.mlp[1][2] = std::numeric_limits<double>::infinity();
+  EXPECT_THROW(through_a_file(infinite), Error);
+  PausedPass uneven = sample();
+  uneven.mlp.pop_back();
+  EXPECT_THROW(through_a_file(uneven), Error);
+  PausedPass negative = sample();
+  negative.tokens = -1;
+  EXPECT_THROW(through_a_file(negative), Error);
+  Hdf5Writer other;
+  other.attribute("/", "format", std::string("espalier-plan"));
+  other.attribute("/", "version", std::int64_t{1});
+  const std::vector<std::byte> image = other.finish();
+  EXPECT_THROW(read_sums(Hdf5Reader::from_image(image, "plan.h5")), Error);
+}
+
+}  // namespace
+}  // namespace espalier
