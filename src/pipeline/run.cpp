@@ -229,11 +229,10 @@ class PruningRun {
 
   /// Sums are small and took long: what a stop interrupts goes on where it was.
   void commit_pass(const PausedPass& pass) {
-    save(Commit{CommitKind::pass,
-                pass.iteration,
-                grid_.is_root() ? sums_image(pass) : std::vector<std::byte>(),
-                {{"pass", {{"micro_batches", pass.micro_batches}, {"tokens", pass.tokens}}}}},
-         [] {});
+    save(CommitKind::pass, pass.iteration, [&] {
+      return Saved{sums_image(pass),
+                   {{"pass", {{"micro_batches", pass.micro_batches}, {"tokens", pass.tokens}}}}};
+    });
     if (grid_.is_root())
       log::info("iteration {} paused after {} micro-batches of a pass over the data",
                 pass.iteration, pass.micro_batches);
@@ -307,33 +306,36 @@ class PruningRun {
   }
 
   void commit(const ScoreTable& scores, const nlohmann::ordered_json& row) {
-    save(Commit{CommitKind::iteration,
-                plan_.iteration,
-                grid_.is_root() ? state_image(plan_, scores) : std::vector<std::byte>(),
-                {{"metrics", row}}},
-         [&] {
-           write_plan_file();
-           directory_->commits().prune(config_.keep_last, config_.keep_every);
-         });
+    save(CommitKind::iteration, plan_.iteration, [&] {
+      return Saved{state_image(plan_, scores), {{"metrics", row}}};
+    });
   }
 
-  /// `facts` of the manifest are those that every kind of commit has.
-  void save(Commit commit, const std::function<void()>& then) {
+  struct Saved {
+    std::vector<std::byte> state;
+    nlohmann::ordered_json facts;  // of the manifest, beside those that every commit has
+  };
+
+  /// Rank 0 makes and writes what is saved; all ranks agree that it is there.
+  void save(CommitKind kind, std::int64_t iteration, const std::function<Saved()>& make) {
     monitor_->enter("save");
     fault::hit("save.enter");
     on_root("save", [&] {
-      nlohmann::ordered_json manifest{{"schema", 1},
-                                      {"plan_digest", plan_.digest()},
-                                      {"config_sha256", provenance_.at("config_sha256")},
-                                      {"inputs", hashes_},
-                                      {"layout", provenance_.at("layout")}};
-      manifest.update(commit.manifest);
-      commit.manifest = std::move(manifest);
+      Saved saved = make();
+      Commit commit{kind, iteration, std::move(saved.state), {}};
+      commit.manifest = {{"schema", 1},
+                         {"plan_digest", plan_.digest()},
+                         {"config_sha256", provenance_.at("config_sha256")},
+                         {"inputs", hashes_},
+                         {"layout", provenance_.at("layout")}};
+      commit.manifest.update(saved.facts);
       directory_->commits().publish(commit, directory_->attempt());
-      then();
+      if (kind == CommitKind::pass) return;
+      write_plan_file();
+      directory_->commits().prune(config_.keep_last, config_.keep_every);
     });
     fault::hit("save.exit");
-    monitor_->status().last_commit = CommitStore::directory_name(commit.iteration, commit.kind);
+    monitor_->status().last_commit = CommitStore::directory_name(iteration, kind);
     monitor_->leave();
   }
 
