@@ -73,6 +73,31 @@ class Layouts(Case):
         )
 
 
+class Recompute(Case):
+    """Kept or run again, a half layer's graph has the same bits: how much memory there is decides nothing."""
+
+    model = MODEL
+
+    def test_scores_are_equal_to_the_bit(self):
+        for number, criterion in enumerate(("taylor", "taylor_gate_sample")):
+            with self.subTest(criterion):
+                scores, repeated = {}, {}
+                for recompute in ("auto", "all"):
+                    config = self.bench.config(
+                        f"{recompute}{number}",
+                        model={"path": "model", "dtype": "float32"},
+                        importance={"criterion": criterion},
+                        execution={"recompute": recompute},
+                    )
+                    run_dir = self.folder / f"{recompute}{number}"
+                    self.succeeds("run", config, "--run-dir", run_dir, "--tensor", 2, ranks=2)
+                    with h5py.File(run_dir / "ckpt/iter-000004/state.h5") as file:
+                        scores[recompute] = {k: file[k]["score"][()].tobytes() for k in ("attention", "mlp")}
+                    repeated[recompute] = [row["repeated_halves"] for row in metrics_of(run_dir)[1:]]
+                self.assertEqual(scores["auto"], scores["all"])
+                self.assertEqual(repeated, {"auto": [0] * 4, "all": [8] * 4}, "both halves of four layers")
+
+
 class OneStepInFloat32(Case):
     """In float32, from the same plan, two layouts may disagree about units inside the rounding error at the cut only.
 
