@@ -39,8 +39,9 @@ def from_text(path, tokenizer_directory, text_file, rows, width, vocabulary):
 
     tokenizer = tokenizers.Tokenizer.from_file(str(pathlib.Path(tokenizer_directory) / "tokenizer.json"))
     ids = []
-    for line in open(text_file, encoding="utf-8"):
-        ids += tokenizer.encode(json.loads(line)["text"]).ids
-        if len(ids) >= rows * width:
-            break
+    with open(text_file, encoding="utf-8") as lines:
+        for line in lines:
+            ids += tokenizer.encode(json.loads(line)["text"]).ids
+            if len(ids) >= rows * width:
+                break
     write(path, numpy.asarray(ids[: rows * width]).reshape(rows, width), vocabulary)
