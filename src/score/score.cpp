@@ -144,13 +144,14 @@ class Pass {
 
   /// What must be the same for sums to be continued; files and weights are the caller's concern.
   std::string work() const {
-    std::string text = fmt::format("{} {} {}", name_of(options_.criterion), per_domain(),
-                                   static_cast<int>(request_.unit));
+    std::string text = fmt::format("{} {} ", name_of(options_.criterion), per_domain());
     text += units_.description();
     for (const MicroBatch& batch : data_.micro_batches(-1)) {
-      text += fmt::format("|{}", data_.domains()[batch.domain].name);
+      const DomainDraw& domain = data_.domains()[batch.domain];
+      text +=
+          fmt::format("|{} {} {}", domain.name, domain.weight, static_cast<int>(domain.objective));
       for (std::size_t i = batch.begin; i < batch.end; ++i)
-        text += fmt::format(" {}", data_.domains()[batch.domain].rows[i]);
+        text += fmt::format(" {}", domain.rows[i]);
     }
     return sha256_hex(std::string_view(text));
   }
