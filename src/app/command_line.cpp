@@ -14,6 +14,7 @@
 
 #include "commands.h"
 #include "espalier/core/error.h"
+#include "espalier/pipeline/foreign_errors.h"
 #include "espalier/pipeline/provenance.h"
 #include "print_error.h"
 
@@ -48,8 +49,9 @@ void add_choice(CLI::App* command, CommandOptions& o) {
 
 void add_run_flags(CLI::App* command, CommandOptions& o) {
   command->add_option("--allow-change", o.allow_change, kFrozen)->allow_extra_args(false);
-  command->add_flag("--fast-verify", o.fast_verify,
-                    "Compare inputs by size and time, not by content");
+  command->add_flag(
+      "--fast-verify", o.fast_verify,
+      "Compare inputs by size, time and first MiB; by content only where the time differs");
   command
       ->add_option("--max-hours", o.max_hours,
                    "Stop (exit 75) before this time is over; the last commit stands")
@@ -118,7 +120,8 @@ void define_local(CLI::App& app, CommandOptions& o,
       "  espalier export runs/a --out model-30 --sparsity 0.3");
   exported->add_option("PATH", o.path, "Run directory, or a plan.h5 together with --model")
       ->required();
-  exported->add_option("--model", o.model, "Checkpoint that a plan file belongs to");
+  exported->add_option("--model", o.model,
+                       "Checkpoint that a plan file belongs to, or where a run's model is now");
   exported->add_option("--out", o.out, "Directory to create; must not exist")->required();
   exported
       ->add_option("--format", o.format,
@@ -152,7 +155,7 @@ void define_local(CLI::App& app, CommandOptions& o,
       add(app, "verify", "Check hashes, plans, shapes and values of a run, a commit or a model",
           "  espalier verify runs/a\n  espalier verify runs/a/export/exact --deep");
   verify->add_option("PATH", o.path, "Run directory, commit or model directory")->required();
-  verify->add_flag("--deep", o.deep, "Models: also read every weight and require it to be finite");
+  verify->add_flag("--deep", o.deep, "Also read every weight: finite (models), unchanged (runs)");
   commands.emplace_back(verify, command_verify);
 
   CLI::App* status =
@@ -219,6 +222,7 @@ int usage_error(const CLI::App& app, const CLI::ParseError& error, int argc, cha
 }  // namespace
 
 int run_command_line(int argc, char** argv) {
+  register_foreign_errors();
   CLI::App app("Distributed structured pruning of large language models", "espalier");
   app.require_subcommand(1);
   app.footer(
@@ -245,15 +249,10 @@ int run_command_line(int argc, char** argv) {
   try {
     for (const auto& [command, function] : commands)
       if (command->parsed()) return function(options);
-  } catch (const Error& error) {
+  } catch (const std::exception& exception) {
+    const Error error = as_error(exception, {});
     std::fputs(error_text(error).c_str(), stderr);
     return static_cast<int>(error.code());
-  } catch (const std::exception& error) {
-    std::fputs(error_text(Error(ExitCode::internal, error.what(), "unexpected",
-                                "Please report this with the command."))
-                   .c_str(),
-               stderr);
-    return static_cast<int>(ExitCode::internal);
   }
   return static_cast<int>(ExitCode::usage);
 }

@@ -214,8 +214,12 @@ int command_stop(const CommandOptions& options) {
 int command_doctor(const CommandOptions& options) {
   if (!options.list_faults)
     throw Error(ExitCode::usage, "doctor needs something to do", {}, "Give --list-faults.");
-  for (const fault::Point& point : fault::points())
-    fmt::print("{:<20} {}\n", point.name, point.meaning);
+  fmt::print(stderr, "any point takes: kill9, stop, throw, alloc-fail, slow:MS\n");
+  for (const fault::Point& point : fault::points()) {
+    const std::string special = point.special_actions();
+    fmt::print("{:<20} {}{}{}\n", point.name, point.meaning, special.empty() ? "" : "; also ",
+               special);
+  }
   return 0;
 }
 

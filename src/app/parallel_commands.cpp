@@ -10,7 +10,6 @@
 #include "espalier/core/fault.h"
 #include "espalier/core/log.h"
 #include "espalier/core/stop.h"
-#include "espalier/pipeline/failure.h"
 #include "espalier/pipeline/measure_model.h"
 #include "espalier/pipeline/run.h"
 #include "print_error.h"
@@ -50,7 +49,7 @@ int run_on_ranks(const CommandOptions& options, const std::function<void(CommRun
     if (!agreed && runtime->world().size() > 1) runtime->abort(code);
   };
   try {
-    together(runtime->world(), "start", [&] { fault::initialise(rank); });
+    together(runtime->world(), "start", [&] { fault::initialise(rank, runtime->world().size()); });
     work(*runtime);
   } catch (const stop::Stopped&) {
     if (rank == 0)
@@ -95,9 +94,6 @@ ModelChoice model_choice(const CommandOptions& options) {
   if (options.iteration && options.run_dir.empty())
     throw Error(ExitCode::usage, "--iteration without --run-dir", {},
                 "Name the run with --run-dir DIR.");
-  if (!options.model.empty() && !options.run_dir.empty())
-    throw Error(ExitCode::usage, "--model and --run-dir exclude each other", {},
-                "Give one of them.");
   if (!options.plan.empty() && !options.run_dir.empty())
     throw Error(ExitCode::usage, "--plan and --run-dir exclude each other", {},
                 "Give one of them.");

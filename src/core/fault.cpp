@@ -5,10 +5,13 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <charconv>
 #include <chrono>
 #include <csignal>
 #include <cstdint>
 #include <cstdlib>
+#include <limits>
+#include <new>
 #include <optional>
 #include <set>
 #include <thread>
@@ -51,6 +54,8 @@ State& state() {
   return instance;
 }
 
+constexpr int kMost = std::numeric_limits<int>::max();
+
 const std::vector<std::pair<std::string, int>> kErrnos{
     {"ENOSPC", ENOSPC}, {"EIO", EIO},     {"EDQUOT", EDQUOT}, {"EFBIG", EFBIG},
     {"EACCES", EACCES}, {"EROFS", EROFS}, {"EEXIST", EEXIST}, {"ENOENT", ENOENT},
@@ -71,10 +76,16 @@ std::vector<std::string> split(std::string_view text, char separator) {
   return parts;
 }
 
-double number(const std::string& key, const std::string& text) {
-  char* end = nullptr;
-  const double value = std::strtod(text.c_str(), &end);
-  if (text.empty() || *end != '\0') usage(fmt::format("{}={} is not a number", key, text), {});
+template <class T>
+T number(const std::string& key, const std::string& text, T least, T most) {
+  T value{};
+  const char* end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, value);
+  if (error != std::errc{} || stop != end || !(value >= least && value <= most))
+    usage(fmt::format("{}={} has no effect", key, text),
+          most == std::numeric_limits<T>::max()
+              ? fmt::format("Give a number of at least {}.", least)
+              : fmt::format("Give a number from {} to {}.", least, most));
   return value;
 }
 
@@ -88,53 +99,89 @@ Action parse_action(const std::string& text) {
                                                                {"alloc-fail", Kind::alloc_fail}};
   for (const auto& [name, kind] : plain)
     if (text == name) return {kind, 0};
-  if (text.starts_with("slow:"))
-    return {Kind::slow, static_cast<int>(number("slow", text.substr(5)))};
+  if (text.starts_with("slow:")) return {Kind::slow, number<int>("slow", text.substr(5), 1, kMost)};
   if (text.starts_with("errno:"))
     for (const auto& [name, value] : kErrnos)
       if (text.substr(6) == name) return {Kind::io_error, value};
   usage(fmt::format("unknown action '{}'", text),
-        "Actions: kill9, stop, throw, slow:MS, nan, short-write, errno:NAME, alloc-fail.");
+        "Actions: kill9, stop, throw, alloc-fail, slow:MS, nan, short-write, errno:NAME (ENOSPC, "
+        "EIO, EDQUOT, EFBIG, EACCES, EROFS, EEXIST, ENOENT).");
 }
 
-void require_known_point(const std::string& name) {
+const Point& known_point(const std::string& name) {
   std::vector<std::string> names;
-  for (const Point& point : points()) names.push_back(point.name);
-  if (std::find(names.begin(), names.end(), name) != names.end()) return;
+  for (const Point& point : points()) {
+    if (point.name == name) return point;
+    names.push_back(point.name);
+  }
   const std::string near = nearest_name(name, names);
   usage(fmt::format("unknown point '{}'", name),
         near.empty() ? "espalier doctor --list-faults prints all points."
                      : fmt::format("Did you mean '{}'?", near));
 }
 
-Spec parse_spec(const std::string& text) {
+/// An action that nothing at the point would heed, or on a rank that never comes there, would be a
+/// rehearsal of nothing.
+void require_effect(const Spec& spec, const std::string& action, int ranks) {
+  using Kind = Action::Kind;
+  const Point& point = known_point(spec.point);
+  const Kind kind = spec.action.kind;
+  const bool offered = (kind != Kind::nan || point.offers_nan) &&
+                       (kind != Kind::io_error || point.offers_errors) &&
+                       (kind != Kind::short_write || point.offers_short_write);
+  if (!offered) {
+    std::string others;
+    for (const Point& other : points())
+      if ((kind == Kind::nan && other.offers_nan) ||
+          (kind == Kind::io_error && other.offers_errors) ||
+          (kind == Kind::short_write && other.offers_short_write))
+        others += (others.empty() ? "" : ", ") + other.name;
+    usage(fmt::format("{} has no effect at {}", action, spec.point),
+          fmt::format("Points that offer it: {}.", others));
+  }
+  if (!spec.rank) return;
+  if (*spec.rank >= ranks)
+    usage(fmt::format("rank={} has no effect", *spec.rank),
+          fmt::format("There are {} ranks, numbered from 0.", ranks));
+  if (point.root_only && *spec.rank != 0)
+    usage(fmt::format("rank={} has no effect at {}", *spec.rank, spec.point),
+          "Only rank 0 comes there.");
+}
+
+Spec parse_spec(const std::string& text, int ranks) {
   Spec spec;
-  bool has_action = false;
+  std::string action;
   for (const std::string& field : split(text, ';')) {
     const std::size_t equals = field.find('=');
-    if (equals == std::string::npos) usage(fmt::format("'{}' is not key=value", field), {});
+    if (equals == std::string::npos)
+      usage(fmt::format("'{}' is not key=value", field), "Write point=NAME;action=NAME.");
     const std::string key = field.substr(0, equals);
     const std::string value = field.substr(equals + 1);
     if (key == "point")
       spec.point = value;
     else if (key == "rank")
-      spec.rank = static_cast<int>(number(key, value));
+      spec.rank = number<int>(key, value, 0, kMost);
     else if (key == "iter")
-      spec.iteration = static_cast<int>(number(key, value));
+      spec.iteration = number<int>(key, value, 0, kMost);
     else if (key == "nth")
-      spec.nth = static_cast<std::int64_t>(number(key, value));
+      spec.nth = number<std::int64_t>(key, value, 1, kMost);
     else if (key == "seed")
-      spec.seed = static_cast<std::int64_t>(number(key, value));
+      spec.seed = number<std::int64_t>(key, value, 0, kMost);
     else if (key == "p")
-      spec.probability = number(key, value);
+      spec.probability = number<double>(key, value, std::numeric_limits<double>::min(), 1.0);
     else if (key == "action") {
       spec.action = parse_action(value);
-      has_action = true;
+      action = value;
     } else
       usage(fmt::format("unknown key '{}'", key), "Keys: point, rank, iter, nth, seed, p, action.");
   }
-  if (!has_action) usage(fmt::format("'{}' has no action", text), {});
-  require_known_point(spec.point);
+  if (action.empty())
+    usage(fmt::format("'{}' has no action", text),
+          "Actions: kill9, stop, throw, alloc-fail, slow:MS, and where a point offers them nan, "
+          "short-write, errno:NAME.");
+  if (spec.seed && spec.probability == 1.0)
+    usage("seed= has no effect without p=", "Give p=, the chance of each hit.");
+  require_effect(spec, action, ranks);
   return spec;
 }
 
@@ -172,7 +219,7 @@ Outcome perform(const Spec& spec, const State& s) {
     case Kind::io_error:
       return {Effect::io_error, spec.action.argument};
     case Kind::alloc_fail:
-      return {Effect::alloc_fail, ENOMEM};
+      throw std::bad_alloc();
   }
   return {};
 }
@@ -189,7 +236,7 @@ void trace(State& s, std::string_view name) {
 
 }  // namespace
 
-void initialise(int rank) {
+void initialise(int rank, int ranks) {
   State& s = state();
   s = State{};
   s.initialised = true;
@@ -198,7 +245,7 @@ void initialise(int rank) {
   const char* text = std::getenv("ESPALIER_FAULT");
   if (text == nullptr || *text == '\0') return;
   s.text = text;
-  for (const std::string& part : split(s.text, '|')) s.specs.push_back(parse_spec(part));
+  for (const std::string& part : split(s.text, '|')) s.specs.push_back(parse_spec(part, ranks));
 }
 
 bool armed() { return !state().specs.empty(); }
@@ -218,6 +265,13 @@ Outcome hit(std::string_view name) {
     if (now.effect != Effect::none) outcome = now;
   }
   return outcome;
+}
+
+std::string Point::special_actions() const {
+  std::string text = offers_nan ? "nan" : "";
+  if (offers_errors) text += std::string(text.empty() ? "" : ", ") + "errno:NAME";
+  if (offers_short_write) text += std::string(text.empty() ? "" : ", ") + "short-write";
+  return text;
 }
 
 const std::vector<Point>& points() {
@@ -241,9 +295,14 @@ const std::vector<Point>& points() {
         {"unlink", "before a file or directory is removed"}};
     for (const char* scope : {"save", "export"})
       for (const auto& [step, meaning] : steps)
-        list.push_back({fmt::format("{}.{}", scope, step), fmt::format("{} ({})", meaning, scope)});
-    list.push_back({"save.readback", "before a saved file is read back and compared"});
-    list.push_back({"save.manifest", "before the manifest of a commit is written"});
+        list.push_back({fmt::format("{}.{}", scope, step), fmt::format("{} ({})", meaning, scope),
+                        false, true, std::string_view(step) == "write", true});
+    list.push_back({"save.readback", "before a saved file is read back and compared", false, true,
+                    false, true});
+    list.push_back(
+        {"save.manifest", "before the manifest of a commit is written", false, false, false, true});
+    for (Point& point : list)
+      point.offers_nan = point.name == "forward.exit" || point.name == "backward.enter";
     std::sort(list.begin(), list.end(),
               [](const Point& a, const Point& b) { return a.name < b.name; });
     return list;

@@ -31,9 +31,10 @@ Perplexity evaluate_perplexity(const CausalLM& model, const NamedTokens& data,
                        model.options().device, predictions);
   };
   const auto compute = [&] {
-    const at::Tensor nll_N = token_losses(model, batch, grid.tensor());
-    sum += nll_N.sum().item<double>();
-    tokens += nll_N.numel();
+    TokenLosses losses = token_losses(model, batch, grid.tensor());
+    sum += losses.nll_N.sum().item<double>();
+    tokens += losses.nll_N.numel();
+    return std::move(losses.problems);
   };
   std::int64_t done = 0;
   deal_rounds(grid, "evaluate", count, done, read, compute, hooks);

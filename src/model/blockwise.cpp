@@ -8,7 +8,6 @@
 #include <fmt/format.h>
 #include <torch/csrc/autograd/autograd.h>
 
-#include "espalier/comm/process_grid.h"
 #include "espalier/core/error.h"
 #include "espalier/core/fault.h"
 #include "espalier/model/memory.h"
@@ -173,8 +172,7 @@ class Tape {
 
 /// Runs forward once more and says where the first value that is not finite appeared. Collective,
 /// and the same on every tensor rank, since residuals are.
-[[noreturn]] void report_non_finite(const CausalLM& model, const TokenBatch& batch,
-                                    Communicator& tensor) {
+Problem non_finite_loss(const CausalLM& model, const TokenBatch& batch, Communicator& tensor) {
   std::string place = "the output projection or the loss";
   at::Tensor x_BTD = embed(model, batch.tokens_BT, tensor);
   if (!all_finite(x_BTD)) place = "the embedding";
@@ -185,19 +183,19 @@ class Tape {
     place = half_name(half);
     break;
   }
-  throw AgreedError(
-      ExitCode::bad_content, "the loss is NaN or infinite",
-      fmt::format(
-          "the first value that is not finite is an activation after the {}, tensor rank {}", place,
-          tensor.rank()),
-      "Use a wider model.dtype (float16 overflows easily), or check the weights of that layer.");
+  return {ExitCode::bad_content,
+          "the loss is NaN or infinite",
+          fmt::format("the first value that is not finite is an activation after the {}", place),
+          "Use a wider model.dtype (float16 overflows easily), or check the weights of that layer.",
+          {}};
 }
 
-at::Tensor finite_losses(const CausalLM& model, const TokenBatch& batch, const at::Tensor& nll_N,
-                         Communicator& tensor) {
-  const at::Tensor host_N = nll_N.to(at::kCPU);
-  if (!all_finite(host_N)) report_non_finite(model, batch, tensor);
-  return host_N;
+/// The losses on the host, and what is wrong with them: the same on every tensor rank. Collective.
+TokenLosses checked_losses(const CausalLM& model, const TokenBatch& batch, const at::Tensor& nll_N,
+                           Communicator& tensor) {
+  TokenLosses losses{nll_N.to(at::kCPU), {}};
+  if (!all_finite(losses.nll_N)) losses.problems.add(non_finite_loss(model, batch, tensor));
+  return losses;
 }
 
 /// Remembers, on this rank alone, where a gradient first is NaN or infinite: the sum over tensor
@@ -214,14 +212,14 @@ class GradientWatch {
     half_.push_back(half);
   }
 
-  /// All collectives of the pass must be over: a rank may object alone.
-  void require_finite(std::int64_t halves) const {
-    if (innocent_.empty()) return;
+  /// What arose on this rank; empty when all is finite.
+  Problems problems(std::int64_t halves) const {
+    if (innocent_.empty()) return {};
     const at::Tensor innocent = at::stack(innocent_).to(at::kCPU);
     const bool* begin = innocent.const_data_ptr<bool>();
     const auto first =
         static_cast<std::size_t>(std::find(begin, begin + half_.size(), false) - begin);
-    if (first == half_.size()) return;
+    if (first == half_.size()) return {};
     const std::int64_t half = half_[first];
     const std::string place =
         half == halves
@@ -230,11 +228,12 @@ class GradientWatch {
                           kind_of(half) == UnitKind::attention ? "input_layernorm"
                                                                : "post_attention_layernorm",
                           half_name(half));
-    throw AgreedError(ExitCode::bad_content,
+    return Problems({{ExitCode::bad_content,
                       "a gradient is NaN or infinite: at the input of tensor " + place,
                       "it is the first such value on the way back from the loss",
                       "Use a wider model.dtype (float16 overflows easily), or check the weights of "
-                      "that layer.");
+                      "that layer.",
+                      {}}});
   }
 
  private:
@@ -258,10 +257,10 @@ at::Tensor forward_hidden(const CausalLM& model, const at::Tensor& tokens_BT,
   return x_BTD;
 }
 
-at::Tensor token_losses(const CausalLM& model, const TokenBatch& batch, Communicator& tensor) {
+TokenLosses token_losses(const CausalLM& model, const TokenBatch& batch, Communicator& tensor) {
   const c10::NoGradGuard no_gradient;
   const at::Tensor x_BTD = forward_hidden(model, batch.tokens_BT, tensor);
-  return finite_losses(
+  return checked_losses(
       model, batch,
       vocabulary_loss(model, x_BTD, batch.positions_N, batch.targets_N, {}, tensor).nll_N, tensor);
 }
@@ -297,7 +296,9 @@ BackwardPass blockwise_backward(const CausalLM& model, const TokenBatch& batch,
   if (fault::hit("forward.exit").effect == fault::Effect::nan) poison(x_BTD);
   VocabularyLoss loss = vocabulary_loss(model, x_BTD, batch.positions_N, batch.targets_N,
                                         lowest < halves ? batch.weights_N : at::Tensor(), tensor);
-  BackwardPass pass{finite_losses(model, batch, loss.nll_N, tensor), 0};
+  TokenLosses losses = checked_losses(model, batch, loss.nll_N, tensor);
+  BackwardPass pass{std::move(losses.nll_N), 0, std::move(losses.problems)};
+  if (!pass.problems.empty()) return pass;
   x_BTD.reset();
   at::Tensor dx_BTD = loss.dx_BTD;
   if (fault::hit("backward.enter").effect == fault::Effect::nan && dx_BTD.defined()) poison(dx_BTD);
@@ -311,7 +312,7 @@ BackwardPass blockwise_backward(const CausalLM& model, const TokenBatch& batch,
     all_reduce_sum(part_BTD, tensor);
     dx_BTD = dx_BTD + part_BTD;
   }
-  watch.require_finite(halves);
+  pass.problems = watch.problems(halves);
   fault::hit("backward.exit");
   pass.repeated_halves = tape.repeated();
   return pass;

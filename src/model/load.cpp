@@ -51,10 +51,6 @@ void load_tensor(CausalLM& model, const WeightSource& source, const TensorSpec& 
   model.tensor(spec) = t.to(model.options().device, model.options().dtype);
 }
 
-std::int64_t slice_elements(const TensorSpec& spec, const TensorSlice& slice) {
-  return slice.rows.size() * (spec.shape.size() == 2 ? slice.columns.size() : 1);
-}
-
 }  // namespace
 
 std::vector<std::string> check_checkpoint(const ModelConfig& config, const WeightSource& source) {
@@ -117,28 +113,33 @@ at::ScalarType stored_type(const WeightSource& source) {
   return to_scalar_type(info->dtype);
 }
 
+namespace {
+
+std::vector<ShardWidths> cut(const ModelConfig& config, const ModelWidths& widths, int count) {
+  std::vector<ShardWidths> shards;
+  for (int i = 0; i < count; ++i) shards.push_back(shard_of(config, widths, count, i));
+  return shards;
+}
+
+}  // namespace
+
+ModelLoader::ModelLoader(const ModelConfig& config, const ModelWidths& widths,
+                         const WeightSource& source, const ComputeOptions& options, int tensor_size,
+                         int tensor_index)
+    : model_(config, cut(config, widths, tensor_size), tensor_index, options), source_(source) {}
+
+void ModelLoader::load(std::int64_t step) {
+  const int layer = step == model_.layers() ? -1 : static_cast<int>(step);
+  for (const TensorSpec& spec : tensor_catalog(model_.config()))
+    if (spec.layer == layer) load_tensor(model_, source_, spec);
+}
+
 CausalLM load_causal_lm(const ModelConfig& config, const ModelWidths& widths,
                         const WeightSource& source, const ComputeOptions& options, int tensor_size,
-                        int tensor_index, const LoadProgress& progress) {
-  std::vector<ShardWidths> shards;
-  for (int i = 0; i < tensor_size; ++i) shards.push_back(shard_of(config, widths, tensor_size, i));
-  CausalLM model(config, std::move(shards), tensor_index, options);
-  const std::vector<TensorSpec> catalog = tensor_catalog(config);
-  std::vector<std::int64_t> bytes;
-  std::int64_t total = 0;
-  for (const TensorSpec& spec : catalog) {
-    const auto item = static_cast<std::int64_t>(size_of(source.reader->find(spec.name)->dtype));
-    bytes.push_back(slice_elements(spec, slice_for(model, source, spec)) * item);
-    total += bytes.back();
-  }
-  std::int64_t done = 0;
-  for (std::size_t i = 0; i < catalog.size(); ++i) {
-    if (progress) progress(done, total);
-    load_tensor(model, source, catalog[i]);
-    done += bytes[i];
-  }
-  if (progress) progress(done, total);
-  return model;
+                        int tensor_index) {
+  ModelLoader loader(config, widths, source, options, tensor_size, tensor_index);
+  for (std::int64_t step = 0; step < loader.steps(); ++step) loader.load(step);
+  return loader.take();
 }
 
 bool rebalance(CausalLM& model, const WeightSource& source, double limit) {
@@ -155,9 +156,8 @@ bool rebalance(CausalLM& model, const WeightSource& source, double limit) {
       all.kv_heads.insert(all.kv_heads.end(), part.kv_heads.begin(), part.kv_heads.end());
       all.channels.insert(all.channels.end(), part.channels.begin(), part.channels.end());
     }
-  std::vector<ShardWidths> shards;
-  const int count = static_cast<int>(model.shards().size());
-  for (int i = 0; i < count; ++i) shards.push_back(shard_of(model.config(), kept, count, i));
+  std::vector<ShardWidths> shards =
+      cut(model.config(), kept, static_cast<int>(model.shards().size()));
   // The best cut of few KV groups can stay above the limit for ever: then moving units would gain
   // nothing.
   if (imbalance(model.config(), shards) >= imbalance(model.config(), model.shards())) return false;

@@ -68,16 +68,13 @@ void discard(const fs::path& path) {
   remove_tree(trash, WriteScope::save);
 }
 
-void write_verified(const fs::path& path, std::span<const std::byte> bytes) {
-  write_new_file(path, bytes, WriteScope::save);
-  fault::hit("save.readback");
-  const std::string back = read_file(path);
-  if (xxh3_hex(bytes_of(back)) != xxh3_hex(bytes))
-    throw Error(ExitCode::write_failed, "the file read back differs from what was written", {},
-                "Check the file system; the last commit stands.", path.string());
-}
-
 }  // namespace
+
+Inputs recorded_inputs(const Commit& commit) {
+  const std::string origin = CommitStore::directory_name(commit.iteration, commit.kind);
+  return inputs_from_json(commit.manifest.value("inputs", nlohmann::ordered_json()),
+                          origin + "/" + kManifest);
+}
 
 std::vector<std::byte> state_image(const PruningPlan& plan, const ScoreTable& scores) {
   Hdf5Writer file;
@@ -98,7 +95,8 @@ void CommitStore::publish(const Commit& commit, int attempt) {
   require_free_space(directory_, commit.state.size() + commit.state.size() / 5 + (1u << 20));
   if (fs::exists(temporary)) discard(temporary);
   fs::create_directory(temporary);
-  write_verified(temporary / state, commit.state);
+  // Read back and compared before it is closed (store/files.h).
+  write_new_file(temporary / state, commit.state, WriteScope::save);
   nlohmann::ordered_json manifest = commit.manifest;
   manifest["iteration"] = commit.iteration;
   manifest["files"] = {

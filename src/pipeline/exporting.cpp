@@ -74,7 +74,7 @@ struct Origin {
   ExportFacts facts;
 };
 
-Origin origin_of_run(const fs::path& run) {
+Origin origin_of_run(const fs::path& run, const fs::path& model) {
   const fs::path resolved = run / "config.resolved.yaml";
   if (!fs::exists(resolved))
     throw Error(ExitCode::missing_input, "this is neither a run directory nor a plan file",
@@ -86,7 +86,13 @@ Origin origin_of_run(const fs::path& run) {
   if (!commit)
     throw Error(ExitCode::missing_input, "the run has no valid commit to export", {},
                 "Let it finish an iteration first.", run.string());
-  Origin origin{open_source(config.model_path), {}, {}};
+  if (model.empty() && !fs::exists(config.model_path))
+    throw Error(ExitCode::missing_input, "the run's model is not where it was", {},
+                "Say where it is now with --model DIR: its files are recognised by their content.",
+                config.model_path.string());
+  Origin origin{open_source(model.empty() ? config.model_path : model), {}, {}};
+  log::info("model as the run began: {}",
+            require_same_model(origin.source, *commit, Thoroughness::facts));
   origin.rules = prune_rules(origin.source.config, config.prune);
   origin.facts.plan = read_plan(Hdf5Reader::from_image(commit->state, (run / "ckpt").string()), "",
                                 origin.source.config);
@@ -114,7 +120,7 @@ Origin origin_of_plan(const fs::path& plan, const fs::path& model) {
 
 ExportOutcome export_run(const ExportRequest& request) {
   Origin origin = fs::is_regular_file(request.from) ? origin_of_plan(request.from, request.model)
-                                                    : origin_of_run(request.from);
+                                                    : origin_of_run(request.from, request.model);
   if (request.measure) origin.rules.measure = *request.measure;
   if (request.sparsity)
     origin.facts.plan =

@@ -33,6 +33,7 @@ struct ChosenModel {
   std::optional<CausalLM> model;
 };
 
+/// The plan of a run's commit, once the model is known to be the one that the run began with.
 PruningPlan plan_of_run(const ModelChoice& choice, const Source& source) {
   const CommitStore commits(choice.run_dir / "ckpt");
   std::vector<std::string> rejected;
@@ -42,8 +43,11 @@ PruningPlan plan_of_run(const ModelChoice& choice, const Source& source) {
   else
     commit = commits.newest_valid(rejected);
   if (!commit)
-    throw Error(ExitCode::missing_input, "the run has no valid commit", {}, {},
+    throw Error(ExitCode::missing_input, "the run has no valid commit", {},
+                "Let it finish an iteration first; 'espalier verify' says what is damaged.",
                 choice.run_dir.string());
+  const std::string how = require_same_model(source, *commit, Thoroughness::facts);
+  log::info("model    as the run began: {}", how);
   return read_plan(Hdf5Reader::from_image(commit->state, "state.h5"), "", source.config);
 }
 
@@ -73,18 +77,18 @@ ChosenModel open_model(CommRuntime& runtime, const ProcessGrid& grid, const RunC
   monitor.enter("load");
   const std::int64_t read_before = kernel_bytes_read();
   fault::hit("load.enter");
+  std::optional<ModelLoader> loader;
   together(grid.world(), "load", [&] {
-    chosen->model.emplace(load_causal_lm(chosen->source.config, widths, chosen->source.weights(),
-                                         options, grid.tensor_size(), grid.tensor_index(),
-                                         [&](std::int64_t done, std::int64_t total) {
-                                           monitor.progress(done >> 20, total >> 20, "MiB");
-                                         }));
+    loader.emplace(chosen->source.config, widths, chosen->source.weights(), options,
+                   grid.tensor_size(), grid.tensor_index());
   });
+  take_steps(
+      grid.world(), "load", loader->steps(), [&](std::int64_t step) { loader->load(step); },
+      monitor.hooks("parts"));
+  chosen->model.emplace(loader->take());
   chosen->bytes_read = static_cast<std::int64_t>(
       grid.world().max(static_cast<double>(kernel_bytes_read() - read_before)));
   fault::hit("load.exit");
-  std::vector<Problem> none;
-  agree_to_continue(grid.world(), "load", none, monitor.hooks());
   return std::move(*chosen);
 }
 
@@ -131,7 +135,7 @@ void score_model(CommRuntime& runtime, const RunConfig& config, const ModelChoic
                  const fs::path& out) {
   const ProcessGrid grid(runtime.world(), static_cast<int>(config.tensor));
   together(grid.world(), "open", [&] { require_new(out); });
-  Monitor monitor(nullptr, 0);
+  Monitor monitor(0);
   const ChosenModel chosen = open_model(runtime, grid, config, choice, monitor);
   monitor.enter("calibrate");
   std::optional<Calibration> data;
@@ -173,7 +177,7 @@ nlohmann::ordered_json evaluate_model(CommRuntime& runtime, const RunConfig& con
     if (!request.out.empty()) require_new(request.out);
     if (!request.logits.empty()) require_new(request.logits);
   });
-  Monitor monitor(nullptr, 0);
+  Monitor monitor(0);
   const ChosenModel chosen = open_model(runtime, grid, config, request.choice, monitor);
   nlohmann::ordered_json result{
       {"schema", 1},

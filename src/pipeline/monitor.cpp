@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <fstream>
 
+#include <fmt/format.h>
+
 #include "espalier/core/error.h"
 #include "espalier/core/log.h"
 #include "espalier/core/stop.h"
@@ -18,13 +20,14 @@ double between(std::chrono::steady_clock::time_point a, std::chrono::steady_cloc
 
 }  // namespace
 
-Monitor::Monitor(RunDirectory* directory, double max_hours)
-    : directory_(directory), max_seconds_(max_hours * 3600) {}
+void Monitor::watch(RunDirectory& directory) {
+  directory_ = &directory;
+  write_status();
+}
 
 void Monitor::enter(const std::string& phase) {
   leave();
   status_.phase = phase;
-  last_round_ = Clock::now();
   write_status();
 }
 
@@ -35,20 +38,19 @@ void Monitor::leave() {
   phase_begin_ = now;
 }
 
-RoundHooks Monitor::hooks() {
-  return {
-      [this] { poll(); },
-      [this](std::int64_t done, std::int64_t total) { progress(done, total, "micro-batches"); }};
+RoundHooks Monitor::hooks(const std::string& unit) {
+  return {[this] { poll(); },
+          [this, unit](std::int64_t done, std::int64_t total) { progress(done, total, unit); }};
 }
 
 void Monitor::poll() {
   const Clock::time_point now = Clock::now();
-  slowest_round_ = std::max(slowest_round_, between(last_round_, now));
-  last_round_ = now;
+  longest_unwatched_ = std::max(longest_unwatched_, between(last_look_, now));
+  last_look_ = now;
   if (directory_ == nullptr || asked_ || between(last_poll_, now) < 0.1) return;
   last_poll_ = now;
-  // Time must be left for the micro-batch under way and for a commit.
-  const bool out_of_time = max_seconds_ > 0 && elapsed() + 2 * slowest_round_ + 1 > max_seconds_;
+  const bool out_of_time =
+      max_seconds_ > 0 && elapsed() + 2 * longest_unwatched_ + 1 > max_seconds_;
   const bool asked = directory_->stop_requested();
   if (!asked && !out_of_time) return;
   asked_ = true;
@@ -60,7 +62,8 @@ void Monitor::progress(std::int64_t done, std::int64_t total, const std::string&
   const Clock::time_point now = Clock::now();
   if (between(last_line_, now) < 60) return;
   last_line_ = now;
-  log::info("{} {}/{} {} {:.0f} s", status_.phase, done, total, unit, between(phase_begin_, now));
+  const std::string of = total > 0 ? fmt::format("/{}", total) : "";
+  log::info("{} {}{} {} {:.0f} s", status_.phase, done, of, unit, between(phase_begin_, now));
   write_status();
 }
 

@@ -60,7 +60,7 @@ nlohmann::ordered_json program_facts() {
 }
 
 nlohmann::ordered_json make_provenance(const RunConfig& config, const Source& source,
-                                       const InputHashes& hashes, const ProcessGrid& grid,
+                                       const Inputs& inputs, const ProcessGrid& grid,
                                        const std::string& device) {
   nlohmann::ordered_json hosts = nlohmann::ordered_json::array();
   for (const std::string& host : grid.world().gather_text(host_name())) hosts.push_back(host);
@@ -79,7 +79,7 @@ nlohmann::ordered_json make_provenance(const RunConfig& config, const Source& so
       {"model", source.reader.directory().string()},
       {"config_sha256", sha256_hex(std::string_view(to_yaml(config)))},
       {"seed", config.calibration.seed},
-      {"inputs", hashes}};
+      {"inputs", to_json(inputs)}};
   if (fault::armed()) provenance["fault_injection"] = fault::specification();
   return provenance;
 }

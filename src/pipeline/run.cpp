@@ -1,5 +1,6 @@
 #include "espalier/pipeline/run.h"
 
+#include <algorithm>
 #include <chrono>
 #include <optional>
 #include <utility>
@@ -14,7 +15,6 @@
 #include "espalier/eval/perplexity.h"
 #include "espalier/export/export_model.h"
 #include "espalier/pipeline/exporting.h"
-#include "espalier/pipeline/failure.h"
 #include "espalier/pipeline/monitor.h"
 #include "espalier/pipeline/provenance.h"
 #include "espalier/pipeline/run_report.h"
@@ -25,6 +25,7 @@ namespace espalier {
 namespace {
 
 namespace fs = std::filesystem;
+constexpr auto kReplace = nlohmann::ordered_json::error_handler_t::replace;
 
 /// One pruning run on this rank. The order of the members is the order in which they come to life.
 class PruningRun {
@@ -34,22 +35,22 @@ class PruningRun {
         config_(request.config),
         runtime_(runtime),
         world_(runtime.world()),
-        grid_(world_, static_cast<int>(config_.tensor)) {}
+        grid_(world_, static_cast<int>(config_.tensor)),
+        monitor_(request.max_hours) {}
 
   void execute() {
-    open_inputs();
-    open_directory();
-    Monitor monitor(directory_ ? &*directory_ : nullptr, request_.max_hours);
-    monitor_ = &monitor;
     try {
+      open_directory();
+      open_inputs();
+      check_inputs();
+      begin();
       prune_to_target();
       write_exports();
-      finish("finished", 0, "");
+      on_root("finish", [&] { finish("finished", 0, ""); });
     } catch (const stop::Stopped&) {
       if (directory_) directory_->clear_stop_request();
-      const std::string reason =
-          monitor.status().reason.empty() ? "signal" : monitor.status().reason;
-      finish("stopped", static_cast<int>(ExitCode::stopped), reason);
+      finish("stopped", static_cast<int>(ExitCode::stopped),
+             monitor_.status().reason.empty() ? "signal" : monitor_.status().reason);
       throw;
     } catch (const std::exception& exception) {
       report_failure(exception);
@@ -65,7 +66,21 @@ class PruningRun {
     });
   }
 
+  /// First of all, so that everything that follows can be seen, stopped and timed from outside.
+  void open_directory() {
+    on_root("open the run directory", [&] {
+      std::vector<std::string> messages;
+      directory_.emplace(
+          RunDirectory::open(request_.run_dir, config_, request_.directory, messages));
+      log::configure(log_options());
+      for (const std::string& message : messages) log::warning("{}", message);
+      monitor_.watch(*directory_);
+    });
+  }
+
+  /// Everything that can be wrong with the inputs is looked at before anything takes long.
   void open_inputs() {
+    monitor_.enter("open");
     together(world_, "open", [&] {
       source_.emplace(open_source(config_.model_path));
       rules_ = prune_rules(source_->config, config_.prune);
@@ -79,21 +94,48 @@ class PruningRun {
       for (const NamedTokens& data : config_.evaluation.perplexity)
         TokenFile::open(data.tokens, source_->config.vocabulary);
     });
-    hashes_ = hash_inputs(input_files(config_, *source_), request_.fast_verify, world_);
+    agree_to_continue(world_, "open", {}, monitor_.hooks());
   }
 
-  void open_directory() {
+  /// A run continues on the files it began with, wherever they are now.
+  void check_inputs() {
+    monitor_.enter("hash inputs");
+    std::string record;
+    on_root("hash inputs", [&] {
+      if (const Commit* commit = newest_commit())
+        record = to_json(recorded_inputs(*commit)).dump(-1, ' ', true, kReplace);
+    });
+    record = world_.broadcast_text(record, 0);
+    const Inputs before =
+        record.empty() ? Inputs() : inputs_from_json(nlohmann::ordered_json::parse(record), "");
+    const auto& allowed = request_.directory.allowed_changes;
+    const bool other_data =
+        std::find(allowed.begin(), allowed.end(), "calibration.domains") != allowed.end();
+    InputCheck check = espalier::check_inputs(
+        input_files(config_, *source_), before,
+        request_.fast_verify ? Thoroughness::facts : Thoroughness::content,
+        other_data ? std::vector<std::string>{"calibration"} : std::vector<std::string>(), world_,
+        monitor_.hooks("blocks of 64 MiB per rank"));
+    agree(world_, "hash inputs", check.problems);
+    inputs_ = std::move(check.record);
+    if (!grid_.is_root()) return;
+    for (const std::string& note : check.notes) log::warning("{}", note);
+    if (!check.how.empty()) log::info("inputs   as the run began: {}", check.how);
+  }
+
+  /// The newest thing that was saved here; null on other ranks and where nothing was.
+  const Commit* newest_commit() const {
+    if (!directory_) return nullptr;
+    if (directory_->paused_pass()) return &*directory_->paused_pass();
+    return directory_->start() ? &*directory_->start() : nullptr;
+  }
+
+  /// Takes up the newest commit, and writes down what this attempt is.
+  void begin() {
     fault::hit("resume.enter");
     std::string state, sums;
-    on_root("open the run directory", [&] {
-      std::vector<std::string> messages;
-      directory_.emplace(
-          RunDirectory::open(request_.run_dir, config_, request_.directory, messages));
-      log::configure(log_options());
-      for (const std::string& message : messages) log::warning("{}", message);
-      if (directory_->start()) state = unchanged_state(*directory_->start());
-      if (directory_->paused_pass()) sums = unchanged_state(*directory_->paused_pass());
-    });
+    if (directory_ && directory_->start()) state = text_of(directory_->start()->state);
+    if (directory_ && directory_->paused_pass()) sums = text_of(directory_->paused_pass()->state);
     state = world_.broadcast_text(state, 0);
     sums = world_.broadcast_text(sums, 0);
     together(world_, "resume", [&] {
@@ -102,18 +144,19 @@ class PruningRun {
       if (!sums.empty()) paused_ = read_sums(Hdf5Reader::from_image(bytes_of(sums), "sums.h5"));
     });
     fault::hit("resume.exit");
-    provenance_ = make_provenance(config_, *source_, hashes_, grid_, device_name(options_));
+    provenance_ = make_provenance(config_, *source_, inputs_, grid_, device_name(options_));
     on_root("open the run directory", [&] {
+      directory_->begin(config_);
       // The process before may have died between a commit and this copy of its plan.
       if (directory_->start()) write_plan_file();
       directory_->write_provenance(provenance_);
       print_start(*source_, config_, rules_, plan_, start_.iteration, grid_, options_, *directory_);
     });
+    monitor_.leave();
   }
 
-  std::string unchanged_state(const Commit& commit) const {
-    require_unchanged(commit.manifest.at("inputs").get<InputHashes>(), hashes_);
-    return {reinterpret_cast<const char*>(commit.state.data()), commit.state.size()};
+  static std::string text_of(const std::vector<std::byte>& bytes) {
+    return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
   }
   static std::span<const std::byte> bytes_of(const std::string& text) {
     return std::as_bytes(std::span(text.data(), text.size()));
@@ -127,13 +170,13 @@ class PruningRun {
 
   void prune_to_target() {
     const std::int64_t last = start_.iteration + config_.prune.iterations;
-    monitor_->status().state = "running";
-    monitor_->status().iteration = plan_.iteration;
-    monitor_->status().iterations = last;
+    monitor_.status().state = "running";
+    monitor_.status().iteration = plan_.iteration;
+    monitor_.status().iterations = last;
     if (directory_ && directory_->start())
-      monitor_->status().last_commit = CommitStore::directory_name(plan_.iteration);
+      monitor_.status().last_commit = CommitStore::directory_name(plan_.iteration);
     if (directory_ && directory_->paused_pass())
-      monitor_->status().last_commit =
+      monitor_.status().last_commit =
           CommitStore::directory_name(plan_.iteration + 1, CommitKind::pass);
     if (plan_.iteration >= last && all_done()) return;
     load();
@@ -144,32 +187,28 @@ class PruningRun {
   /// A run that was interrupted between its last commit and its outputs only completes the outputs.
   bool all_done() {
     std::int64_t done = 0;
-    if (grid_.is_root()) done = has_metrics(plan_.iteration) ? 1 : 0;
+    on_root("record", [&] {
+      for (const auto& row : directory_->metrics())
+        if (row.at("iteration").get<std::int64_t>() == plan_.iteration) done = 1;
+    });
     world_.broadcast({&done, 1, DType::i64}, 0);
     return done != 0;
   }
 
-  bool has_metrics(std::int64_t iteration) const {
-    for (const auto& row : directory_->metrics())
-      if (row.at("iteration").get<std::int64_t>() == iteration) return true;
-    return false;
-  }
-
   void load() {
-    monitor_->enter("load");
+    monitor_.enter("load");
+    fault::hit("load.enter");
+    std::optional<ModelLoader> loader;
     together(world_, "load", [&] {
-      fault::hit("load.enter");
-      model_.emplace(load_causal_lm(
-          source_->config, widths_of(source_->config, plan_), source_->weights(), options_,
-          grid_.tensor_size(), grid_.tensor_index(), [&](std::int64_t done, std::int64_t total) {
-            monitor_->poll();
-            monitor_->progress(done >> 20, total >> 20, "MiB");
-          }));
+      loader.emplace(source_->config, widths_of(source_->config, plan_), source_->weights(),
+                     options_, grid_.tensor_size(), grid_.tensor_index());
     });
+    take_steps(
+        world_, "load", loader->steps(), [&](std::int64_t step) { loader->load(step); },
+        monitor_.hooks("parts"));
+    model_.emplace(loader->take());
     fault::hit("load.exit");
-    std::vector<Problem> none;
-    agree_to_continue(world_, "load", none, monitor_->hooks());
-    monitor_->leave();
+    monitor_.leave();
   }
 
   /// The row of metrics.jsonl for the state we start from: iteration 0 of the dense model, or that
@@ -185,7 +224,7 @@ class PruningRun {
 
   void iterate(std::int64_t i, std::int64_t last) {
     fault::set_iteration(static_cast<int>(i));
-    monitor_->status().iteration = i;
+    monitor_.status().iteration = i;
     const auto begin = std::chrono::steady_clock::now();
     reset_counters();
     const ScorePass pass = score_once(i);
@@ -197,14 +236,14 @@ class PruningRun {
     nlohmann::ordered_json row = describe(i);
     add_step(row, pass, step, tensor, data, world);
     commit(pass.table, row);
-    row["seconds"] = monitor_->take_seconds();
+    row["seconds"] = monitor_.take_seconds();
     row["seconds_iteration"] =
         std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     evaluate_and_record(std::move(row), i, last);
   }
 
   ScorePass score_once(std::int64_t i) {
-    monitor_->enter("calibrate");
+    monitor_.enter("calibrate");
     std::optional<Calibration> data;
     together(world_, "calibrate",
              [&] { data = Calibration::draw(config_.calibration, i, source_->config.vocabulary); });
@@ -217,7 +256,7 @@ class PruningRun {
                                spare_memory(config_, options_, runtime_),
                                std::exchange(paused_, std::nullopt)};
     try {
-      ScorePass pass = score(*model_, *data, request, grid_, monitor_->hooks());
+      ScorePass pass = score(*model_, *data, request, grid_, monitor_.hooks());
       if (request.paused && pass.continued_tokens == 0 && grid_.is_root())
         log::warning("the sums of the paused pass are of other work: iteration {} began anew", i);
       return pass;
@@ -239,7 +278,7 @@ class PruningRun {
   }
 
   Advance rank_units(const ScoreTable& scores, std::int64_t i) {
-    monitor_->enter("rank");
+    monitor_.enter("rank");
     Advance step;
     const double target = scheduled_target(config_.prune, i - start_.iteration);
     together(world_, "rank", [&] {
@@ -260,7 +299,7 @@ class PruningRun {
   }
 
   void slice(const PruningPlan& plan) {
-    monitor_->enter("slice");
+    monitor_.enter("slice");
     together(world_, "slice", [&] {
       fault::hit("slice.enter");
       model_->apply(widths_of(source_->config, plan));
@@ -297,6 +336,8 @@ class PruningRun {
         static_cast<std::int64_t>(world_.max(static_cast<double>(model_->weight_bytes())));
     row["statistics_bytes"] =
         static_cast<std::int64_t>(world_.max(static_cast<double>(pass.statistics_bytes)));
+    row["read_bytes"] = static_cast<std::int64_t>(
+        world_.max(static_cast<double>(kernel_bytes_read() - read_before_)));
     row["repeated_halves"] =
         static_cast<std::int64_t>(world_.max(static_cast<double>(pass.repeated_halves)));
     for (const auto& [name, c] :
@@ -318,15 +359,15 @@ class PruningRun {
 
   /// Rank 0 makes and writes what is saved; all ranks agree that it is there.
   void save(CommitKind kind, std::int64_t iteration, const std::function<Saved()>& make) {
-    monitor_->enter("save");
+    monitor_.enter("save");
     fault::hit("save.enter");
     on_root("save", [&] {
       Saved saved = make();
       Commit commit{kind, iteration, std::move(saved.state), {}};
-      commit.manifest = {{"schema", 1},
+      commit.manifest = {{"schema", 2},
                          {"plan_digest", plan_.digest()},
                          {"config_sha256", provenance_.at("config_sha256")},
-                         {"inputs", hashes_},
+                         {"inputs", to_json(inputs_)},
                          {"layout", provenance_.at("layout")}};
       commit.manifest.update(saved.facts);
       directory_->commits().publish(commit, directory_->attempt());
@@ -335,8 +376,8 @@ class PruningRun {
       directory_->commits().prune(config_.keep_last, config_.keep_every);
     });
     fault::hit("save.exit");
-    monitor_->status().last_commit = CommitStore::directory_name(iteration, kind);
-    monitor_->leave();
+    monitor_.status().last_commit = CommitStore::directory_name(iteration, kind);
+    monitor_.leave();
   }
 
   void write_plan_file() const {
@@ -349,34 +390,33 @@ class PruningRun {
     const bool milestone = i == start_.iteration || i == last || i % config_.evaluation.every == 0;
     nlohmann::ordered_json values = nlohmann::ordered_json::object();
     if (milestone && !config_.evaluation.perplexity.empty()) {
-      monitor_->enter("evaluate");
+      monitor_.enter("evaluate");
       fault::hit("evaluate.enter");
       for (const NamedTokens& data : config_.evaluation.perplexity)
         values[data.name] =
             evaluate_perplexity(*model_, data, config_.calibration.micro_batch_tokens, grid_,
-                                monitor_->hooks())
+                                monitor_.hooks())
                 .perplexity;
       fault::hit("evaluate.exit");
-      monitor_->leave();
+      monitor_.leave();
     }
     on_root("record", [&] {
       row["perplexity"] = values;
-      for (const auto& [phase, seconds] : monitor_->take_seconds()) {
+      for (const auto& [phase, seconds] : monitor_.take_seconds()) {
         const double before = row["seconds"].value(phase, 0.0);
         row["seconds"][phase] = before + seconds;
       }
       directory_->record_metrics(row);
-      monitor_->status().eta_seconds = print_iteration(row, last, start_.iteration);
-      monitor_->write_status();
+      monitor_.status().eta_seconds = print_iteration(row, last, start_.iteration);
+      monitor_.write_status();
     });
   }
 
   void write_exports() {
-    monitor_->enter("export");
+    monitor_.enter("export");
     fault::hit("export.enter");
     for (const ExportConfig& target : config_.exports) {
-      std::vector<Problem> none;
-      agree_to_continue(world_, "export", none, monitor_->hooks());
+      agree_to_continue(world_, "export", {}, monitor_.hooks());
       on_root("export", [&] {
         const fs::path out =
             target.path.is_absolute() ? target.path : directory_->path() / target.path;
@@ -393,28 +433,29 @@ class PruningRun {
           // The agreement below tells the others.
         }
       });
-      agree_to_continue(world_, "export", none, monitor_->hooks());
+      agree_to_continue(world_, "export", {}, monitor_.hooks());
     }
     fault::hit("export.exit");
-    monitor_->leave();
+    monitor_.leave();
   }
 
   /// Rank 0 alone writes exports; an interrupted one leaves nothing behind and is written when the
   /// run continues.
   void leave_on_request() {
-    monitor_->poll();
+    monitor_.poll();
+    monitor_.progress(++exported_parts_, 0, "parts");
     if (stop::requests() > 0) throw stop::Stopped(stop::requests());
   }
 
   void finish(const std::string& state, int code, const std::string& reason) {
     if (!directory_) return;
-    monitor_->leave();
-    RunStatus& status = monitor_->status();
+    monitor_.leave();
+    RunStatus& status = monitor_.status();
     status.state = state;
     status.exit_code = code;
     status.reason = reason;
-    monitor_->write_status();
-    if (code == 0) print_end(*source_, config_, rules_, plan_, *directory_, monitor_->elapsed());
+    monitor_.write_status();
+    if (code == 0) print_end(*source_, config_, rules_, plan_, *directory_, monitor_.elapsed());
   }
 
   /// What all ranks throw together rank 0 reports; what one throws alone that one reports itself,
@@ -434,17 +475,19 @@ class PruningRun {
   CommRuntime& runtime_;
   Communicator& world_;
   ProcessGrid grid_;
+  Monitor monitor_;
   std::optional<Source> source_;
   PruneRules rules_;
   PruningPlan start_;  // before the first iteration of this run
   PruningPlan plan_;   // now
   ComputeOptions options_;
-  InputHashes hashes_;
+  Inputs inputs_;
   std::optional<RunDirectory> directory_;  // rank 0 only
   nlohmann::ordered_json provenance_;
   std::optional<PausedPass> paused_;  // continued by the first iteration
-  Monitor* monitor_ = nullptr;
   std::optional<CausalLM> model_;
+  std::int64_t exported_parts_ = 0;
+  std::int64_t read_before_ = kernel_bytes_read();  // by this process before the run
 };
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <ctime>
 #include <functional>
+#include <thread>
 
 #include <fmt/chrono.h>
 #include <fmt/format.h>
@@ -82,14 +83,14 @@ RunDirectory RunDirectory::open(const fs::path& path, const RunConfig& config,
   while (fs::exists(run.path_ / "logs" / fmt::format("attempt-{:03}", run.attempt_)))
     ++run.attempt_;
   make_directory(run.log_directory());
-  if (!fs::exists(run.path_ / "config.input.yaml"))
-    replace_file(run.path_ / "config.input.yaml", read_file(config.source));
-  replace_file(run.path_ / "config.resolved.yaml", to_yaml(config));
-  const std::int64_t done = run.start_         ? run.start_->iteration
-                            : run.paused_pass_ ? run.paused_pass_->iteration - 1
-                                               : -1;
-  run.cut_metrics(done);
   return run;
+}
+
+void RunDirectory::begin(const RunConfig& config) const {
+  if (!fs::exists(path_ / "config.input.yaml"))
+    replace_file(path_ / "config.input.yaml", read_file(config.source));
+  replace_file(path_ / "config.resolved.yaml", to_yaml(config));
+  cut_metrics(start_ ? start_->iteration : paused_pass_ ? paused_pass_->iteration - 1 : -1);
 }
 
 fs::path RunDirectory::log_directory() const {
@@ -221,7 +222,9 @@ void RunDirectory::write_status(const RunStatus& status) const {
 }
 
 void RunDirectory::write_provenance(const nlohmann::ordered_json& provenance) const {
-  replace_file(path_ / "provenance.json", provenance.dump(2) + "\n");
+  const std::string text = provenance.dump(2) + "\n";
+  replace_file(path_ / "provenance.json", text);
+  replace_file(log_directory() / "provenance.json", text);
 }
 
 std::vector<nlohmann::ordered_json> RunDirectory::metrics() const { return read_metrics(path_); }
@@ -305,12 +308,18 @@ void report_lone_failure(const fs::path& run_directory, int exit_code,
                          const std::string& reason) noexcept {
   try {
     const fs::path file = run_directory / "status.json";
-    nlohmann::ordered_json status = read_json(file);
-    status["state"] = "failed";
-    status["heartbeat"] = now_text();
-    status["exit_code"] = exit_code;
-    status["reason"] = reason;
-    replace_file(file, status.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
+    // Rank 0 may be about to enter a phase and to say so: it waits for this rank soon after.
+    for (int look = 0; look < 3; ++look) {
+      nlohmann::ordered_json status = read_json(file);
+      if (look > 0 && status.value("state", "") == "failed") continue;
+      status["state"] = "failed";
+      status["heartbeat"] = now_text();
+      status["exit_code"] = exit_code;
+      status["reason"] = reason;
+      replace_file(file,
+                   status.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
+      std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    }
   } catch (const std::exception&) {
   }
 }

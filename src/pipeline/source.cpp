@@ -1,33 +1,20 @@
 #include "espalier/pipeline/source.h"
 
-#include <sys/stat.h>
-
 #include <ATen/ATen.h>
 #include <ATen/Context.h>
 #include <ATen/Version.h>
 #include <fmt/format.h>
 
-#include "espalier/comm/process_grid.h"
 #include "espalier/core/error.h"
-#include "espalier/core/hash.h"
 #include "espalier/core/log.h"
 #include "espalier/export/export_model.h"
 #include "espalier/model/memory.h"
 #include "espalier/model/tensor_ops.h"
-#include "espalier/store/files.h"
 
 namespace espalier {
 namespace {
 
 namespace fs = std::filesystem;
-
-std::string quick_fingerprint(const fs::path& path) {
-  struct stat facts {};
-  if (::stat(path.c_str(), &facts) != 0)
-    throw Error(ExitCode::missing_input, "the file is gone", {}, {}, path.string());
-  return fmt::format("size {} mtime {}.{:09}", facts.st_size, facts.st_mtim.tv_sec,
-                     facts.st_mtim.tv_nsec);
-}
 
 const char* name_of(AttentionUnit unit) {
   return unit == AttentionUnit::kv_group ? "kv_group" : "query_head";
@@ -104,50 +91,31 @@ std::string device_name(const ComputeOptions& options) {
   return options.device.str();
 }
 
-std::vector<fs::path> input_files(const RunConfig& config, const Source& source) {
-  std::vector<fs::path> files{source.reader.directory() / "config.json"};
-  for (const std::string& name : source.reader.files())
-    files.push_back(source.reader.directory() / name);
-  for (const DomainConfig& domain : config.calibration.domains) files.push_back(domain.tokens);
+InputFiles model_files(const Source& source) {
+  const fs::path& directory = source.reader.directory();
+  InputFiles files{{"model/config.json", directory / "config.json"}};
+  for (const std::string& name : source.reader.files()) files["model/" + name] = directory / name;
   return files;
 }
 
-InputHashes hash_inputs(const std::vector<fs::path>& files, bool fast, Communicator& world) {
-  std::string mine;
-  together(world, "hash inputs", [&] {
-    for (std::size_t i = static_cast<std::size_t>(world.rank()); i < files.size();
-         i += static_cast<std::size_t>(world.size()))
-      mine += fmt::format("{}\n{}\n", files[i].string(),
-                          fast ? quick_fingerprint(files[i]) : sha256_of_file(files[i]));
-  });
-  InputHashes hashes;
-  for (const std::string& text : world.gather_text(mine)) {
-    std::size_t begin = 0;
-    while (begin < text.size()) {
-      const std::size_t middle = text.find('\n', begin), end = text.find('\n', middle + 1);
-      hashes[text.substr(begin, middle - begin)] = text.substr(middle + 1, end - middle - 1);
-      begin = end + 1;
-    }
-  }
-  return hashes;
+InputFiles input_files(const RunConfig& config, const Source& source) {
+  InputFiles files = model_files(source);
+  for (const DomainConfig& domain : config.calibration.domains)
+    files["calibration/" + domain.name] = domain.tokens;
+  for (const NamedTokens& data : config.evaluation.perplexity)
+    files["evaluation/" + data.name] = data.tokens;
+  return files;
 }
 
-void require_unchanged(const InputHashes& before, const InputHashes& now) {
-  Problems problems;
-  for (const auto& [file, hash] : before) {
-    const auto found = now.find(file);
-    // A run may continue with other evaluation data or other paths; only files of the same name are
-    // compared.
-    if (found == now.end() || found->second == hash) continue;
-    // A full hash and a quick fingerprint cannot be compared.
-    if (hash.starts_with("size ") != found->second.starts_with("size ")) continue;
-    problems.add(
-        ExitCode::bad_content,
-        fmt::format("the input changed since the run began: was {}, is {}", hash, found->second),
-        "weights are read again from the source when a run continues",
-        "Restore the file, or start a new run.", file);
-  }
-  problems.throw_if_any();
+std::string require_same_model(const Source& source, const Commit& commit,
+                               Thoroughness thoroughness) {
+  Inputs before = recorded_inputs(commit);
+  std::erase_if(before, [](const auto& entry) { return !entry.first.starts_with("model/"); });
+  const std::unique_ptr<Communicator> alone = make_self_communicator();
+  InputCheck check =
+      check_inputs(model_files(source), before, thoroughness, {}, *alone, RoundHooks{});
+  check.problems.throw_if_any();
+  return check.how;
 }
 
 }  // namespace espalier

@@ -92,11 +92,21 @@ void collect(Problems& problems, const std::function<void()>& work) {
   }
 }
 
-Verification verify_run(const fs::path& path) {
+/// Whether the run's model is still the one that it began with.
+std::string check_model(const fs::path& run, const Commit& commit, bool deep) {
+  const Source source =
+      open_source(read_run_config(run / "config.resolved.yaml", {}, ConfigUse::print).model_path);
+  const std::string how =
+      require_same_model(source, commit, deep ? Thoroughness::content : Thoroughness::facts);
+  return fmt::format("the model is the one that the run began with: {}", how);
+}
+
+Verification verify_run(const fs::path& path, bool deep) {
   Verification result{"run directory", {}, {}};
   const ModelConfig config = model_of_run(path);
   const CommitStore commits(path / "ckpt");
   Problems problems;
+  std::optional<Commit> any;
   const std::vector<std::int64_t> iterations = commits.iterations();
   if (iterations.empty()) result.warnings.emplace_back("there is no commit yet");
   std::string newest;
@@ -104,13 +114,15 @@ Verification verify_run(const fs::path& path) {
     collect(problems, [&] {
       const fs::path commit = path / "ckpt" / CommitStore::directory_name(iteration);
       result.checked.push_back(check_commit(commit, config));
-      newest = read_commit(commit).manifest.at("plan_digest").get<std::string>();
+      any = read_commit(commit);
+      newest = any->manifest.at("plan_digest").get<std::string>();
     });
   for (const std::int64_t iteration : commits.iterations(CommitKind::pass))
     collect(problems, [&] {
       result.checked.push_back(check_commit(
           path / "ckpt" / CommitStore::directory_name(iteration, CommitKind::pass), config));
     });
+  if (any) collect(problems, [&] { result.checked.push_back(check_model(path, *any, deep)); });
   if (fs::exists(path / "plan.h5"))
     collect(problems, [&] {
       const PruningPlan plan = read_plan(Hdf5Reader::open(path / "plan.h5"), "", config);
@@ -195,7 +207,7 @@ Verification verify_path(const fs::path& path, bool deep) {
   if (!fs::exists(path))
     throw Error(ExitCode::missing_input, "there is no such file or directory", {}, {},
                 path.string());
-  if (fs::exists(path / "config.resolved.yaml")) return verify_run(path);
+  if (fs::exists(path / "config.resolved.yaml")) return verify_run(path, deep);
   if (fs::exists(path / "MANIFEST.json")) {
     const fs::path run = fs::absolute(path).lexically_normal().parent_path().parent_path();
     return {"commit", {check_commit(path, model_of_run(run))}, {}};

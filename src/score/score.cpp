@@ -131,10 +131,11 @@ class Pass {
                              model_.options().device);
         },
         [&] {
-          const BackwardPass pass = blockwise_backward(model_, batch.batch, {lowest, graph_bytes_},
-                                                       observer, grid_.tensor());
+          BackwardPass pass = blockwise_backward(model_, batch.batch, {lowest, graph_bytes_},
+                                                 observer, grid_.tensor());
           repeated_halves_ = std::max(repeated_halves_, pass.repeated_halves);
           account(batch, pass.nll_N);
+          return std::move(pass.problems);
         },
         hooks_);
     done_ = 0;
@@ -172,7 +173,9 @@ class Pass {
   void continue_from(const PausedPass& paused) {
     done_ = paused.micro_batches;
     for (std::size_t row = 0; row < paused.attention.size(); ++row) {
-      UnitSums sums = units_.own_part(paused.attention[row], paused.mlp[row]);
+      UnitSums sums;
+      together(grid_.world(), "resume",
+               [&] { sums = units_.own_part(paused.attention[row], paused.mlp[row]); });
       if (row + 1 < paused.attention.size())
         raw_.push_back(std::move(sums));
       else if (grid_.data_index() == 0)
@@ -213,18 +216,9 @@ class Pass {
     const Clock::time_point begin = Clock::now();
     fault::hit("reduce.enter");
     UnitSums sums;
-    // The sum over data ranks comes first on every rank; only then may one of them object to a
-    // value.
-    std::vector<Problem> problems;
-    try {
-      statistics.reduce(grid_.data());
-    } catch (const Error& error) {
-      problems = error.problems();
-    }
-    together(grid_.world(), "reduce", [&] {
-      if (!problems.empty()) throw Error(problems);
-      sums = statistics.finish();
-    });
+    // Where a value was born knows its tensor; what the sum over data ranks carries on does not.
+    agree(grid_.world(), "reduce", statistics.reduce(grid_.data()));
+    together(grid_.world(), "reduce", [&] { sums = statistics.finish(); });
     fault::hit("reduce.exit");
     seconds_["reduce"] += seconds_since(begin);
     return sums;

@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 
-#include "espalier/comm/process_grid.h"
 #include "espalier/core/error.h"
 #include "espalier/score/unit_sums.h"
 
@@ -96,7 +95,7 @@ UnitSums ScoredUnits::own_part(const std::vector<double>& attention,
     for (std::int64_t l = 0; l < model_.layers(); ++l)
       if (is_scored(l, kind)) needed += numbers(l, kind).size();
     if (needed != all.size())
-      throw AgreedError(
+      throw Error(
           ExitCode::bad_content,
           fmt::format("{} sums of {} units, {} are needed", all.size(), name_of(kind), needed),
           "the paused pass is of another plan", "Remove its directory in ckpt/.");

@@ -34,7 +34,7 @@ class ScoredUnits {
   /// The same with all layers of a row behind one another. Collective over `tensor`.
   std::vector<std::vector<double>> flattened(const std::vector<UnitSums>& rows, UnitKind kind,
                                              Communicator& tensor) const;
-  /// The inverse for one row: this rank's units. Throws AgreedError(bad_content) for a row of
+  /// The inverse for one row: this rank's units. Throws Error(bad_content) for a row of
   /// another length.
   UnitSums own_part(const std::vector<double>& attention, const std::vector<double>& mlp) const;
 

@@ -65,11 +65,12 @@ class TaylorStatistics final : public Statistics {
     unit_sums_.clear();
   }
 
-  void reduce(Communicator& data) override {
+  Problems reduce(Communicator& data) override {
+    Problems problems;
     if (options_.reduction == Reduction::scores) {
-      unit_sums_ = sums_of_own_gradients();
+      unit_sums_ = sums_of_own_gradients(problems);
       reduce_unit_sums(unit_sums_, data);
-      return;
+      return problems;
     }
     for_each_scored([&](std::int64_t layer, UnitKind half) {
       for (const TensorRole role : wants_weights(layer, half)) {
@@ -77,9 +78,13 @@ class TaylorStatistics final : public Statistics {
         all_reduce_sum(sum, data);
       }
     });
-    unit_sums_ = sums_of_own_gradients();
+    unit_sums_ = sums_of_own_gradients(problems);
+    return problems;
   }
-  UnitSums finish() const override { return unit_sums_; }
+  UnitSums finish() const override {
+    require_finite_sums(unit_sums_, "sum of |w.g|");
+    return unit_sums_;
+  }
   std::optional<UnitSums> sums_so_far() const override { return std::nullopt; }
   void restore(const UnitSums&) override {
     throw Error(ExitCode::internal, "gradients of weights cannot be restored from sums");
@@ -114,14 +119,16 @@ class TaylorStatistics final : public Statistics {
       sum = at::zeros_like(model_.layer(layer).by_role(role), at::TensorOptions(type_));
     return sum;
   }
-  UnitSums sums_of_own_gradients() {
+  UnitSums sums_of_own_gradients(Problems& problems) {
     UnitSums sums(static_cast<std::size_t>(model_.layers()));
     for_each_scored([&](std::int64_t layer, UnitKind half) {
-      sums[static_cast<std::size_t>(layer)][static_cast<std::size_t>(half)] =
-          sum_over_unit_tensors(model_, options_.unit, layer, half, [&](TensorRole role) {
+      sums[static_cast<std::size_t>(layer)][static_cast<std::size_t>(half)] = sum_over_unit_tensors(
+          model_, options_.unit, layer, half,
+          [&](TensorRole role) {
             return weight_times_gradient(model_.layer(layer).by_role(role),
                                          gradient_or_zero(layer, role));
-          });
+          },
+          problems);
     });
     return sums;
   }
@@ -160,11 +167,12 @@ class GateStatistics final : public Statistics {
   void clear() override {
     for (auto& layer : sums_) layer = {};
   }
-  void reduce(Communicator& data) override {
+  Problems reduce(Communicator& data) override {
     // Small: all layers' sums cross in one collective.
     UnitSums host = host_sums();
     reduce_unit_sums(host, data);
     reduced_ = std::move(host);
+    return {};
   }
   UnitSums finish() const override {
     UnitSums sums = reduced_;
@@ -249,15 +257,18 @@ std::vector<TensorRole> scored_roles(const ModelConfig& config, AttentionUnit un
 
 UnitSums magnitude_sums(const CausalLM& model, const StatisticsOptions& options) {
   UnitSums sums(static_cast<std::size_t>(model.layers()));
+  Problems problems;
   const at::ScalarType wide = model.options().dtype == at::kDouble ? at::kDouble : at::kFloat;
   for (std::int64_t layer = 0; layer < model.layers(); ++layer)
     for (const UnitKind half : {UnitKind::attention, UnitKind::mlp})
       if (is_scored(options.scored, layer, half) &&
           unit_count(model, options.unit, layer, half) > 0)
         sums[static_cast<std::size_t>(layer)][static_cast<std::size_t>(half)] =
-            sum_over_unit_tensors(model, options.unit, layer, half, [&](TensorRole role) {
-              return model.layer(layer).by_role(role).to(wide).abs();
-            });
+            sum_over_unit_tensors(
+                model, options.unit, layer, half,
+                [&](TensorRole role) { return model.layer(layer).by_role(role).to(wide).abs(); },
+                problems);
+  problems.throw_if_any();
   return sums;
 }
 

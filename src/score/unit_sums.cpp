@@ -1,6 +1,7 @@
 #include "espalier/score/unit_sums.h"
 
 #include <cmath>
+#include <utility>
 
 #include <ATen/ATen.h>
 #include <fmt/format.h>
@@ -41,12 +42,13 @@ at::Tensor per_slice(const at::Tensor& values, TensorRole role, std::int64_t wid
   return width == 1 ? entries : entries.view({-1, width}).sum(1);
 }
 
-[[noreturn]] void report(std::int64_t layer, TensorRole role) {
-  throw Error(
+Problem non_finite(std::int64_t layer, TensorRole role) {
+  return {
       ExitCode::bad_content,
       fmt::format("a score is not finite: tensor 'model.layers.{}.{}'", layer, projection(role)),
       fmt::format("layer {}: its weights or their gradients hold NaN or infinity", layer),
-      "Use a wider model.dtype or importance.accumulate, or check the calibration data.");
+      "Use a wider model.dtype or importance.accumulate, or check the calibration data.",
+      {}};
 }
 
 }  // namespace
@@ -79,7 +81,9 @@ at::Tensor heads_to_units(const CausalLM& model, AttentionUnit unit, std::int64_
 
 std::vector<double> sum_over_unit_tensors(const CausalLM& model, AttentionUnit unit,
                                           std::int64_t layer, UnitKind half,
-                                          const std::function<at::Tensor(TensorRole)>& of_role) {
+                                          const std::function<at::Tensor(TensorRole)>& of_role,
+                                          Problems& problems) {
+  bool reported = false;
   std::vector<double> total(static_cast<std::size_t>(unit_count(model, unit, layer, half)), 0.0);
   const std::int64_t width = half == UnitKind::mlp ? 1 : model.config().head_dim;
   for (const TensorRole role : scored_roles(model.config(), unit, half)) {
@@ -89,7 +93,8 @@ std::vector<double> sum_over_unit_tensors(const CausalLM& model, AttentionUnit u
     const std::vector<double> values = to_doubles(slices);
     ESPALIER_CHECK(values.size() == total.size(), "a tensor has not one slice per unit");
     for (std::size_t u = 0; u < values.size(); ++u) {
-      if (!std::isfinite(values[u])) report(layer, role);
+      if (!std::isfinite(values[u]) && !std::exchange(reported, true))
+        problems.add(non_finite(layer, role));
       total[u] += values[u];
     }
   }

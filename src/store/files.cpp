@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
+#include <limits>
 #include <vector>
 
 #include <fmt/format.h>
@@ -149,13 +150,22 @@ void require_free_space(const std::filesystem::path& directory, std::uint64_t ne
 }
 
 std::string sha256_of_file(const std::filesystem::path& path) {
+  return sha256_of_block(path, 0, std::numeric_limits<std::int64_t>::max());
+}
+
+std::string sha256_of_block(const std::filesystem::path& path, std::int64_t begin,
+                            std::int64_t bytes) {
   const posix::Descriptor file = posix::open_regular(path);
   Sha256 hash;
-  std::vector<std::byte> block(std::size_t{1} << 20);
-  std::uint64_t offset = 0;
-  while (const std::size_t got = posix::read_at(file, path, offset, block)) {
-    hash.update(std::span(block).first(got));
-    offset += got;
+  std::vector<std::byte> piece(static_cast<std::size_t>(std::min(bytes, std::int64_t{1} << 20)));
+  for (std::int64_t done = 0; done < bytes;) {
+    const auto wanted = std::min<std::int64_t>(bytes - done, std::ssize(piece));
+    const std::size_t got =
+        posix::read_at(file, path, static_cast<std::uint64_t>(begin + done),
+                       std::span(piece).first(static_cast<std::size_t>(wanted)));
+    if (got == 0) break;
+    hash.update(std::span(piece).first(got));
+    done += static_cast<std::int64_t>(got);
   }
   return hash.hex();
 }

@@ -18,30 +18,11 @@ namespace {
 
 constexpr std::size_t kBuffer = std::size_t{1} << 20;
 
+/// A device that cannot be read says nothing about the content: 74 is the code for I/O errors.
 ExitCode code_of(int number, Access access) {
-  switch (number) {
-    case ENOENT:
-    case ENOTDIR:
-    case ELOOP:
-    case ENAMETOOLONG:
-    case EISDIR:
-      return ExitCode::missing_input;
-    case EACCES:
-    case EPERM:
-    case EROFS:
-      return ExitCode::permission;
-    case EEXIST:
-    case ENOTEMPTY:
-      return ExitCode::cannot_create;
-    case EMFILE:
-    case ENFILE:
-    case ENOMEM:
-      return ExitCode::unsuitable;
-    default:
-      break;
-  }
-  // A device that cannot be read says nothing about the content: 74 is the code for I/O errors.
-  return access == Access::write || number == EIO ? ExitCode::write_failed : ExitCode::bad_content;
+  const ExitCode code = code_of_errno(number);
+  const bool is_content = code == ExitCode::write_failed && access == Access::read && number != EIO;
+  return is_content ? ExitCode::bad_content : code;
 }
 
 std::optional<std::uint64_t> free_bytes(const std::filesystem::path& path) {

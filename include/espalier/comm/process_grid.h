@@ -1,11 +1,9 @@
 #pragma once
 
-#include <functional>
 #include <memory>
-#include <string>
 
+#include "espalier/comm/agreement.h"
 #include "espalier/comm/communicator.h"
-#include "espalier/core/error.h"
 
 namespace espalier {
 
@@ -14,8 +12,8 @@ namespace espalier {
 /// order).
 class ProcessGrid {
  public:
-  /// Collective over `world`. Throws Error(unsuitable) naming the counts that would work unless
-  /// world.size() is a multiple of `tensor`.
+  /// Collective over `world`. Throws AgreedError(unsuitable) naming the counts that would work
+  /// unless world.size() is a multiple of `tensor`.
   ProcessGrid(Communicator& world, int tensor);
 
   Communicator& world() const { return *world_; }
@@ -35,19 +33,5 @@ class ProcessGrid {
   std::unique_ptr<Communicator> tensor_;
   std::unique_ptr<Communicator> data_;
 };
-
-/// An Error that every rank of a group throws at the same place. Any other exception of a run with
-/// several ranks is a lone one: its peers may wait in a collective, so the process must end the
-/// whole job.
-class AgreedError : public Error {
- public:
-  using Error::Error;
-};
-
-/// Runs rank-local work, then agrees: if any rank threw, every rank throws the same AgreedError
-/// (all ranks' distinct problems, each with its rank in `where`; the lowest code). Collective over
-/// `comm`.
-void together(Communicator& comm, const std::string& phase,
-              const std::function<void()>& local_work);
 
 }  // namespace espalier

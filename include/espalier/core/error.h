@@ -1,6 +1,8 @@
 #pragma once
 
 #include <exception>
+#include <functional>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -55,10 +57,15 @@ class Error : public std::exception {
   std::string text_;  // all messages, one a line
 };
 
-/// Collects problems so that a user sees all of them at once.
-class Problems {
+/// Collects problems so that a user sees all of them at once. Returned by functions whose callers
+/// must go on first: what one rank finds wrong between two collectives is a value that waits for
+/// the next agreement (comm/agreement.h), never an exception that leaves the peers waiting.
+class [[nodiscard]] Problems {
  public:
+  Problems() = default;
+  explicit Problems(std::vector<Problem> list) : list_(std::move(list)) {}
   void add(Problem problem) { list_.push_back(std::move(problem)); }
+  void add(const Problems& others);
   void add(ExitCode code, std::string what, std::string why = {}, std::string remedy = {},
            std::string where = {});
   bool empty() const { return list_.empty(); }
@@ -69,6 +76,28 @@ class Problems {
  private:
   std::vector<Problem> list_;
 };
+
+/// The exit code that a failed system call stands for: 66 what is not there, 77 what is denied, 73
+/// what is there already, 69 what the process may not have more of, 74 every other failure.
+ExitCode code_of_errno(int number);
+
+/// 69 with the knobs that help; `said` is what the allocator said.
+Problem memory_ran_out(const std::string& said);
+
+/// What a foreign library's exception means to a user; nothing when it is not that library's.
+using ExceptionTranslator = std::optional<Problem> (*)(const std::exception& exception);
+/// Called by the rooms that know foreign exceptions, once per process.
+void register_translator(ExceptionTranslator translator);
+
+/// What a user is told of any exception, in one place for agreed and for lone failures: an Error's
+/// own problems; memory that ran out, whoever noticed it, 69; failed system calls by their number;
+/// what a registered translator says; everything else 70.
+Problems problems_of(const std::exception& exception);
+/// The same for what `work` throws, in whatever form; empty when it returns.
+Problems problems_of(const std::function<void()>& work);
+/// The same as an Error, for a failure that one rank reports alone: `who` ("rank 3") is put before
+/// every `where`.
+Error as_error(const std::exception& exception, const std::string& who);
 
 /// Always-on check of our own logic; throws Error(ExitCode::internal) naming the place.
 void check_internal(bool condition, std::string_view what, const char* file, int line);

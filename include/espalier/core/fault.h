@@ -10,14 +10,14 @@
 /// draws. Without the variable a fault point costs one predictable branch.
 namespace espalier::fault {
 
-/// What a call site must do itself. The other actions (kill9, stop, throw, slow:MS) happen inside
-/// `hit`; `throw` raises Error(internal).
+/// What a call site must do itself, where its point offers it. The other actions happen inside
+/// `hit` at any point: kill9, stop, slow:MS, throw (raises Error(internal)) and alloc-fail (raises
+/// std::bad_alloc).
 enum class Effect {
   none,
   nan,          ///< poison one value of what is being computed here
   short_write,  ///< write only a part and fail
   io_error,     ///< behave as if the call failed with `Outcome::error_number`
-  alloc_fail,   ///< behave as if memory had run out
 };
 
 struct Outcome {
@@ -25,9 +25,10 @@ struct Outcome {
   int error_number = 0;
 };
 
-/// Reads ESPALIER_FAULT once. Throws Error(usage) for an unknown point or action, naming the
-/// nearest.
-void initialise(int rank);
+/// Reads ESPALIER_FAULT once, on rank `rank` of `ranks`. Throws Error(usage) for an unknown point
+/// or action, naming the nearest, and for a specification that cannot take effect: an action that
+/// the point does not offer, a rank that does not pass it, numbers out of range.
+void initialise(int rank, int ranks);
 /// True when any fault is armed (the run says so in its first log line and in provenance.json).
 bool armed();
 std::string specification();
@@ -40,6 +41,13 @@ Outcome hit(std::string_view name);
 struct Point {
   std::string name;
   std::string meaning;
+  bool offers_nan = false;          ///< computes what `nan` poisons
+  bool offers_errors = false;       ///< a system call, which errno:NAME makes fail
+  bool offers_short_write = false;  ///< hands bytes to the system
+  bool root_only = false;           ///< only rank 0 comes here
+
+  /// The actions that only some points offer, for help: "nan", "errno:NAME, short-write" or "".
+  std::string special_actions() const;
 };
 /// All points, sorted by name; `espalier doctor --list-faults` prints them.
 const std::vector<Point>& points();

@@ -7,6 +7,7 @@
 #include <ATen/core/Tensor.h>
 
 #include "espalier/comm/communicator.h"
+#include "espalier/core/error.h"
 #include "espalier/model/causal_lm.h"
 #include "espalier/prune/score_table.h"
 
@@ -49,6 +50,14 @@ struct BackwardScope {
 struct BackwardPass {
   at::Tensor nll_N;  ///< negative log likelihoods, float64 on the host, same on every tensor rank
   std::int64_t repeated_halves = 0;  ///< halves that ran forward twice on this rank
+  /// What this rank found wrong (bad_content): a loss that is not finite, on every tensor rank,
+  /// naming the first layer whose output was not; a gradient that is not finite, on the ranks where
+  /// it arose. For the caller's next agreement.
+  Problems problems;
+};
+struct TokenLosses {
+  at::Tensor nll_N;
+  Problems problems;  ///< as BackwardPass::problems
 };
 
 /// Runs forward through all layers, then asks every half from the last down to the lowest for the
@@ -60,15 +69,14 @@ struct BackwardPass {
 ///
 /// Collectives per call (T ranks > 1): 1 + 2L all-reduces of [B, T, D] forward, two per chunk of
 /// the loss ([chunk] and [2, chunk]), 1 + (2L - 1 - lowest_half) of [B, T, D] backward.
-/// Throws AgreedError(bad_content), the same on every tensor rank, when a loss is not finite,
-/// naming the first layer whose output was not; and, after the last collective and on the ranks
-/// alone where it arose, when a gradient is not finite.
+/// Values that are not finite end the pass early, on all tensor ranks alike, or are reported at its
+/// end.
 BackwardPass blockwise_backward(const CausalLM& model, const TokenBatch& batch,
                                 const BackwardScope& scope, BackwardObserver& observer,
                                 Communicator& tensor);
 
 /// Forward only: the [N] negative log likelihoods. Collective over `tensor`.
-at::Tensor token_losses(const CausalLM& model, const TokenBatch& batch, Communicator& tensor);
+TokenLosses token_losses(const CausalLM& model, const TokenBatch& batch, Communicator& tensor);
 
 /// Hidden states after the last layer, before the final norm. Collective over `tensor`.
 at::Tensor forward_hidden(const CausalLM& model, const at::Tensor& tokens_BT, Communicator& tensor);

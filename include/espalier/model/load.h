@@ -1,10 +1,10 @@
 #pragma once
 
-#include <functional>
+#include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
-#include "espalier/comm/process_grid.h"
 #include "espalier/model/causal_lm.h"
 #include "espalier/store/safetensors.h"
 
@@ -25,15 +25,31 @@ std::vector<std::string> check_checkpoint(const ModelConfig& config, const Weigh
 /// The dtype that `as_stored` means: that of the embedding in the file.
 at::ScalarType stored_type(const WeightSource& source);
 
-/// Called between tensors with bytes read and bytes to read on this rank; may throw to stop.
-using LoadProgress = std::function<void(std::int64_t done, std::int64_t total)>;
+/// Reads this rank's shard step by step, so that ranks can agree, stop and show progress in
+/// between: a step is one decoder layer, or what lies outside the layers. Every rank has the same
+/// steps. Not collective.
+class ModelLoader {
+ public:
+  ModelLoader(const ModelConfig& config, const ModelWidths& widths, const WeightSource& source,
+              const ComputeOptions& options, int tensor_size, int tensor_index);
 
-/// Reads this rank's slices, casts to options.dtype and moves to options.device. Every weight must
-/// be finite: otherwise bad_content naming tensor, layer and rank. Not collective; wrap in
-/// `together`.
+  std::int64_t steps() const { return model_.layers() + 1; }
+  /// Reads the slices of one step, casts them to options.dtype and moves them to options.device.
+  /// Every weight must be finite: otherwise Error(bad_content) naming tensor, layer and tensor
+  /// rank.
+  void load(std::int64_t step);
+  /// The model, once every step was loaded.
+  CausalLM take() { return std::move(model_); }
+
+ private:
+  CausalLM model_;
+  WeightSource source_;
+};
+
+/// All steps at once. Not collective; wrap in `together`.
 CausalLM load_causal_lm(const ModelConfig& config, const ModelWidths& widths,
                         const WeightSource& source, const ComputeOptions& options, int tensor_size,
-                        int tensor_index, const LoadProgress& progress);
+                        int tensor_index);
 
 /// When the widest rank carries more than `limit` times the mean, cuts anew and reads the layers
 /// whose shard changed from the source; returns true if it did. Not collective, the same decision

@@ -9,6 +9,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "espalier/pipeline/fingerprint.h"
 #include "espalier/prune/plan.h"
 #include "espalier/prune/score_table.h"
 
@@ -26,6 +27,10 @@ struct Commit {
   std::vector<std::byte> state;     ///< bytes of state.h5 or sums.h5
   nlohmann::ordered_json manifest;  ///< MANIFEST.json
 };
+
+/// What the commit's run read, as its manifest records it. Throws Error(bad_content) for a record
+/// of another version.
+Inputs recorded_inputs(const Commit& commit);
 
 /// The bytes of state.h5: plan and scores side by side in the root group.
 std::vector<std::byte> state_image(const PruningPlan& plan, const ScoreTable& scores);

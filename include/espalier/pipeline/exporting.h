@@ -28,8 +28,9 @@ ExportReport export_plan(const Source& source, const PruneRules& rules, ExportFo
 
 /// What `espalier export` was asked to do.
 struct ExportRequest {
-  std::filesystem::path from;   ///< run directory, or a plan.h5 together with `model`
-  std::filesystem::path model;  ///< checkpoint that a plan file belongs to
+  std::filesystem::path from;  ///< run directory, or a plan.h5 together with `model`
+  /// Checkpoint that a plan file belongs to, or where a run's model is now; empty = where it was.
+  std::filesystem::path model;
   std::filesystem::path out;
   ExportFormat format = ExportFormat::exact;
   std::optional<double> sparsity;  ///< a smaller plan of the same run, in `measure`
@@ -41,7 +42,8 @@ struct ExportOutcome {
 };
 /// Exports the newest valid commit of a finished or unfinished run, or what a plan file leaves of a
 /// model. Throws missing_input without one, config when sparsity is above what the run reached,
-/// cannot_create when `out` exists.
+/// bad_content when the model is not the one that the run began with, cannot_create when `out`
+/// exists.
 ExportOutcome export_run(const ExportRequest& request);
 
 }  // namespace espalier

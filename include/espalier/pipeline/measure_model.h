@@ -14,8 +14,8 @@
 namespace espalier {
 
 /// Which model `score` and `eval` look at: the configuration's or a directory (dense or exported),
-/// as a plan file leaves it; or the state of a run after an iteration (absent = its newest valid
-/// commit).
+/// as a plan file leaves it; or as a run left it after an iteration (absent = its newest valid
+/// commit), in which case it must be the model that the run began with.
 struct ModelChoice {
   std::filesystem::path model;
   std::filesystem::path plan;  ///< a plan.h5; empty = nothing removed

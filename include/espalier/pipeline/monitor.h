@@ -5,7 +5,7 @@
 #include <map>
 #include <string>
 
-#include "espalier/calib/rounds.h"
+#include "espalier/comm/agreement.h"
 #include "espalier/pipeline/run_directory.h"
 
 namespace espalier {
@@ -13,20 +13,26 @@ namespace espalier {
 /// Watches a run from the inside: which phase it is in, how long each took, whether somebody asked
 /// it to stop, and a line at least every 60 s in long phases. Lives on every rank; only rank 0 has
 /// a directory to write to.
+///
+/// The time limit is that of the whole run, from the monitor's birth. A request to stop takes
+/// effect at the next agreement, and what lies between two of them can be long: one micro-batch, or
+/// reduce, rank, slice and save together. So the longest time between two polls so far must fit
+/// twice into what is left.
 class Monitor {
  public:
-  /// `directory` is null on other ranks and for commands without a run directory. max_hours <= 0:
-  /// no limit.
-  Monitor(RunDirectory* directory, double max_hours);
+  /// max_hours <= 0: no limit.
+  explicit Monitor(double max_hours) : max_seconds_(max_hours * 3600) {}
+  /// From now on there is a run directory to look at and to report to. Rank 0 only.
+  void watch(RunDirectory& directory);
 
   /// Begins a phase; its seconds are added up until the next one begins.
   void enter(const std::string& phase);
   void leave();
-  /// Hooks for micro-batch rounds in the current phase.
-  RoundHooks hooks();
+  /// Hooks for the rounds of the current phase, which counts in `unit`.
+  RoundHooks hooks(const std::string& unit = "micro-batches");
   /// Looks for a STOP file and the time limit (rank 0), at most every 0.1 s.
   void poll();
-  /// A heartbeat line when the last line is 60 s old.
+  /// A heartbeat line when the last line is 60 s old. total = 0: not known.
   void progress(std::int64_t done, std::int64_t total, const std::string& unit);
 
   RunStatus& status() { return status_; }
@@ -37,15 +43,15 @@ class Monitor {
 
  private:
   using Clock = std::chrono::steady_clock;
-  RunDirectory* directory_;
+  RunDirectory* directory_ = nullptr;
   double max_seconds_;
   RunStatus status_;
   Clock::time_point begin_ = Clock::now();
   Clock::time_point phase_begin_ = Clock::now();
   Clock::time_point last_poll_{};
   Clock::time_point last_line_ = Clock::now();
-  Clock::time_point last_round_ = Clock::now();
-  double slowest_round_ = 0;
+  Clock::time_point last_look_ = Clock::now();
+  double longest_unwatched_ = 0;  // seconds between two polls
   bool asked_ = false;
   bool status_failed_ = false;
   std::map<std::string, double> seconds_;

@@ -12,10 +12,10 @@ namespace espalier {
 nlohmann::ordered_json program_facts();
 
 /// What provenance.json says at the start of a run: program, hosts, layout, command line, seeds,
-/// hashes of every input, fault injection. Never the environment as a whole: tokens leak.
+/// fingerprints of every input, fault injection. Never the environment as a whole: tokens leak.
 /// Collective over grid.world() (host names); the result is complete on every rank.
 nlohmann::ordered_json make_provenance(const RunConfig& config, const Source& source,
-                                       const InputHashes& hashes, const ProcessGrid& grid,
+                                       const Inputs& inputs, const ProcessGrid& grid,
                                        const std::string& device);
 
 }  // namespace espalier

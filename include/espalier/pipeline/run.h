@@ -15,7 +15,7 @@ struct RunRequest {
   RunConfig config;
   std::filesystem::path run_dir;
   RunDirectory::Options directory;
-  bool fast_verify = false;  ///< compare inputs by size and time instead of by content
+  bool fast_verify = false;  ///< compare inputs by size, time and first MiB where that decides
   double max_hours = 0;      ///< stop in time; 0 = no limit
 };
 

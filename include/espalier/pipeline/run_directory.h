@@ -40,9 +40,14 @@ class RunDirectory {
 
   /// Creates or opens: takes the lock (73 naming the owner when another process has it), refuses a
   /// directory of another configuration (78 with key, old and new value), sweeps leftovers, removes
-  /// a stale STOP file, finds the newest valid commit. Lines worth telling go to `messages`.
+  /// a stale STOP file, finds the newest valid commit. Reads nothing but the directory. Lines worth
+  /// telling go to `messages`.
   static RunDirectory open(const std::filesystem::path& path, const RunConfig& config,
                            const Options& options, std::vector<std::string>& messages);
+
+  /// Once the inputs are found right: writes the configuration down and drops metrics beyond the
+  /// commit that the run continues from.
+  void begin(const RunConfig& config) const;
 
   const std::filesystem::path& path() const { return path_; }
   CommitStore& commits() { return commits_; }
@@ -64,6 +69,7 @@ class RunDirectory {
   void clear_stop_request() const;
 
   void write_status(const RunStatus& status) const;
+  /// Into provenance.json, and into the log directory of this attempt, where it stays.
   void write_provenance(const nlohmann::ordered_json& provenance) const;
   /// Appends the line of one iteration, replacing an earlier one of the same iteration.
   void record_metrics(const nlohmann::ordered_json& row) const;

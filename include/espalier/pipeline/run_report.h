@@ -4,6 +4,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "espalier/comm/process_grid.h"
 #include "espalier/pipeline/run_directory.h"
 #include "espalier/pipeline/source.h"
 

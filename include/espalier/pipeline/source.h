@@ -1,7 +1,6 @@
 #pragma once
 
 #include <filesystem>
-#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -10,6 +9,8 @@
 #include "espalier/config/model_config.h"
 #include "espalier/config/run_config.h"
 #include "espalier/model/load.h"
+#include "espalier/pipeline/commit.h"
+#include "espalier/pipeline/fingerprint.h"
 #include "espalier/prune/plan.h"
 #include "espalier/store/safetensors.h"
 
@@ -47,15 +48,14 @@ std::int64_t spare_memory(const RunConfig& config, const ComputeOptions& options
 /// Names the device: "cpu (AVX2)", "cuda:0 (NVIDIA ...)".
 std::string device_name(const ComputeOptions& options);
 
-/// Hashes of input files by path. `fast` takes size, time and the first bytes instead of the whole
-/// content.
-using InputHashes = std::map<std::string, std::string>;
-/// Each file is hashed by one rank. Collective over `world`; the same map on every rank.
-InputHashes hash_inputs(const std::vector<std::filesystem::path>& files, bool fast,
-                        Communicator& world);
-/// Weight shards and config.json of the model, and every token file of the configuration.
-std::vector<std::filesystem::path> input_files(const RunConfig& config, const Source& source);
-/// Throws Error(bad_content) with file, old and new hash for every input that changed.
-void require_unchanged(const InputHashes& before, const InputHashes& now);
+/// The files that the model is read from, by part (pipeline/fingerprint.h).
+InputFiles model_files(const Source& source);
+/// Those, and every token file of the configuration.
+InputFiles input_files(const RunConfig& config, const Source& source);
+
+/// Compares the model's files with what a commit of a run on it recorded. Throws Error(bad_content)
+/// for weights that are others; returns how they were compared, in words. One process alone.
+std::string require_same_model(const Source& source, const Commit& commit,
+                               Thoroughness thoroughness);
 
 }  // namespace espalier

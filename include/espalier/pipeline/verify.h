@@ -15,7 +15,8 @@ struct Verification {
 
 /// Reads and checks everything below `path`: hashes, plans (shapes, order, digest), scores (finite,
 /// in step with the plan), names, shapes and dtypes of a checkpoint; the hashes in an export's
-/// provenance.json. `deep` also reads every weight and requires it to be finite. Throws
+/// provenance.json; that a run's model is the one it began with. `deep` also reads every weight of
+/// a model and requires it to be finite, and hashes the whole content of a run's model. Throws
 /// Error(bad_content) with everything that is wrong, missing_input when there is nothing to verify.
 /// Not collective.
 Verification verify_path(const std::filesystem::path& path, bool deep);

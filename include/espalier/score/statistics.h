@@ -8,6 +8,7 @@
 
 #include "espalier/comm/communicator.h"
 #include "espalier/config/run_config.h"
+#include "espalier/core/error.h"
 #include "espalier/model/blockwise.h"
 
 namespace espalier {
@@ -26,10 +27,12 @@ class Statistics : public BackwardObserver {
  public:
   /// Forgets everything: a new pass begins.
   virtual void clear() = 0;
-  /// Sums over the ranks that hold the same shard. Collective over `data`.
-  virtual void reduce(Communicator& data) = 0;
-  /// The criterion's value per local unit. Throws Error(bad_content) naming tensor and layer for a
-  /// value that is not finite.
+  /// Sums over the ranks that hold the same shard. Collective over `data`, whatever the values are:
+  /// those of this rank that are not finite are returned with tensor and layer, for the caller's
+  /// next agreement.
+  virtual Problems reduce(Communicator& data) = 0;
+  /// The criterion's value per local unit. Throws Error(bad_content) naming layer and unit for a
+  /// sum over data ranks that is not finite.
   virtual UnitSums finish() const = 0;
   /// The sums of this rank so far, on the host, or nothing when they are too large to keep.
   virtual std::optional<UnitSums> sums_so_far() const = 0;
@@ -61,7 +64,8 @@ struct StatisticsOptions {
 std::unique_ptr<Statistics> make_statistics(const CausalLM& model,
                                             const StatisticsOptions& options);
 
-/// sum |w| over the same tensors as taylor.
+/// sum |w| over the same tensors as taylor. Throws Error(bad_content) naming tensor and layer for a
+/// sum that is not finite.
 UnitSums magnitude_sums(const CausalLM& model, const StatisticsOptions& options);
 
 /// A uniform number per unit: a counter-based hash of (seed, iteration, layer, kind, unit).

@@ -8,6 +8,7 @@
 #include <ATen/core/Tensor.h>
 
 #include "espalier/comm/communicator.h"
+#include "espalier/core/error.h"
 #include "espalier/score/statistics.h"
 
 namespace espalier {
@@ -27,11 +28,12 @@ at::Tensor heads_to_units(const CausalLM& model, AttentionUnit unit, std::int64_
 
 /// Sums, per unit of one half, the values that `of_role` gives for every scored tensor (same shape
 /// as the weight): rows of q, k, v, gate and up, columns of o and down. Under multi-head attention
-/// head h takes k and v rows h. Throws Error(bad_content) naming the tensor and the layer when a
-/// sum is not finite.
+/// head h takes k and v rows h. `problems` receives the first tensor of the half with a sum that is
+/// not finite (bad_content).
 std::vector<double> sum_over_unit_tensors(const CausalLM& model, AttentionUnit unit,
                                           std::int64_t layer, UnitKind half,
-                                          const std::function<at::Tensor(TensorRole)>& of_role);
+                                          const std::function<at::Tensor(TensorRole)>& of_role,
+                                          Problems& problems);
 
 /// Adds up over the ranks of `data` in one collective. Collective.
 void reduce_unit_sums(UnitSums& sums, Communicator& data);

@@ -41,6 +41,9 @@ void require_free_space(const std::filesystem::path& directory, std::uint64_t ne
 
 /// SHA-256 of a file's bytes, read in blocks (a mapped file that shrinks would kill the process).
 std::string sha256_of_file(const std::filesystem::path& path);
+/// The same of up to `bytes` bytes from `begin` on; fewer where the file ends before.
+std::string sha256_of_block(const std::filesystem::path& path, std::int64_t begin,
+                            std::int64_t bytes);
 
 /// Copies a regular file (following links at the source, never at the target) and fsyncs.
 void copy_file_checked(const std::filesystem::path& from, const std::filesystem::path& to,

@@ -40,7 +40,7 @@ int status_with_fault(const Sample& sample, const std::string& fault) {
   if (child == 0) {
     ::setenv("ESPALIER_FAULT", fault.c_str(), 1);
     try {
-      fault::initialise(0);
+      fault::initialise(0, 1);
       sample.write();
     } catch (const Error& error) {
       ::_exit(static_cast<int>(error.code()));

@@ -3,6 +3,9 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include "espalier/core/error.h"
+#include "espalier/model/torch_errors.h"
+
 namespace espalier {
 namespace {
 
@@ -17,6 +20,19 @@ TEST(MemoryMeter, CountsWhatIsAllocatedAndNotFreed) {
   EXPECT_EQ(meter.bytes(), alone) << "what was freed does not count";
   kept.reset();
   EXPECT_EQ(meter.bytes(), 0);
+}
+
+TEST(TorchErrors, MemoryThatRanOutIsNamedWhoeverNoticed) {
+  register_torch_errors();
+  const Problems memory = problems_of([] { at::empty({std::int64_t{1} << 52}); });
+  ASSERT_EQ(memory.list().size(), 1u);
+  EXPECT_EQ(memory.list().front().code, ExitCode::unsuitable) << memory.list().front().message();
+  EXPECT_NE(memory.list().front().why.find("18014398509481984"), std::string::npos)
+      << memory.list().front().why;
+  const Problems shapes = problems_of([] { at::zeros({2}) + at::zeros({3}); });
+  ASSERT_EQ(shapes.list().size(), 1u);
+  EXPECT_EQ(shapes.list().front().code, ExitCode::internal);
+  EXPECT_EQ(shapes.list().front().what.find('\n'), std::string::npos) << "a backtrace";
 }
 
 TEST(AvailableMemory, OfTheHostIsPositive) { EXPECT_GT(available_memory(at::kCPU), 1 << 20); }

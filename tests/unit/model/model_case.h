@@ -36,12 +36,12 @@ class ModelCase {
   CausalLM load(const ModelWidths& widths, Communicator& tensor) const {
     ComputeOptions options;
     options.dtype = at::kDouble;
-    return load_causal_lm(config_, widths, source(), options, tensor.size(), tensor.rank(), {});
+    return load_causal_lm(config_, widths, source(), options, tensor.size(), tensor.rank());
   }
 
   /// sum_n weights_n nll_n
   double objective(const CausalLM& model, Communicator& tensor) const {
-    return (token_losses(model, batch_, tensor) * batch_.weights_N).sum().item<double>();
+    return (token_losses(model, batch_, tensor).nll_N * batch_.weights_N).sum().item<double>();
   }
 
  private:

@@ -225,7 +225,7 @@ TEST(Files, KilledBeforeTheRenameLeavesTheOldFile) {
   replace_file(scratch / "f", "old", WriteScope::save);
   const int status = in_child([&] {
     ::setenv("ESPALIER_FAULT", "point=save.pre_rename;action=kill9", 1);
-    fault::initialise(0);
+    fault::initialise(0, 1);
     replace_file(scratch / "f", "new", WriteScope::save);
     return 0;
   });
@@ -274,14 +274,14 @@ TEST(Files, NoPointIsDead) {
   const Scratch scratch;
   const auto trace = scratch / "trace";
   ::setenv("ESPALIER_FAULT_TRACE", trace.c_str(), 1);
-  fault::initialise(0);
+  fault::initialise(0, 1);
   for (const WriteScope scope : {WriteScope::save, WriteScope::export_model}) {
     replace_file(scratch / "f", "text", scope);
     rename_path(scratch / "f", scratch / "g", scope);
     remove_tree(scratch / "g", scope);
   }
   ::unsetenv("ESPALIER_FAULT_TRACE");
-  fault::initialise(0);
+  fault::initialise(0, 1);
   const std::string passed = fmt::format("\n{}", read_file(trace));
   for (const fault::Point& point : fault::points()) {
     const bool ours = point.name.starts_with("save.") || point.name.starts_with("export.");

@@ -53,11 +53,11 @@ class Fault {
  public:
   explicit Fault(const std::string& specification) {
     ::setenv("ESPALIER_FAULT", specification.c_str(), 1);
-    fault::initialise(0);
+    fault::initialise(0, 1);
   }
   ~Fault() {
     ::unsetenv("ESPALIER_FAULT");
-    fault::initialise(0);
+    fault::initialise(0, 1);
   }
   Fault(const Fault&) = delete;
   Fault& operator=(const Fault&) = delete;

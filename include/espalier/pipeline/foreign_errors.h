@@ -1,0 +1,9 @@
+#pragma once
+
+namespace espalier {
+
+/// Teaches problems_of (core/error.h) the exceptions of every foreign library that the rooms below
+/// use. Once per process, before the first command.
+void register_foreign_errors();
+
+}  // namespace espalier
