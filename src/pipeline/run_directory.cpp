@@ -15,6 +15,7 @@
 
 #include "espalier/core/error.h"
 #include "espalier/core/json.h"
+#include "espalier/core/log.h"
 
 namespace espalier {
 namespace {
@@ -67,9 +68,11 @@ void require_writable(const fs::path& path) {
 
 RunDirectory RunDirectory::open(const fs::path& path, const RunConfig& config,
                                 const Options& options, std::vector<std::string>& messages) {
+  const bool is_new = !fs::exists(path);
   make_directory(path);
   require_writable(path);
   RunDirectory run(fs::absolute(path).lexically_normal());
+  run.is_empty_ = is_new;
   run.take_lock(options.lock_wait_seconds);
   make_directory(run.path_ / "ckpt");
   run.check_same_run(config, options.allowed_changes);
@@ -86,7 +89,17 @@ RunDirectory RunDirectory::open(const fs::path& path, const RunConfig& config,
   return run;
 }
 
-void RunDirectory::begin(const RunConfig& config) const {
+bool RunDirectory::abandon() {
+  if (!is_empty_) return false;
+  log::Options options = log::current();
+  options.file.clear();  // the log lies inside
+  log::configure(options);
+  remove_tree(path_, WriteScope::other);
+  return true;
+}
+
+void RunDirectory::begin(const RunConfig& config) {
+  is_empty_ = false;
   if (!fs::exists(path_ / "config.input.yaml"))
     replace_file(path_ / "config.input.yaml", read_file(config.source));
   replace_file(path_ / "config.resolved.yaml", to_yaml(config));

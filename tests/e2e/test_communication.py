@@ -34,7 +34,7 @@ def gradients(number):
 
 def world_group(data, rows=1):
     batches = [BATCHES] if rows == 1 else DOMAINS
-    calls = sum(math.ceil(len(b) / data) + 1 for b in batches) + 1 + rows
+    calls = sum(math.ceil(len(b) / data) + 1 for b in batches) + 1 + 2 * rows
     return calls, 16 * calls
 
 

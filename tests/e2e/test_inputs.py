@@ -196,19 +196,28 @@ class SeenFromOutside(Case):
         self.assertEqual(result.code, 75, result)
         self.assertEqual(status_of(run_dir)["reason"], "time limit")
 
-    def test_inputs_that_are_wrong_are_reported_in_the_directory(self):
+    def test_inputs_that_are_wrong_are_reported_where_a_run_was_begun(self):
         run_dir = self.folder / "run"
-        broken = self.folder / "broken"
-        shutil.copytree(self.bench.folder, broken)
-        (broken / "model" / "model.safetensors").write_bytes(b"nothing of the kind")
-        config = broken / "config.yaml"
+        folder = self.folder / "inputs"
+        shutil.copytree(self.bench.folder, folder)
+        weights = folder / "model" / "model.safetensors"
+        right = weights.read_bytes()
+        config = folder / "config.yaml"
         config.write_text(self.bench.config().read_text())
+        weights.write_bytes(b"nothing of the kind")
+        result = run("run", config, "--run-dir", run_dir)
+        self.assertEqual(result.code, 65, result)
+        self.assertFalse(run_dir.exists(), "a run directory was made for nothing")
+        weights.write_bytes(right)
+        fault = {"ESPALIER_FAULT": "point=calibrate.enter;iter=2;action=kill9"}
+        self.assertEqual(run("run", config, "--run-dir", run_dir, extra=fault).code, 137)
+        weights.write_bytes(b"nothing of the kind")
         result = run("run", config, "--run-dir", run_dir)
         self.assertEqual(result.code, 65, result)
         status = status_of(run_dir)
         self.assertEqual((status["state"], status["exit_code"]), ("failed", 65))
-        # The directory is taken up again once the model is right.
-        shutil.copy(self.bench.model / "model.safetensors", broken / "model" / "model.safetensors")
+        self.assertIn("model.safetensors", status["reason"])
+        weights.write_bytes(right)
         self.succeeds("run", config, "--run-dir", run_dir)
         self.assertEqual(len(digest_of(run_dir)), 64)
 

@@ -45,9 +45,13 @@ class RunDirectory {
   static RunDirectory open(const std::filesystem::path& path, const RunConfig& config,
                            const Options& options, std::vector<std::string>& messages);
 
+  /// Removes the directory again if open() made it and nothing was begun in it: inputs that are
+  /// wrong leave nothing behind. Returns whether it did.
+  bool abandon();
+
   /// Once the inputs are found right: writes the configuration down and drops metrics beyond the
   /// commit that the run continues from.
-  void begin(const RunConfig& config) const;
+  void begin(const RunConfig& config);
 
   const std::filesystem::path& path() const { return path_; }
   CommitStore& commits() { return commits_; }
@@ -95,6 +99,7 @@ class RunDirectory {
   std::optional<Commit> start_;
   std::optional<Commit> paused_pass_;
   int attempt_ = 1;
+  bool is_empty_ = false;  // open() made the directory, and nothing was begun in it
 };
 
 /// Lines of metrics.jsonl of a run directory in order; none when there is no such file.
