@@ -47,7 +47,7 @@ Inspected inspect(const fs::path& path) {
     return {source.config, source.widths, source.plan, path};
   }
   const RunConfig config = read_run_config(run / "config.resolved.yaml", {}, ConfigUse::print);
-  const ModelConfig model = read_model_config(config.model_path);
+  const ModelConfig model = read_model_config(model_of_run(config));
   std::vector<std::string> rejected;
   const std::optional<Commit> commit = commit_dir.empty()
                                            ? CommitStore(run / "ckpt").newest_valid(rejected)

@@ -86,11 +86,7 @@ Origin origin_of_run(const fs::path& run, const fs::path& model) {
   if (!commit)
     throw Error(ExitCode::missing_input, "the run has no valid commit to export", {},
                 "Let it finish an iteration first.", run.string());
-  if (model.empty() && !fs::exists(config.model_path))
-    throw Error(ExitCode::missing_input, "the run's model is not where it was", {},
-                "Say where it is now with --model DIR: its files are recognised by their content.",
-                config.model_path.string());
-  Origin origin{open_source(model.empty() ? config.model_path : model), {}, {}};
+  Origin origin{open_source(model_of_run(config, model)), {}, {}};
   log::info("model as the run began: {}",
             require_same_model(origin.source, *commit, Thoroughness::facts));
   origin.rules = prune_rules(origin.source.config, config.prune);

@@ -74,6 +74,11 @@ class PruningRun {
           RunDirectory::open(request_.run_dir, config_, request_.directory, messages));
       log::configure(log_options());
       for (const std::string& message : messages) log::warning("{}", message);
+      if (const Commit* commit = newest_commit()) {
+        monitor_.status().iteration = commit->iteration;
+        monitor_.status().last_commit =
+            CommitStore::directory_name(commit->iteration, commit->kind);
+      }
       monitor_.watch(*directory_);
     });
   }
@@ -173,11 +178,6 @@ class PruningRun {
     monitor_.status().state = "running";
     monitor_.status().iteration = plan_.iteration;
     monitor_.status().iterations = last;
-    if (directory_ && directory_->start())
-      monitor_.status().last_commit = CommitStore::directory_name(plan_.iteration);
-    if (directory_ && directory_->paused_pass())
-      monitor_.status().last_commit =
-          CommitStore::directory_name(plan_.iteration + 1, CommitKind::pass);
     if (plan_.iteration >= last && all_done()) return;
     load();
     complete_last_iteration(last);

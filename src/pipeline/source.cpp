@@ -107,6 +107,19 @@ InputFiles input_files(const RunConfig& config, const Source& source) {
   return files;
 }
 
+fs::path model_of_run(const RunConfig& config, const fs::path& elsewhere) {
+  if (!elsewhere.empty()) return elsewhere;
+  std::error_code unreadable;
+  if (!fs::exists(config.model_path, unreadable))
+    throw Error(
+        ExitCode::missing_input, "the run's model is not where it was", {},
+        "Put it back there, or a link to it; 'espalier export' takes --model DIR, 'espalier "
+        "resume' --set model.path=DIR --allow-change model.path. Its files are recognised "
+        "by their content.",
+        config.model_path.string());
+  return config.model_path;
+}
+
 std::string require_same_model(const Source& source, const Commit& commit,
                                Thoroughness thoroughness) {
   Inputs before = recorded_inputs(commit);

@@ -51,6 +51,14 @@ std::string check_pass(const Commit& commit, const fs::path& path) {
                      pass.micro_batches, pass.tokens);
 }
 
+RunConfig config_of_run(const fs::path& run) {
+  const fs::path resolved = run / "config.resolved.yaml";
+  if (!fs::exists(resolved))
+    throw Error(ExitCode::missing_input, "the run's config.resolved.yaml is missing",
+                "it names the model", {}, run.string());
+  return read_run_config(resolved, {}, ConfigUse::print);
+}
+
 std::string check_commit(const fs::path& path, const ModelConfig& config) {
   const Commit commit = read_commit(path);
   if (commit.kind == CommitKind::pass) return check_pass(commit, path);
@@ -74,14 +82,6 @@ std::string check_commit(const fs::path& path, const ModelConfig& config) {
                      plan.digest().substr(0, 16));
 }
 
-ModelConfig model_of_run(const fs::path& run) {
-  const fs::path resolved = run / "config.resolved.yaml";
-  if (!fs::exists(resolved))
-    throw Error(ExitCode::missing_input, "the run's config.resolved.yaml is missing",
-                "it names the model", {}, run.string());
-  return read_model_config(read_run_config(resolved, {}, ConfigUse::print).model_path);
-}
-
 void collect(Problems& problems, const std::function<void()>& work) {
   try {
     work();
@@ -94,8 +94,7 @@ void collect(Problems& problems, const std::function<void()>& work) {
 
 /// Whether the run's model is still the one that it began with.
 std::string check_model(const fs::path& run, const Commit& commit, bool deep) {
-  const Source source =
-      open_source(read_run_config(run / "config.resolved.yaml", {}, ConfigUse::print).model_path);
+  const Source source = open_source(model_of_run(config_of_run(run)));
   const std::string how =
       require_same_model(source, commit, deep ? Thoroughness::content : Thoroughness::facts);
   return fmt::format("the model is the one that the run began with: {}", how);
@@ -103,7 +102,7 @@ std::string check_model(const fs::path& run, const Commit& commit, bool deep) {
 
 Verification verify_run(const fs::path& path, bool deep) {
   Verification result{"run directory", {}, {}};
-  const ModelConfig config = model_of_run(path);
+  const ModelConfig config = read_model_config(model_of_run(config_of_run(path)));
   const CommitStore commits(path / "ckpt");
   Problems problems;
   std::optional<Commit> any;
@@ -210,7 +209,8 @@ Verification verify_path(const fs::path& path, bool deep) {
   if (fs::exists(path / "config.resolved.yaml")) return verify_run(path, deep);
   if (fs::exists(path / "MANIFEST.json")) {
     const fs::path run = fs::absolute(path).lexically_normal().parent_path().parent_path();
-    return {"commit", {check_commit(path, model_of_run(run))}, {}};
+    return {
+        "commit", {check_commit(path, read_model_config(model_of_run(config_of_run(run))))}, {}};
   }
   if (fs::exists(path / "config.json")) return verify_model(path, deep);
   throw Error(

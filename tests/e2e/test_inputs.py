@@ -99,6 +99,10 @@ class SourceOfARun(Case):
         bench.model.rename(moved)
         result = run("resume", run_dir)
         self.assertEqual(result.code, 66, result)
+        for command in (["verify", run_dir], ["inspect", run_dir], ["verify", run_dir / "ckpt/iter-000002"]):
+            result = run(*command)
+            self.assertEqual(result.code, 66, result)
+            self.assertIn("is not where it was", result.err)
         result = run("export", run_dir, "--out", bench.folder / "out")
         self.assertEqual(result.code, 66, result)
         self.assertIn("--model DIR", result.err)
@@ -195,6 +199,20 @@ class SeenFromOutside(Case):
         result = run("run", config, "--run-dir", run_dir, "--max-hours", 1.5 / 3600)
         self.assertEqual(result.code, 75, result)
         self.assertEqual(status_of(run_dir)["reason"], "time limit")
+
+    def test_the_time_limit_counts_every_phase(self):
+        """Each phase takes a second in which nobody can look: the run stops while there is time for one more."""
+        config = self.bench.config(name="long", prune={"iterations": 40}, evaluation={"perplexity": []})
+        for point in ("reduce.enter", "rank.enter", "slice.enter", "save.enter"):
+            with self.subTest(point):
+                run_dir = self.folder / point
+                result = run("run", config, "--run-dir", run_dir, "--max-hours", 6 / 3600,
+                             extra={"ESPALIER_FAULT": f"point={point};action=slow:1000"})
+                self.assertEqual(result.code, 75, result)
+                self.assertLess(result.seconds, 7, "6 s were allowed, and the start of the program")
+                status = status_of(run_dir)
+                self.assertEqual(status["reason"], "time limit")
+                self.assertRegex(status["last_commit"], "iter-00000[1-4]")
 
     def test_inputs_that_are_wrong_are_reported_where_a_run_was_begun(self):
         run_dir = self.folder / "run"

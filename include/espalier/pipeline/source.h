@@ -53,6 +53,11 @@ InputFiles model_files(const Source& source);
 /// Those, and every token file of the configuration.
 InputFiles input_files(const RunConfig& config, const Source& source);
 
+/// Where the model of a run with this configuration is: `elsewhere` if it is given. Throws
+/// Error(missing_input) where it is no more.
+std::filesystem::path model_of_run(const RunConfig& config,
+                                   const std::filesystem::path& elsewhere = {});
+
 /// Compares the model's files with what a commit of a run on it recorded. Throws Error(bad_content)
 /// for weights that are others; returns how they were compared, in words. One process alone.
 std::string require_same_model(const Source& source, const Commit& commit,
