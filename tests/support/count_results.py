@@ -32,10 +32,12 @@ def from_ctest(path):
         ran = UNITTEST_RAN.search(text)
         if status == "notrun" and asked:
             reasons = reasons or ["no reason given"]
+        elif status == "run" and OK.search(text):
+            passed += len(OK.findall(text))
         elif status == "run" and ran:
             passed += int(ran.group(1)) - len(reasons)
         elif status == "run":
-            passed += len(OK.findall(text)) or (0 if reasons else 1)
+            passed += 0 if reasons else 1
         else:
             failed += len(FAILED.findall(text)) or 1
             passed += len(OK.findall(text))
