@@ -8,12 +8,12 @@ import re
 import shutil
 import struct
 import sys
-import time
 
 import h5py
 import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
+from interrupted import frozen
 from workbench import Case, Running, main, merged, run, write_tokens
 
 
@@ -412,14 +412,10 @@ class BadState(Refused):
         run_dir = self.folder / "busy"
         running = Running(
             ["run", self.config, "--run-dir", run_dir],
-            extra={"ESPALIER_FAULT": "point=forward.enter;action=slow:2000"},
+            extra={"ESPALIER_FAULT": "point=forward.enter;nth=1;action=stop"},
         )
         try:
-            for _ in range(600):
-                if (run_dir / "status.json").exists():
-                    break
-                running.process.poll()
-                time.sleep(0.02)
+            frozen(running)  # it holds its lock while it stands still
             for ranks in (1, 2):
                 result = run("run", self.config, "--run-dir", run_dir, "--lock-wait", 0.2, ranks=ranks)
                 self.fails(result, 73, [str(running.process.pid), "in use"])

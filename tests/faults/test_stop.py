@@ -1,6 +1,7 @@
 """A run that is asked to stop commits, exits with 75 and continues to the end it would have had."""
 
 import json
+import os
 import pathlib
 import random
 import signal
@@ -8,27 +9,22 @@ import sys
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
-from interrupted import Interrupted, kill
+from interrupted import Interrupted, frozen, is_pending, is_stopped, kill, phase_of, wait_for
 from workbench import main, metrics_of, run, status_of
 
 
 class Stops(Interrupted):
     """What the tests below share; has none of its own."""
 
-    def until(self, running, condition, timeout=40):
-        deadline = time.monotonic() + timeout
-        while not condition():
-            if running.process.poll() is not None or time.monotonic() > deadline:
-                running.kill()
-                self.fail(f"the awaited state did not come: {running.result(None)}")
-            time.sleep(0.01)
+    def asks(self, running, asked, standing):
+        """SIGUSR1 to the process `asked` while the ranks `standing` are frozen; then these go on."""
+        kill(asked, signal.SIGUSR1)
+        wait_for(lambda: all(is_pending(pid, signal.SIGUSR1) for pid in standing), running)
+        for pid in standing:
+            kill(pid, signal.SIGCONT)
 
-    def phase(self, run_dir):
-        return status_of(run_dir)["phase"] if (run_dir / "status.json").exists() else None
-
-    def is_stopped(self, run_dir, running, reason, timeout=30):
-        begin = time.monotonic()
-        result = running.wait(timeout)
+    def has_stopped(self, run_dir, running, reason):
+        result = running.wait(120)
         self.assertEqual(result.code, 75, result)
         self.assertEqual(result.err.count("espalier: "), 0, result)
         self.nothing_runs(running)
@@ -41,45 +37,50 @@ class Stops(Interrupted):
         self.assertEqual(shown.code, 75, shown)
         has_commit = any((run_dir / "ckpt").glob("*-*/MANIFEST.json"))
         self.assertIn("espalier resume" if has_commit else "start it again", shown.out)
-        return time.monotonic() - begin
 
 
 class Stopped(Stops):
     def test_sigusr1_to_the_launcher_in_every_phase(self):
         cases = [
-            ("calibrate", "point=forward.enter;action=slow:150", (2, 1), (1, 1)),
-            ("evaluate", "point=evaluate.enter;action=slow:1500", (1, 2), (1, 1)),
-            ("export", "point=export.write;nth=1;action=slow:2500", (2, 1), (1, 1)),
-            ("load", "point=load.enter;action=slow:1500", (1, 2), (2, 1)),
-            ("save", "point=save.manifest;action=slow:1500", (2, 1), (1, 2)),
+            ("calibrate", "forward.enter", (2, 1), (1, 1)),
+            ("rank", "rank.enter", (1, 2), (2, 1)),
+            ("slice", "slice.enter", (2, 1), (1, 2)),
+            ("evaluate", "evaluate.enter", (1, 2), (1, 1)),
+            ("export", "export.write", (2, 1), (1, 1)),
+            ("load", "load.enter", (1, 2), (2, 1)),
+            ("save", "save.manifest", (2, 1), (1, 2)),
         ]
-        for phase, fault, (tensor, data), resumed in cases:
+        for phase, point, (tensor, data), resumed in cases:
             with self.subTest(phase):
                 run_dir = self.folder / phase
-                running = self.start(run_dir, tensor * data, tensor, fault)
-                self.until(running, lambda: self.phase(run_dir) == phase)  # noqa: B023
-                kill(running.process.pid, signal.SIGUSR1)
-                self.is_stopped(run_dir, running, "signal")
+                # Rank 0 stands still in the phase until the launcher has handed the signal on.
+                running = self.start(run_dir, tensor * data, tensor, f"point={point};rank=0;nth=1;action=stop")
+                standing = frozen(running)
+                self.assertEqual(phase_of(run_dir), phase)
+                self.asks(running, running.process.pid, standing)
+                self.has_stopped(run_dir, running, "signal")
                 self.continues_to_gold(run_dir, *resumed)
 
     def test_sigusr1_to_one_rank_at_a_random_moment(self):
-        seed = int(time.time())
-        print(f"seed {seed}", flush=True)
+        seed = int(os.environ.get("ESPALIER_TEST_SEED") or time.time())
+        print(f"seed {seed} (ESPALIER_TEST_SEED repeats it)", flush=True)
         generator = random.Random(seed)
         run_dir = self.folder / "one"
-        running = self.start(run_dir, 2, 2, "point=forward.enter;action=slow:100")
-        self.until(running, lambda: self.phase(run_dir) in ("calibrate", "evaluate"))
+        # Twelve rounds of 0.5 s at the least: a moment of the first second finds the run alive.
+        running = self.start(run_dir, 2, 2, "point=forward.enter;action=slow:500")
+        wait_for(lambda: phase_of(run_dir) == "calibrate", running)
         time.sleep(generator.uniform(0, 1))
         kill(generator.choice(running.ranks()), signal.SIGUSR1)
-        self.is_stopped(run_dir, running, "signal")
+        self.has_stopped(run_dir, running, "signal")
         self.continues_to_gold(run_dir, 1, 2)
 
     def test_stop_file(self):
         run_dir = self.folder / "file"
-        running = self.start(run_dir, 2, 1, "point=forward.enter;action=slow:100")
-        self.until(running, lambda: self.phase(run_dir) == "calibrate")
+        running = self.start(run_dir, 2, 1, "point=forward.enter;rank=0;nth=2;action=stop")
+        (rank,) = frozen(running)
         self.assertEqual(run("stop", run_dir).code, 0)
-        self.is_stopped(run_dir, running, "STOP file")
+        kill(rank, signal.SIGCONT)
+        self.has_stopped(run_dir, running, "STOP file")
         # One that came too late must not stop the next run for ever.
         (run_dir / "STOP").write_text("late")
         result = self.continues_to_gold(run_dir, 2, 1)
@@ -97,34 +98,36 @@ class Stopped(Stops):
         running = self.start(
             run_dir, 1, 1, "point=forward.enter;action=slow:400", "--max-hours", limit
         )
-        self.is_stopped(run_dir, running, "time limit")
+        self.has_stopped(run_dir, running, "time limit")
         self.continues_to_gold(run_dir, 2, 1)
 
     def test_stop_before_the_first_commit_loses_nothing_but_time(self):
         run_dir = self.folder / "early"
-        running = self.start(run_dir, 1, 1, "point=forward.enter;action=slow:200")
-        self.until(running, lambda: self.phase(run_dir) == "calibrate")
-        kill(running.process.pid, signal.SIGUSR1)
-        self.is_stopped(run_dir, running, "signal")
+        running = self.start(run_dir, 1, 1, "point=forward.enter;nth=2;action=stop")
+        standing = frozen(running)
+        self.asks(running, running.process.pid, standing)
+        self.has_stopped(run_dir, running, "signal")
         # `resume` wants a commit; `run` starts anew and says nothing of an error.
+        self.assertEqual(list((run_dir / "ckpt").iterdir()), [])
         result = run("resume", run_dir)
-        if not list((run_dir / "ckpt").glob("iter-*")):
-            self.assertEqual(result.code, 66, result)
+        self.assertEqual(result.code, 66, result)
         self.continues_to_gold(run_dir, 1, 1)
 
     def test_the_third_signal_ends_a_run_that_waits_for_ever(self):
         run_dir = self.folder / "thrice"
         running = self.start(run_dir, 2, 2, "point=forward.enter;rank=1;nth=4;action=stop")
-        self.until(running, lambda: self.phase(run_dir) == "calibrate")
-        time.sleep(1)
-        waiting = running.ranks()[0]
-        for _ in range(3):
+        standing = frozen(running)
+        (waiting,) = set(running.ranks()) - set(standing)
+        for number in range(3):
+            if number > 0:
+                time.sleep(2.2)  # signals within two seconds count once
             self.assertEqual(running.process.poll(), None, "two requests wait for the other rank")
             kill(waiting, signal.SIGUSR1)
-            time.sleep(2.2)
-        for pid in running.ranks():  # a stopped process hears nothing but this
+            wait_for(lambda: waiting not in running.ranks() or not is_pending(waiting, signal.SIGUSR1))
+        wait_for(lambda: waiting not in running.ranks())
+        for pid in filter(is_stopped, standing):  # a stopped process hears nothing but this
             kill(pid)
-        result = running.wait(30)
+        result = running.wait()
         self.assertNotEqual(result.code, 0)
         self.assertIn("three times", result.err)
         self.continues_to_gold(run_dir, 1, 1)
@@ -138,11 +141,11 @@ class Paused(Stops):
     def stopped_in(self, name, ranks=1, tensor=1, micro_batch=4):
         """A run stopped in its third iteration, in the second domain."""
         run_dir = self.folder / name
-        fault = f"point=forward.enter;iter=3;nth={micro_batch};action=slow:2500"
+        fault = f"point=forward.enter;rank=0;iter=3;nth={micro_batch};action=stop"
         running = self.start(run_dir, ranks, tensor, fault)
-        self.until(running, lambda: status_of(run_dir)["iteration"] == 3 if self.phase(run_dir) else False)
-        time.sleep(1)
-        kill(running.process.pid, signal.SIGUSR1)
+        standing = frozen(running)
+        self.assertEqual(status_of(run_dir)["iteration"], 3)
+        self.asks(running, running.process.pid, standing)
         return run_dir, running
 
     def test_the_pass_goes_on_with_the_next_micro_batch(self):
@@ -150,7 +153,7 @@ class Paused(Stops):
             with self.subTest(stopped=stopped, resumed=resumed):
                 # Two data ranks have seen twice as many when the round comes.
                 run_dir, running = self.stopped_in(f"{number}", stopped[0] * stopped[1], stopped[0], 4 if stopped[1] == 1 else 3)
-                self.is_stopped(run_dir, running, "signal")
+                self.has_stopped(run_dir, running, "signal")
                 self.assertEqual(sorted(p.name for p in (run_dir / "ckpt").glob("*-*")), ["iter-000002", "pass-000003"])
                 self.assertEqual(status_of(run_dir)["last_commit"], "pass-000003")
                 manifest = json.loads((run_dir / "ckpt/pass-000003/MANIFEST.json").read_text())
@@ -165,11 +168,10 @@ class Paused(Stops):
 
     def test_a_run_stopped_in_its_first_iteration_is_resumed(self):
         run_dir = self.folder / "first"
-        running = self.start(run_dir, 1, 1, "point=forward.enter;nth=3;action=slow:2500")
-        self.until(running, lambda: self.phase(run_dir) == "calibrate")
-        time.sleep(1)
-        kill(running.process.pid, signal.SIGUSR1)
-        self.is_stopped(run_dir, running, "signal")
+        running = self.start(run_dir, 1, 1, "point=forward.enter;nth=3;action=stop")
+        standing = frozen(running)
+        self.asks(running, running.process.pid, standing)
+        self.has_stopped(run_dir, running, "signal")
         refused = run("run", self.config, "--run-dir", run_dir, "--resume=never")
         self.assertEqual(refused.code, 73, refused)
         self.assertIn("a paused pass", refused.err)
@@ -180,7 +182,7 @@ class Paused(Stops):
 
     def test_a_damaged_pass_is_named_and_done_again(self):
         run_dir, running = self.stopped_in("damaged")
-        self.is_stopped(run_dir, running, "signal")
+        self.has_stopped(run_dir, running, "signal")
         sums = run_dir / "ckpt/pass-000003/sums.h5"
         content = bytearray(sums.read_bytes())
         content[len(content) // 2] ^= 1
@@ -193,7 +195,7 @@ class Paused(Stops):
 
     def test_a_pass_of_other_work_is_done_again(self):
         run_dir, running = self.stopped_in("other")
-        self.is_stopped(run_dir, running, "signal")
+        self.has_stopped(run_dir, running, "signal")
         arguments = ["run", self.config, "--run-dir", run_dir, "--set", "calibration.seed=7", "--allow-change", "calibration.seed"]
         other = ["--set", "importance.criterion=taylor_gate", "--allow-change", "importance.criterion"]
         result = run(*arguments, *other)
@@ -202,12 +204,11 @@ class Paused(Stops):
 
     def test_killed_while_a_pass_is_saved(self):
         run_dir = self.folder / "killed"
-        fault = "point=forward.enter;iter=3;nth=4;action=slow:2500|point=save.pre_rename;iter=3;nth=1;action=kill9"
+        fault = "point=forward.enter;iter=3;nth=4;action=stop|point=save.pre_rename;iter=3;nth=1;action=kill9"
         running = self.start(run_dir, 1, 1, fault)
-        self.until(running, lambda: status_of(run_dir)["iteration"] == 3 if self.phase(run_dir) else False)
-        time.sleep(1)
-        kill(running.process.pid, signal.SIGUSR1)
-        self.assertEqual(running.wait(30).code, 137)
+        standing = frozen(running)
+        self.asks(running, running.process.pid, standing)
+        self.assertEqual(running.wait().code, 137)
         self.continues_to_gold(run_dir, 2, 1)
 
 

@@ -1,8 +1,10 @@
 """What the tests of interruption share: an uninterrupted run, and what must hold after resuming an interrupted one."""
 
 import os
+import pathlib
 import signal
 import time
+import zlib
 
 from workbench import Case, Running, digest_of, metrics_of, run, status_of, weights_of
 
@@ -10,6 +12,60 @@ ITERATIONS = 4
 EXPORT = {"export": [{"format": "exact", "path": "export/exact"}]}
 # One commit is kept: every save after the first also removes one.
 SMALL = {**EXPORT, "checkpoint": {"keep_last": 1, "keep_every": 0}}
+# (tensor, data) ranks
+LAYOUTS = [(1, 1), (2, 1), (1, 2), (3, 1), (2, 2), (1, 3)]
+
+
+def other_layout(layout, name):
+    """A layout that differs from this one, always the same for the same name."""
+    others = [one for one in LAYOUTS if one != layout]
+    return others[zlib.crc32(name.encode()) % len(others)]
+
+
+def wait_for(condition, running=None, timeout=120):
+    """Waits for a state, however busy the machine is; an end of the run before it is a failure."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        ended = running is not None and running.process.poll() is not None
+        if ended and condition():  # it came while we asked
+            return
+        if ended or time.monotonic() > deadline:
+            if running is None:
+                raise AssertionError(f"the awaited state did not come in {timeout} s")
+            running.kill()
+            raise AssertionError(f"the awaited state did not come: {running.result(running.process.returncode)}")
+        time.sleep(0.02)
+
+
+def phase_of(run_dir):
+    return status_of(run_dir)["phase"] if (run_dir / "status.json").exists() else None
+
+
+def is_stopped(pid):
+    """Whether SIGSTOP holds this process."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except OSError:
+        return False
+
+
+def is_pending(pid, number):
+    """Whether this signal has reached the process and waits for it to run on."""
+    lines = pathlib.Path(f"/proc/{pid}/status").read_text().splitlines()
+    masks = [int(line.split()[1], 16) for line in lines if line.startswith(("SigPnd:", "ShdPnd:"))]
+    return any(mask >> (number - 1) & 1 for mask in masks)
+
+
+def frozen(running, count=1):
+    """Waits until so many ranks stand at a fault point whose action is `stop`; returns their process numbers."""
+    found = []
+
+    def all_stand():
+        found[:] = [pid for pid in running.ranks() if is_stopped(pid)]
+        return len(found) >= count
+
+    wait_for(all_stand, running)
+    return found
 
 
 class Interrupted(Case):

@@ -314,14 +314,15 @@ TEST(FileLock, BetweenProcesses) {
 TEST(FileLock, EndsWithTheProcessAndIsWaitedFor) {
   const Scratch scratch;
   const auto path = scratch / ".lock";
-  int ready[2];
+  int ready[2], leave[2];
   ASSERT_EQ(::pipe(ready), 0);
+  ASSERT_EQ(::pipe(leave), 0);
   const pid_t child = ::fork();
   if (child == 0) {
     const auto lock = FileLock::acquire(path, 0);
-    const char byte = lock != nullptr ? 'y' : 'n';
-    if (::write(ready[1], &byte, 1) != 1) ::_exit(1);
-    ::usleep(300000);
+    char byte = lock != nullptr ? 'y' : 'n';
+    if (::write(ready[1], &byte, 1) != 1 || ::read(leave[0], &byte, 1) != 1) ::_exit(1);
+    ::usleep(100000);  // the parent waits for the lock by now, or soon
     ::kill(::getpid(), SIGKILL);
   }
   char byte = 0;
@@ -329,11 +330,12 @@ TEST(FileLock, EndsWithTheProcessAndIsWaitedFor) {
   EXPECT_EQ(byte, 'y');
   EXPECT_TRUE(FileLock::is_held(path));
   EXPECT_EQ(FileLock::acquire(path, 0), nullptr);
-  EXPECT_NE(FileLock::acquire(path, 20), nullptr);
+  ASSERT_EQ(::write(leave[1], &byte, 1), 1);
+  EXPECT_NE(FileLock::acquire(path, 60), nullptr);
   int status = 0;
   ::waitpid(child, &status, 0);
-  ::close(ready[0]);
-  ::close(ready[1]);
+  EXPECT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+  for (const int end : {ready[0], ready[1], leave[0], leave[1]}) ::close(end);
 }
 
 }  // namespace
