@@ -1,7 +1,5 @@
 #include "espalier/pipeline/verify.h"
 
-#include <cmath>
-
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 
@@ -11,33 +9,13 @@
 #include "espalier/pipeline/commit.h"
 #include "espalier/pipeline/run_directory.h"
 #include "espalier/pipeline/source.h"
+#include "espalier/prune/plan_scores.h"
 #include "espalier/score/paused_pass.h"
 
 namespace espalier {
 namespace {
 
 namespace fs = std::filesystem;
-
-void require_finite(const ScoreList& list, const char* kind) {
-  for (std::size_t i = 0; i < list.score.size(); ++i)
-    if (!std::isfinite(list.score[i]))
-      throw Error(ExitCode::bad_content,
-                  fmt::format("the score of {} unit {} in layer {} is not finite", kind,
-                              list.unit[i], list.layer[i]));
-}
-
-/// Every scored unit either survives or fell in this very iteration.
-void require_in_step(const PruningPlan& plan, const ScoreList& list, bool attention) {
-  const UnitMatrix<std::int32_t>& removed =
-      attention ? plan.attention_removed_at : plan.mlp_removed_at;
-  for (std::size_t i = 0; i < list.score.size(); ++i) {
-    const std::int32_t at = removed.at(list.layer[i], list.unit[i]);
-    if (at != -1 && at != plan.iteration)
-      throw Error(ExitCode::bad_content,
-                  fmt::format("unit {} of layer {} has a score but fell in iteration {}",
-                              list.unit[i], list.layer[i], at));
-  }
-}
 
 std::string check_pass(const Commit& commit, const fs::path& path) {
   const PausedPass pass =
@@ -73,10 +51,7 @@ std::string check_commit(const fs::path& path, const ModelConfig& config) {
     throw Error(ExitCode::bad_content, "the manifest names another plan digest", {}, {},
                 path.string());
   const ScoreTable scores = read_scores(file, "");
-  require_finite(scores.attention, "attention");
-  require_finite(scores.mlp, "MLP");
-  require_in_step(plan, scores.attention, true);
-  require_in_step(plan, scores.mlp, false);
+  require_scores_of(plan, scores);
   return fmt::format("{}: {} units removed, {} scores, digest {}", path.filename().string(),
                      plan.removed(), scores.attention.score.size() + scores.mlp.score.size(),
                      plan.digest().substr(0, 16));

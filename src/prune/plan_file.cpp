@@ -7,6 +7,7 @@
 #include "budget.h"
 #include "espalier/core/error.h"
 #include "espalier/prune/plan.h"
+#include "espalier/prune/plan_scores.h"
 
 namespace espalier {
 namespace {
@@ -117,6 +118,26 @@ void require_format(const Hdf5Reader& file, const std::string& top) {
            fmt::format("this program reads version {}", plan_version));
 }
 
+void require_list_of(const PruningPlan& plan, const ScoreList& list, UnitKind kind) {
+  const UnitMatrix<std::int32_t>& removed_at =
+      kind == UnitKind::attention ? plan.attention_removed_at : plan.mlp_removed_at;
+  for (std::size_t i = 0; i < list.score.size(); ++i) {
+    const std::int32_t layer = list.layer[i];
+    const std::int32_t unit = list.unit[i];
+    const auto scored = [&] {
+      return fmt::format("{} unit {} of layer {}", name_of(kind), unit, layer);
+    };
+    if (layer < 0 || layer >= removed_at.layers || unit < 0 || unit >= removed_at.units)
+      refuse(
+          "scores", scored() + " has a score",
+          fmt::format("the plan has {} layers of {} units", removed_at.layers, removed_at.units));
+    const std::int32_t at = removed_at.at(layer, unit);
+    if (at != -1 && at != plan.iteration)
+      refuse("scores", fmt::format("{} has a score but fell in iteration {}", scored(), at),
+             "only units that were there are scored");
+  }
+}
+
 }  // namespace
 
 void write_plan(Hdf5Writer& file, const std::string& group, const PruningPlan& plan) {
@@ -166,6 +187,11 @@ PruningPlan read_plan(const Hdf5Reader& file, const std::string& group, const Mo
     refuse(top, fmt::format("the digest is {}", digest),
            fmt::format("the content's digest is {}", plan.digest()));
   return plan;
+}
+
+void require_scores_of(const PruningPlan& plan, const ScoreTable& scores) {
+  require_list_of(plan, scores.attention, UnitKind::attention);
+  require_list_of(plan, scores.mlp, UnitKind::mlp);
 }
 
 }  // namespace espalier

@@ -1,6 +1,7 @@
 #include "espalier/prune/score_table.h"
 
 #include <cmath>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -55,6 +56,21 @@ std::vector<std::int32_t> read_numbers(const Hdf5Reader& file, const std::string
   return std::move(numbers.values);
 }
 
+void require_finite(const std::string& where, const std::vector<double>& values) {
+  for (std::size_t i = 0; i < values.size(); ++i)
+    if (!std::isfinite(values[i]))
+      refuse(where, fmt::format("entry {} is {}", i, values[i]), "scores and losses are finite");
+}
+
+void require_ascending(const std::string& group, const ScoreList& list) {
+  for (std::size_t i = 1; i < list.score.size(); ++i)
+    if (std::pair(list.layer[i - 1], list.unit[i - 1]) >= std::pair(list.layer[i], list.unit[i]))
+      refuse(group,
+             fmt::format("entry {} is unit {} of layer {}, the one before unit {} of layer {}", i,
+                         list.unit[i], list.layer[i], list.unit[i - 1], list.layer[i - 1]),
+             "entries go by layer, then by unit, each unit once");
+}
+
 ScoreList read_list(const Hdf5Reader& file, const std::string& group, std::size_t raw_rows) {
   ScoreList list;
   Array<double> scores = file.read_f64(group + "/score");
@@ -62,16 +78,15 @@ ScoreList read_list(const Hdf5Reader& file, const std::string& group, std::size_
     refuse(group + "/score", fmt::format("it has {} dimensions", scores.shape.size()),
            "one is needed");
   const std::int64_t n = scores.shape[0];
-  for (std::size_t i = 0; i < scores.values.size(); ++i)
-    if (!std::isfinite(scores.values[i]))
-      refuse(group + "/score", fmt::format("entry {} is {}", i, scores.values[i]),
-             "scores are finite");
+  require_finite(group + "/score", scores.values);
   list.score = std::move(scores.values);
   list.layer = read_numbers(file, group + "/layer", n);
   list.unit = read_numbers(file, group + "/unit", n);
+  require_ascending(group, list);
   const auto rows = static_cast<std::int64_t>(raw_rows);
   require_shape(group + "/raw", file.shape(group + "/raw"), {rows, n});
   const Array<double> raw = file.read_f64(group + "/raw");
+  require_finite(group + "/raw", raw.values);
   for (std::int64_t row = 0; row < rows; ++row)
     list.raw.emplace_back(raw.values.begin() + row * n, raw.values.begin() + (row + 1) * n);
   return list;
@@ -103,7 +118,13 @@ ScoreTable read_scores(const Hdf5Reader& file, const std::string& group) {
   scores.raw_rows = file.attribute_strings(top, "raw_rows");
   scores.domains = file.attribute_strings(top, "domains");
   scores.loss = file.attribute_f64s(top, "loss");
+  require_finite(top, scores.loss);
+  if (scores.loss.size() != scores.domains.size())
+    refuse(top, fmt::format("{} losses of {} domains", scores.loss.size(), scores.domains.size()),
+           "each domain has one");
   scores.tokens = file.attribute_i64(top, "tokens");
+  if (scores.tokens < 0)
+    refuse(top, fmt::format("tokens is {}", scores.tokens), "it counts from 0");
   scores.attention = read_list(file, group + "/attention", scores.raw_rows.size());
   scores.mlp = read_list(file, group + "/mlp", scores.raw_rows.size());
   return scores;

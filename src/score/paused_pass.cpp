@@ -26,9 +26,13 @@ void write_rows(Hdf5Writer& file, const std::string& path,
               {}, where);
 }
 
-std::vector<std::vector<double>> read_rows(const Hdf5Reader& file, const std::string& path) {
+/// Rows without units need no bytes of the file, so their number says nothing about its size.
+std::vector<std::vector<double>> read_rows(const Hdf5Reader& file, const std::string& path,
+                                           std::size_t domains) {
   const Array<double> flat = file.read_f64(path);
   if (flat.shape.size() != 2) refuse(path, fmt::format("{} dimensions", flat.shape.size()));
+  if (static_cast<std::uint64_t>(flat.shape[0]) > domains)
+    refuse(path, fmt::format("{} rows of sums of {} domains", flat.shape[0], domains));
   for (const double value : flat.values)
     if (!std::isfinite(value)) refuse(path, fmt::format("a sum is {}", value));
   std::vector<std::vector<double>> rows;
@@ -67,15 +71,16 @@ PausedPass read_sums(const Hdf5Reader& file) {
   PausedPass pass;
   pass.work = file.attribute_string("/", "work");
   pass.iteration = read_count(file, "iteration");
+  if (pass.iteration == 0) refuse("/", "iteration is 0");
   pass.micro_batches = read_count(file, "micro_batches");
-  pass.attention = read_rows(file, "/attention/sums");
-  pass.mlp = read_rows(file, "/mlp/sums");
-  if (pass.attention.size() != pass.mlp.size())
-    refuse("/", fmt::format("{} rows of attention sums and {} of MLP sums", pass.attention.size(),
-                            pass.mlp.size()));
   pass.loss = file.attribute_f64s("/", "loss");
   for (const double loss : pass.loss)
     if (!std::isfinite(loss)) refuse("/", fmt::format("a loss is {}", loss));
+  pass.attention = read_rows(file, "/attention/sums", pass.loss.size());
+  pass.mlp = read_rows(file, "/mlp/sums", pass.loss.size());
+  if (pass.attention.size() != pass.mlp.size())
+    refuse("/", fmt::format("{} rows of attention sums and {} of MLP sums", pass.attention.size(),
+                            pass.mlp.size()));
   pass.tokens = read_count(file, "tokens");
   return pass;
 }

@@ -3,6 +3,7 @@
 #include <limits>
 #include <map>
 #include <numeric>
+#include <string_view>
 #include <type_traits>
 
 #include <fmt/format.h>
@@ -70,6 +71,25 @@ void read_checked(hid_t type, std::span<T> out, const std::string& object,
     if (read(native<std::int64_t>(), wide.data()) < 0) refuse(origin, object + " cannot be read");
     narrow<T>(wide, out, object, origin);
   }
+}
+
+/// Text goes into messages, logs and JSON: UTF-8 (RFC 3629) without control characters.
+bool is_text(std::string_view text) {
+  const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[i]); };
+  for (std::size_t i = 0; i < text.size();) {
+    const unsigned lead = byte(i);
+    if (lead < 0x20 || lead == 0x7f) return false;
+    const std::size_t length = lead < 0x80 ? 1 : lead < 0xe0 ? 2 : lead < 0xf0 ? 3 : 4;
+    if ((lead >= 0x80 && lead < 0xc2) || lead > 0xf4 || i + length > text.size()) return false;
+    for (std::size_t k = 1; k < length; ++k)
+      if ((byte(i + k) & 0xc0U) != 0x80U) return false;
+    // Too long forms, halves of surrogate pairs, beyond U+10FFFF.
+    if ((lead == 0xe0 && byte(i + 1) < 0xa0) || (lead == 0xed && byte(i + 1) > 0x9f) ||
+        (lead == 0xf0 && byte(i + 1) < 0x90) || (lead == 0xf4 && byte(i + 1) > 0x8f))
+      return false;
+    i += length;
+  }
+  return true;
 }
 
 struct Attribute {
@@ -257,8 +277,14 @@ std::vector<std::string> Hdf5Reader::State::strings(const Attribute& attribute) 
   if (H5Tget_class(attribute.type.get()) != H5T_STRING)
     refuse(origin, attribute.object + " is not a string", "fixed or variable length");
   if (attribute.count == 0) return {};
-  return H5Tis_variable_str(attribute.type.get()) > 0 ? variable_strings(attribute)
-                                                      : fixed_strings(attribute);
+  std::vector<std::string> values = H5Tis_variable_str(attribute.type.get()) > 0
+                                        ? variable_strings(attribute)
+                                        : fixed_strings(attribute);
+  for (const std::string& value : values)
+    if (!is_text(value))
+      refuse(origin, attribute.object + " is no text",
+             "UTF-8 without control characters is read here");
+  return values;
 }
 
 std::vector<double> Hdf5Reader::State::floats(const Attribute& attribute) const {

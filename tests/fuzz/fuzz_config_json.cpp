@@ -1,14 +1,10 @@
-// fuzz_config_json SECONDS SEED: mutated config.json texts. Allowed ends are success, after which
-// the sizes must keep their rules, and espalier::Error(bad_content). Anything else fails and leaves
-// the text.
-
-#include <fstream>
-#include <iostream>
-
-#include <fmt/format.h>
+// fuzz_config_json [SECONDS [SEED...]]: mutated config.json texts. Allowed ends are success, after
+// which the sizes must keep their rules, and espalier::Error(bad_content).
 
 #include "espalier/config/model_config.h"
 #include "espalier/core/error.h"
+#include "fuzz/memory_limit.h"
+#include "fuzz/session.h"
 #include "fuzz/text_mutator.h"
 
 namespace espalier {
@@ -68,39 +64,33 @@ bool keeps_rules(const ModelConfig& c) {
   return good;
 }
 
-std::string check(const std::string& text) {
-  try {
-    return keeps_rules(parse_model_config(text, "config.json")) ? "" : "accepted against the rules";
-  } catch (const Error& e) {
-    return e.code() == ExitCode::bad_content ? "" : e.what();
-  } catch (const std::exception& e) {
-    return fmt::format("an exception of another type: {}", e.what());
-  }
-}
+class ConfigJsonFuzzer final : public fuzz::Fuzzer {
+ public:
+  explicit ConfigJsonFuzzer(std::uint64_t seed) : mutator_(seed, dictionary()) {}
 
-int run(double seconds, std::uint64_t seed) {
-  fuzz::TextMutator mutator(seed, dictionary());
-  const fuzz::Deadline end(seconds);
-  std::size_t runs = 0;
-  for (; !end.passed(); ++runs) {
-    const std::string text = mutator.mutate(kTexts[runs % 2]);
-    const std::string wrong = check(text);
-    if (wrong.empty()) continue;
-    std::ofstream("fuzz_config_json_failure.json", std::ios::binary) << text;
-    std::cerr << fmt::format(
-        "fuzz_config_json: seed {} run {}: {}\nthe text is in fuzz_config_json_failure.json\n",
-        seed, runs, wrong);
-    return 1;
+  std::string once(fuzz::Trial& trial) override {
+    text_ = mutator_.mutate(kTexts[mutator_.below(std::size(kTexts))]);
+    trial.input(text_);
+    return fuzz::outcome(trial,
+                         [&]() -> std::string {
+                           return keeps_rules(parse_model_config(text_, "config.json"))
+                                      ? ""
+                                      : "accepted against the rules";
+                         },
+                         {ExitCode::bad_content});
   }
-  std::cout << fmt::format("fuzz_config_json: {} texts in {} s, seed {}: nothing found\n", runs,
-                           seconds, seed);
-  return runs > 0 ? 0 : 1;
-}
+
+ private:
+  fuzz::TextMutator mutator_;
+  std::string text_;
+};
 
 }  // namespace
 }  // namespace espalier
 
 int main(int argc, char** argv) {
-  return espalier::run(espalier::fuzz::seconds_to_run(argc, argv),
-                       espalier::fuzz::seed_of(argc, argv));
+  espalier::fuzz::limit_memory(std::uint64_t{1} << 30);
+  return espalier::fuzz::run(argc, argv, "fuzz_config_json", "json", [](std::uint64_t seed) {
+    return std::make_unique<espalier::ConfigJsonFuzzer>(seed);
+  });
 }

@@ -1,4 +1,4 @@
-// fuzz_hdf5 SECONDS SEED: variants of plan and token files. Types, shapes, layouts, filters and
+// fuzz_hdf5 [SECONDS [SEED...]]: variants of HDF5 files. Types, shapes, layouts, filters and
 // attributes are varied through libhdf5's own interface; the finished files are cut off, and bits
 // of the datasets' values are flipped. Bytes of libhdf5's internal structures are left alone:
 // version 1.10 itself may crash on those, and a checkpoint's image is only given to it after its
@@ -10,15 +10,14 @@
 #include <stdlib.h>
 
 #include <filesystem>
-#include <fstream>
 #include <functional>
-#include <iostream>
 #include <map>
 
 #include "espalier/core/error.h"
 #include "espalier/store/files.h"
 #include "espalier/store/hdf5_file.h"
 #include "fuzz/memory_limit.h"
+#include "fuzz/session.h"
 #include "fuzz/text_mutator.h"
 
 namespace espalier {
@@ -225,17 +224,6 @@ class Variant {
   Written written_;
 };
 
-/// Empty when `action` ends in an allowed way.
-std::string outcome(const std::function<std::string()>& action) {
-  try {
-    return action();
-  } catch (const Error& e) {
-    return e.code() == ExitCode::bad_content ? "" : e.what();
-  } catch (const std::exception& e) {
-    return fmt::format("an exception of another type: {}", e.what());
-  }
-}
-
 template <class A>
 std::string whole(const A& array) {
   std::int64_t count = 1;
@@ -282,73 +270,71 @@ std::vector<std::function<std::string()>> readings(const Hdf5Reader& reader,
   return list;
 }
 
-std::string read_all(const Hdf5Reader& reader, const Written* written, std::size_t& accepted) {
-  for (const auto& reading : readings(reader, written)) {
-    const std::string wrong = outcome([&] {
-      std::string result = reading();
-      ++accepted;
-      return result;
-    });
+class Hdf5Fuzzer final : public fuzz::Fuzzer {
+ public:
+  explicit Hdf5Fuzzer(std::uint64_t seed) : random_(seed, {""}) {
+    if (::mkdtemp(scratch_.data()) == nullptr) throw std::runtime_error("no scratch directory");
+    path_ = std::filesystem::path(scratch_) / "variant.h5";
+  }
+  ~Hdf5Fuzzer() override { std::filesystem::remove_all(scratch_); }
+
+  /// One variant as a file, as an image, cut off, and with damaged values.
+  std::string once(fuzz::Trial& trial) override {
+    const Written written = Variant(random_, path_.string()).make();
+    bytes_ = read_file(path_);
+    trial.input(bytes_);
+    std::string wrong =
+        fuzz::outcome(trial, [&] { return read_all(Hdf5Reader::open(path_), &written, trial); },
+                      {ExitCode::bad_content});
     if (!wrong.empty()) return wrong;
+    wrong = check_image(&written, trial);
+    if (!wrong.empty()) return wrong;
+    const std::string whole_file = bytes_;
+    bytes_ = whole_file.substr(0, random_.below(whole_file.size()));
+    wrong = check_image(nullptr, trial);
+    if (!wrong.empty()) return wrong;
+    bytes_ = whole_file;
+    for (const Extent& extent : written.values)
+      if (extent.size > 0 && extent.begin + extent.size <= bytes_.size())
+        bytes_[extent.begin + random_.below(extent.size)] ^=
+            static_cast<char>(1U << random_.below(8));
+    return check_image(nullptr, trial);
   }
-  return {};
-}
 
-std::string check_image(std::string bytes, const Written* written, std::size_t& accepted) {
-  return outcome([&] {
-    const Hdf5Reader reader = Hdf5Reader::from_image(std::as_bytes(std::span(bytes)), "fuzz");
-    return read_all(reader, written, accepted);
-  });
-}
-
-/// One variant as a file, as an image, cut off, and with damaged values.
-std::string check_variant(fuzz::TextMutator& random, const std::filesystem::path& path,
-                          std::size_t& accepted) {
-  const Written written = Variant(random, path.string()).make();
-  std::string wrong = outcome([&] { return read_all(Hdf5Reader::open(path), &written, accepted); });
-  if (!wrong.empty()) return wrong;
-  const std::string bytes = read_file(path);
-  wrong = check_image(bytes, &written, accepted);
-  if (!wrong.empty()) return wrong;
-  wrong = check_image(bytes.substr(0, random.below(bytes.size())), nullptr, accepted);
-  if (!wrong.empty()) return wrong;
-  std::string damaged = bytes;
-  for (const Extent& extent : written.values)
-    if (extent.size > 0 && extent.begin + extent.size <= damaged.size())
-      damaged[extent.begin + random.below(extent.size)] ^= static_cast<char>(1U << random.below(8));
-  return check_image(damaged, nullptr, accepted);
-}
-
-int run(double seconds, std::uint64_t seed) {
-  fuzz::limit_memory(std::uint64_t{2} << 30);
-  H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
-  std::string scratch = (std::filesystem::temp_directory_path() / "espalier-fuzz-XXXXXX").string();
-  if (::mkdtemp(scratch.data()) == nullptr) return 1;
-  const std::filesystem::path path = std::filesystem::path(scratch) / "variant.h5";
-  // After a crash this file is the one that caused it.
-  std::cout << fmt::format("fuzz_hdf5: seed {}, file {}", seed, path.string()) << std::endl;
-  fuzz::TextMutator random(seed, {""});
-  const fuzz::Deadline end(seconds);
-  std::size_t runs = 0;
-  std::size_t accepted = 0;
-  for (; !end.passed(); ++runs) {
-    const std::string wrong = check_variant(random, path, accepted);
-    if (wrong.empty()) continue;
-    std::cerr << fmt::format("fuzz_hdf5: seed {} run {}: {}\nthe file is {}\n", seed, runs, wrong,
-                             path.string());
-    return 1;
+ private:
+  static std::string read_all(const Hdf5Reader& reader, const Written* written,
+                              fuzz::Trial& trial) {
+    for (const auto& reading : readings(reader, written)) {
+      std::string wrong = fuzz::outcome(trial, reading, {ExitCode::bad_content});
+      if (!wrong.empty()) return wrong;
+    }
+    return {};
   }
-  std::filesystem::remove_all(scratch);
-  std::cout << fmt::format(
-      "fuzz_hdf5: {} variants ({} reads succeeded) in {} s, seed {}: nothing found\n", runs,
-      accepted, seconds, seed);
-  return runs > 0 && accepted > 0 ? 0 : 1;
-}
+
+  std::string check_image(const Written* written, fuzz::Trial& trial) const {
+    trial.input(bytes_);
+    return fuzz::outcome(trial,
+                         [&] {
+                           return read_all(
+                               Hdf5Reader::from_image(std::as_bytes(std::span(bytes_)), "fuzz"),
+                               written, trial);
+                         },
+                         {ExitCode::bad_content});
+  }
+
+  fuzz::TextMutator random_;
+  std::string scratch_ = (std::filesystem::temp_directory_path() / "espalier-fuzz-XXXXXX").string();
+  std::filesystem::path path_;
+  std::string bytes_;
+};
 
 }  // namespace
 }  // namespace espalier
 
 int main(int argc, char** argv) {
-  return espalier::run(espalier::fuzz::seconds_to_run(argc, argv),
-                       espalier::fuzz::seed_of(argc, argv));
+  espalier::fuzz::limit_memory(std::uint64_t{2} << 30);
+  H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
+  return espalier::fuzz::run(argc, argv, "fuzz_hdf5", "h5", [](std::uint64_t seed) {
+    return std::make_unique<espalier::Hdf5Fuzzer>(seed);
+  });
 }

@@ -1,6 +1,6 @@
-// fuzz_safetensors SECONDS SEED: mutated safetensors files and checkpoint directories. Allowed ends
-// are success, after which the ranges must keep their rules and every tensor must be readable, and
-// espalier::Error(bad_content or missing_input). Anything else fails and leaves the bytes.
+// fuzz_safetensors [SECONDS [SEED...]]: mutated safetensors files and checkpoint directories.
+// Allowed ends are success, after which the ranges must keep their rules and every tensor must be
+// readable, and espalier::Error(bad_content or missing_input).
 
 #include <fmt/format.h>
 #include <stdlib.h>
@@ -8,11 +8,11 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
-#include <iostream>
 
 #include "espalier/core/error.h"
 #include "espalier/store/safetensors.h"
 #include "fuzz/memory_limit.h"
+#include "fuzz/session.h"
 #include "fuzz/text_mutator.h"
 
 namespace espalier {
@@ -182,21 +182,8 @@ void put(const std::filesystem::path& path, const std::string& text) {
   std::ofstream(path, std::ios::binary) << text;
 }
 
-/// The outcome of one check: empty when it is an allowed one.
-template <class Check>
-std::string outcome(const Check& check) {
-  try {
-    return check();
-  } catch (const Error& e) {
-    const bool allowed = e.code() == ExitCode::bad_content || e.code() == ExitCode::missing_input;
-    return allowed ? "" : e.what();
-  } catch (const std::exception& e) {
-    return fmt::format("an exception of another type: {}", e.what());
-  }
-}
-
 std::string check_files(const std::filesystem::path& directory, Maker& maker,
-                        const std::string& file) {
+                        const std::string& file, fuzz::Trial& trial) {
   std::filesystem::remove_all(directory);
   std::filesystem::create_directory(directory);
   if (maker.below(2) == 0) {
@@ -207,45 +194,36 @@ std::string check_files(const std::filesystem::path& directory, Maker& maker,
     put(directory / "two.safetensors", little_endian(second.size()) + second + "data");
     put(directory / "model.safetensors.index.json", maker.index());
   }
-  return outcome([&] { return check_directory(directory, maker); });
+  return fuzz::outcome(trial, [&] { return check_directory(directory, maker); });
 }
 
-int run(double seconds, std::uint64_t seed) {
-  fuzz::limit_memory(std::uint64_t{1} << 30);
-  std::string scratch = (std::filesystem::temp_directory_path() / "espalier-fuzz-XXXXXX").string();
-  if (::mkdtemp(scratch.data()) == nullptr) return 1;
-  Maker maker(seed);
-  const fuzz::Deadline end(seconds);
-  std::size_t runs = 0;
-  std::size_t accepted = 0;
-  std::string wrong;
-  for (; wrong.empty() && !end.passed(); ++runs) {
-    const std::string file = maker.file();
-    wrong = outcome([&] {
-      std::string rule = check_header(file);
-      ++accepted;
-      return rule;
-    });
-    if (wrong.empty() && runs % 8 == 0)
-      wrong = check_files(std::filesystem::path(scratch) / "model", maker, file);
-    if (!wrong.empty()) put("fuzz_safetensors_failure.bin", file);
+class SafetensorsFuzzer final : public fuzz::Fuzzer {
+ public:
+  explicit SafetensorsFuzzer(std::uint64_t seed) : maker_(seed) {
+    if (::mkdtemp(scratch_.data()) == nullptr) throw std::runtime_error("no scratch directory");
   }
-  std::filesystem::remove_all(scratch);
-  if (!wrong.empty()) {
-    std::cerr << fmt::format("fuzz_safetensors: seed {} run {}: {}\n", seed, runs, wrong)
-              << "the file is in fuzz_safetensors_failure.bin\n";
-    return 1;
+  ~SafetensorsFuzzer() override { std::filesystem::remove_all(scratch_); }
+
+  std::string once(fuzz::Trial& trial) override {
+    file_ = maker_.file();
+    trial.input(file_);
+    const std::string wrong = fuzz::outcome(trial, [&] { return check_header(file_); });
+    if (!wrong.empty() || maker_.below(8) != 0) return wrong;
+    return check_files(std::filesystem::path(scratch_) / "model", maker_, file_, trial);
   }
-  std::cout << fmt::format(
-      "fuzz_safetensors: {} files ({} accepted) in {} s, seed {}: nothing found\n", runs, accepted,
-      seconds, seed);
-  return runs > 0 && accepted > 0 && accepted < runs ? 0 : 1;
-}
+
+ private:
+  Maker maker_;
+  std::string scratch_ = (std::filesystem::temp_directory_path() / "espalier-fuzz-XXXXXX").string();
+  std::string file_;
+};
 
 }  // namespace
 }  // namespace espalier
 
 int main(int argc, char** argv) {
-  return espalier::run(espalier::fuzz::seconds_to_run(argc, argv),
-                       espalier::fuzz::seed_of(argc, argv));
+  espalier::fuzz::limit_memory(std::uint64_t{1} << 30);
+  return espalier::fuzz::run(argc, argv, "fuzz_safetensors", "safetensors", [](std::uint64_t seed) {
+    return std::make_unique<espalier::SafetensorsFuzzer>(seed);
+  });
 }

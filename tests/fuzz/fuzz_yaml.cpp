@@ -1,17 +1,17 @@
-// fuzz_yaml SECONDS SEED: mutated configuration files and overrides. Allowed ends are success,
-// after which the printed configuration must read back as itself, and espalier::Error with a code
-// that a configuration can have. Anything else, or more than two seconds for one text, fails and
-// leaves the text.
+// fuzz_yaml [SECONDS [SEED...]]: mutated configuration files and overrides. Allowed ends are
+// success, after which the printed configuration must read back as itself, and espalier::Error with
+// a code that a configuration can have.
 
 #include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
-#include <iostream>
 
 #include <fmt/format.h>
 
 #include "espalier/config/run_config.h"
+#include "fuzz/memory_limit.h"
+#include "fuzz/session.h"
 #include "fuzz/text_mutator.h"
 
 namespace espalier {
@@ -71,59 +71,53 @@ void write(const std::filesystem::path& file, const std::string& text) {
   std::ofstream(file, std::ios::binary | std::ios::trunc) << text;
 }
 
-/// Empty when all is well, else what is wrong.
-std::string check(const std::filesystem::path& file, const std::string& text,
-                  const std::vector<std::string>& overrides) {
-  write(file, text);
-  try {
-    const std::string printed = to_yaml(read_run_config(file, overrides, ConfigUse::print));
-    write(file, printed);
-    const std::string again = to_yaml(read_run_config(file, {}, ConfigUse::print));
+class YamlFuzzer final : public fuzz::Fuzzer {
+ public:
+  explicit YamlFuzzer(std::uint64_t seed) : mutator_(seed, dictionary()) {}
+  ~YamlFuzzer() override { std::filesystem::remove(file_); }
+
+  std::string once(fuzz::Trial& trial) override {
+    // One text in 16 is left whole: only its override is drawn.
+    const bool whole = mutator_.below(16) == 0;
+    const std::string& text = mutator_.below(2) == 0 ? reference_ : short_form_;
+    text_ = whole ? text : mutator_.mutate(text);
+    std::vector<std::string> overrides;
+    if (mutator_.below(3) == 0) overrides.push_back(mutator_.mutate("prune.protect.layers.0=3"));
+    trial.input(text_);
+    std::string wrong = fuzz::outcome(trial, [&] { return check(overrides); },
+                                      {ExitCode::config, ExitCode::missing_input});
+    if (!wrong.empty() && !overrides.empty()) wrong += "\nwith the override " + overrides[0];
+    return wrong;
+  }
+
+ private:
+  /// Empty when all is well, else what is wrong.
+  std::string check(const std::vector<std::string>& overrides) const {
+    write(file_, text_);
+    const std::string printed = to_yaml(read_run_config(file_, overrides, ConfigUse::print));
+    write(file_, printed);
+    const std::string again = to_yaml(read_run_config(file_, {}, ConfigUse::print));
     return again == printed ? ""
                             : "the printed configuration reads as another one:\n" + printed + again;
-  } catch (const Error& e) {
-    const bool allowed = e.code() == ExitCode::config || e.code() == ExitCode::missing_input;
-    return allowed ? "" : fmt::format("exit code {}: {}", static_cast<int>(e.code()), e.what());
-  } catch (const std::exception& e) {
-    return fmt::format("an exception of another type: {}", e.what());
   }
-}
 
-int run(double seconds, std::uint64_t seed) {
-  const std::filesystem::path file =
+  fuzz::TextMutator mutator_;
+  std::filesystem::path file_ =
       std::filesystem::temp_directory_path() / fmt::format("fuzz_yaml_{}.yaml", ::getpid());
-  const std::string reference = reference_yaml();
-  const std::string short_form =
+  std::string reference_ = reference_yaml();
+  std::string short_form_ =
       "model: {path: m}\ncalibration: {domains: [{name: a, tokens: t.h5, weight: 2}]}\n"
       "prune: {target: 0.5, kinds: [mlp], protect: {layers: [1, 2]}}\nexport: [{format: exact, "
       "path: x}]\n";
-  fuzz::TextMutator mutator(seed, dictionary());
-  const fuzz::Deadline end(seconds);
-  std::size_t runs = 0;
-  for (; !end.passed(); ++runs) {
-    std::string text = mutator.mutate(runs % 2 == 0 ? reference : short_form);
-    std::vector<std::string> overrides;
-    if (runs % 3 == 0) overrides.push_back(mutator.mutate("prune.protect.layers.0=3"));
-    const fuzz::Deadline one(2.0);
-    std::string wrong = check(file, text, overrides);
-    if (wrong.empty() && one.passed()) wrong = "more than two seconds";
-    if (wrong.empty()) continue;
-    write("fuzz_yaml_failure.yaml", text);
-    std::cerr << fmt::format(
-        "fuzz_yaml: seed {} run {}: {}\nthe text is in fuzz_yaml_failure.yaml; override: {}\n",
-        seed, runs, wrong, overrides.empty() ? "none" : overrides[0]);
-    return 1;
-  }
-  std::filesystem::remove(file);
-  std::cout << fmt::format("fuzz_yaml: {} texts in {} s, seed {}: nothing found\n", runs, seconds,
-                           seed);
-  return runs > 0 ? 0 : 1;
-}
+  std::string text_;
+};
 
 }  // namespace
 }  // namespace espalier
 
 int main(int argc, char** argv) {
-  return espalier::run(espalier::fuzz::seconds_to_run(argc, argv),
-                       espalier::fuzz::seed_of(argc, argv));
+  espalier::fuzz::limit_memory(std::uint64_t{1} << 30);
+  return espalier::fuzz::run(argc, argv, "fuzz_yaml", "yaml", [](std::uint64_t seed) {
+    return std::make_unique<espalier::YamlFuzzer>(seed);
+  });
 }

@@ -1,9 +1,7 @@
 #pragma once
 
 #include <algorithm>
-#include <chrono>
 #include <cstdint>
-#include <cstdlib>
 #include <random>
 #include <string>
 #include <string_view>
@@ -53,30 +51,6 @@ class TextMutator {
 
   std::mt19937_64 random_;
   std::vector<std::string> words_;
-};
-
-/// Seconds to run: ESPALIER_FUZZ_SECONDS, else the program's first argument, else 5.
-inline double seconds_to_run(int argc, char** argv) {
-  const char* environment = std::getenv("ESPALIER_FUZZ_SECONDS");
-  if (environment != nullptr) return std::atof(environment);
-  return argc > 1 ? std::atof(argv[1]) : 5.0;
-}
-
-/// The second argument, else 1.
-inline std::uint64_t seed_of(int argc, char** argv) {
-  return argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 1;
-}
-
-class Deadline {
- public:
-  explicit Deadline(double seconds)
-      : end_(Clock::now() +
-             std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds))) {}
-  bool passed() const { return Clock::now() >= end_; }
-
- private:
-  using Clock = std::chrono::steady_clock;
-  Clock::time_point end_;
 };
 
 }  // namespace espalier::fuzz

@@ -1,10 +1,13 @@
+#include <cstdint>
 #include <functional>
+#include <tuple>
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include "espalier/core/error.h"
 #include "espalier/core/hash.h"
-#include "espalier/prune/plan.h"
+#include "espalier/prune/plan_scores.h"
 #include "unit/prune/naive_advance.h"
 #include "unit/prune/sample_models.h"
 
@@ -196,6 +199,37 @@ TEST(PlanFile, OtherModelsFormatsAndDigestsAreRefused) {
   refused("digest", config, with("espalier-plan", 1, zeros, "query_head"));
   refused("attention_unit is 'head'", config, with("espalier-plan", 1, zeros, "head"));
   refused("", config, [](Hdf5Writer& file) { file.attribute("/", "version", std::int64_t{1}); });
+}
+
+TEST(PlanFile, ScoresMustBeOfUnitsThatWereThere) {
+  const ModelConfig config = small_gqa();  // 3 layers of 6 heads and 7 channels
+  PruningPlan plan = dense_plan(config, AttentionUnit::query_head);
+  plan.iteration = 2;
+  plan.mlp_removed_at.at(1, 4) = 1;
+  plan.mlp_order.at(1, 4) = 0;
+  plan.mlp_removed_at.at(1, 5) = 2;
+  plan.mlp_order.at(1, 5) = 1;
+  const auto message = [&](std::int32_t layer, std::int32_t unit, bool mlp) -> std::string {
+    ScoreTable scores;
+    (mlp ? scores.mlp : scores.attention) = {{layer}, {unit}, {0.5}, {}};
+    try {
+      require_scores_of(plan, scores);
+      return {};
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ExitCode::bad_content);
+      return error.what();
+    }
+  };
+  EXPECT_EQ(message(0, 5, false), "");
+  EXPECT_EQ(message(2, 6, true), "");
+  EXPECT_EQ(message(1, 5, true), "") << "fell in this very iteration";
+  EXPECT_NE(message(1, 4, true).find("mlp unit 4 of layer 1"), std::string::npos);
+  for (const auto& [layer, unit, mlp] :
+       {std::tuple(0, 6, false), std::tuple(3, 0, false), std::tuple(0, 7, true),
+        std::tuple(INT32_MAX, 0, true), std::tuple(2, INT32_MAX, true)})
+    EXPECT_NE(message(layer, unit, mlp).find(fmt::format("unit {} of layer {}", unit, layer)),
+              std::string::npos)
+        << layer << " " << unit;
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 #include "espalier/prune/score_table.h"
 
 #include <cmath>
+#include <functional>
 #include <limits>
 
 #include <gtest/gtest.h>
@@ -88,9 +89,18 @@ TEST(ScoreFile, ReadingRefusesWhatIsNotAScore) {
   ScoreTable table = sample();
   table.attention.score[1] = std::nan("");
   EXPECT_EQ(code_of_reading(table), ExitCode::bad_content);
-  table = sample();
-  table.mlp.layer[0] = -1;
-  EXPECT_EQ(code_of_reading(table), ExitCode::bad_content);
+  const auto refused = [](const std::function<void(ScoreTable&)>& spoil) {
+    ScoreTable spoiled = sample();
+    spoil(spoiled);
+    return code_of_reading(spoiled) == ExitCode::bad_content;
+  };
+  EXPECT_TRUE(refused([](ScoreTable& t) { t.mlp.layer[0] = -1; }));
+  EXPECT_TRUE(refused([](ScoreTable& t) { t.attention.raw[1][2] = std::nan(""); }));
+  EXPECT_TRUE(refused([](ScoreTable& t) { t.loss[1] = std::nan(""); }));
+  EXPECT_TRUE(refused([](ScoreTable& t) { t.loss.pop_back(); }));
+  EXPECT_TRUE(refused([](ScoreTable& t) { t.tokens = -1; }));
+  EXPECT_TRUE(refused([](ScoreTable& t) { t.attention.unit[1] = 1; })) << "the same unit twice";
+  EXPECT_TRUE(refused([](ScoreTable& t) { t.attention.layer = {0, 2, 0}; })) << "out of order";
 }
 
 }  // namespace

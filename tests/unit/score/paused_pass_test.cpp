@@ -1,5 +1,6 @@
 #include "espalier/score/paused_pass.h"
 
+#include <cmath>
 #include <limits>
 
 #include <gtest/gtest.h>
@@ -47,11 +48,31 @@ TEST(PausedPass, RefusesWhatCannotBeASum) {
   PausedPass negative = sample();
   negative.tokens = -1;
   EXPECT_THROW(through_a_file(negative), Error);
+  PausedPass before_the_first = sample();
+  before_the_first.iteration = 0;
+  EXPECT_THROW(through_a_file(before_the_first), Error);
+  PausedPass ragged_loss = sample();
+  ragged_loss.loss[1] = std::nan("");
+  EXPECT_THROW(through_a_file(ragged_loss), Error);
   Hdf5Writer other;
   other.attribute("/", "format", std::string("espalier-plan"));
   other.attribute("/", "version", std::int64_t{1});
   const std::vector<std::byte> image = other.finish();
   EXPECT_THROW(read_sums(Hdf5Reader::from_image(image, "plan.h5")), Error);
+}
+
+/// Rows of no units cost a file nothing, and a reader 24 bytes each.
+TEST(PausedPass, RefusesMoreRowsThanAModelHasDomains) {
+  PausedPass pass = sample();
+  pass.attention.assign(100000, {});
+  pass.mlp.assign(100000, {});
+  try {
+    through_a_file(pass);
+    FAIL() << "accepted";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::bad_content);
+    EXPECT_NE(std::string(error.what()).find("100000"), std::string::npos) << error.what();
+  }
 }
 
 }  // namespace

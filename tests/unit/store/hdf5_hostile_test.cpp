@@ -287,5 +287,37 @@ TEST_F(Crafted, AttributesOfOthers) {
   refuses([&] { reader.attribute_strings("/", "pair"); }, "is not a string");
 }
 
+/// A text attribute `t` of the root, of fixed length or not.
+void text_attribute(hid_t file, const std::string& text, bool fixed) {
+  const hid_t type = H5Tcopy(H5T_C_S1);
+  H5Tset_size(type, fixed ? text.size() : H5T_VARIABLE);
+  H5Tset_cset(type, H5T_CSET_UTF8);
+  const hid_t space = H5Screate(H5S_SCALAR);
+  const hid_t made = H5Acreate2(file, "t", type, space, H5P_DEFAULT, H5P_DEFAULT);
+  const char* address = text.c_str();
+  EXPECT_GE(H5Awrite(made, type, fixed ? static_cast<const void*>(address) : &address), 0);
+  H5Aclose(made);
+  H5Sclose(space);
+  H5Tclose(type);
+}
+
+TEST_F(Crafted, AttributesThatAreNoText) {
+  for (const bool fixed : {true, false}) {
+    for (const char* good : {"plain", "\xc3\xa9\xe2\x82\xac\xf0\x9f\x8c\xb2"}) {
+      const std::string path = craft([&](hid_t file) { text_attribute(file, good, fixed); });
+      EXPECT_EQ(Hdf5Reader::open(path).attribute_string("/", "t"), good);
+    }
+    // Alone and cut off, a lead too low or too high, too long, half of a pair, controls.
+    for (const char* bad :
+         {"\xff...", "a\xe2\x82", "\x80...", "\xc0\xaf.", "\xe0\x80\xaf.", "\xed\xa0\x80.",
+          "\xf4\x90\x80\x80.", "\xf5\x80\x80\x80.", "\x1b[2J", "a\nb.", "\x7f..."}) {
+      const std::string path = craft([&](hid_t file) { text_attribute(file, bad, fixed); });
+      const std::string refused = error_of(
+          ExitCode::bad_content, [&] { Hdf5Reader::open(path).attribute_string("/", "t"); });
+      EXPECT_NE(refused.find("attribute 't' of '/' is no text"), std::string::npos) << refused;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace espalier
