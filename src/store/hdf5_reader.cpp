@@ -73,21 +73,12 @@ void read_checked(hid_t type, std::span<T> out, const std::string& object,
   }
 }
 
-/// Text goes into messages, logs and JSON: UTF-8 (RFC 3629) without control characters.
+/// Text goes into messages, logs and JSON: UTF-8 without control characters.
 bool is_text(std::string_view text) {
-  const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[i]); };
-  for (std::size_t i = 0; i < text.size();) {
-    const unsigned lead = byte(i);
-    if (lead < 0x20 || lead == 0x7f) return false;
-    const std::size_t length = lead < 0x80 ? 1 : lead < 0xe0 ? 2 : lead < 0xf0 ? 3 : 4;
-    if ((lead >= 0x80 && lead < 0xc2) || lead > 0xf4 || i + length > text.size()) return false;
-    for (std::size_t k = 1; k < length; ++k)
-      if ((byte(i + k) & 0xc0U) != 0x80U) return false;
-    // Too long forms, halves of surrogate pairs, beyond U+10FFFF.
-    if ((lead == 0xe0 && byte(i + 1) < 0xa0) || (lead == 0xed && byte(i + 1) > 0x9f) ||
-        (lead == 0xf0 && byte(i + 1) < 0x90) || (lead == 0xf4 && byte(i + 1) > 0x8f))
-      return false;
-    i += length;
+  while (!text.empty()) {
+    const std::size_t length = posix::character_bytes(text);
+    if (length == 0 || posix::is_control(text.front())) return false;
+    text.remove_prefix(length);
   }
   return true;
 }

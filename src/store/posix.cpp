@@ -81,17 +81,40 @@ void pass_or_fail(WriteScope scope, std::string_view step, const char* call,
   if (outcome.error_number != 0) fail(call, path, outcome.error_number, Access::write);
 }
 
+std::size_t character_bytes(std::string_view text) {
+  const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[i]); };
+  if (text.empty()) return 0;
+  const unsigned lead = byte(0);
+  if (lead < 0x80) return 1;
+  const std::size_t length = lead < 0xe0 ? 2 : lead < 0xf0 ? 3 : 4;
+  if (lead < 0xc2 || lead > 0xf4 || length > text.size()) return 0;
+  for (std::size_t i = 1; i < length; ++i)
+    if ((byte(i) & 0xc0U) != 0x80U) return 0;
+  // Too long forms, halves of surrogate pairs, beyond U+10FFFF.
+  if ((lead == 0xe0 && byte(1) < 0xa0) || (lead == 0xed && byte(1) > 0x9f) ||
+      (lead == 0xf0 && byte(1) < 0x90) || (lead == 0xf4 && byte(1) > 0x8f))
+    return 0;
+  return length;
+}
+
+bool is_control(char c) {
+  const auto byte = static_cast<unsigned char>(c);
+  return byte < 0x20 || byte == 0x7f;
+}
+
 std::string shown(std::string_view text) {
   constexpr std::size_t kMost = 300;
   std::string result = "'";
-  for (const char c : text.substr(0, kMost)) {
-    const auto byte = static_cast<unsigned char>(c);
-    if (byte < 0x20 || byte == 0x7f)
-      result += fmt::format("\\x{:02x}", byte);
+  std::size_t at = 0;
+  while (at < std::min(text.size(), kMost)) {
+    const std::size_t length = character_bytes(text.substr(at));
+    if (length == 0 || is_control(text[at]))
+      result += fmt::format("\\x{:02x}", static_cast<unsigned char>(text[at]));
     else
-      result += c;
+      result += text.substr(at, length);
+    at += std::max<std::size_t>(length, 1);
   }
-  return result + (text.size() > kMost ? "...'" : "'");
+  return result + (at < text.size() ? "...'" : "'");
 }
 
 Descriptor& Descriptor::operator=(Descriptor&& other) noexcept {

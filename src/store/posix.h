@@ -38,6 +38,10 @@ void pass_or_fail(WriteScope scope, std::string_view step, const char* call,
 /// `text` in single quotes, shortened and without control characters, for messages about hostile
 /// input.
 std::string shown(std::string_view text);
+/// Bytes of the UTF-8 character (RFC 3629) that `text` begins with; 0 when it begins with none.
+std::size_t character_bytes(std::string_view text);
+/// Below 0x20, or 0x7f.
+bool is_control(char c);
 
 /// Owns a file descriptor.
 class Descriptor {

@@ -32,6 +32,8 @@ SHAPE = {
     "vocab": 64,
 }
 PROGRAM = os.environ.get("ESPALIER", str(ROOT / "build/dev/bin/espalier"))
+# Seconds. What takes two on an idle machine may take a minute on a busy one.
+HANGS_AFTER = 240
 FULL = os.environ.get("ESPALIER_TEST_FULL") == "1"
 # More ranks than cores: a waiting rank must not eat the time of one that works. Open MPI finds ob1 by itself in 0.2 s.
 MPIRUN = ["mpirun", "--oversubscribe", "--bind-to", "none", "--mca", "mpi_yield_when_idle", "1", "--mca", "pml", "ob1"]
@@ -85,7 +87,7 @@ class Running:
         """Process numbers of the program's ranks, lowest first; the launcher is not among them."""
         return [p for p in session_of(self.process.pid) if program_of(p) == os.path.realpath(PROGRAM)]
 
-    def wait(self, timeout=60):
+    def wait(self, timeout=HANGS_AFTER):
         try:
             code = self.process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -141,7 +143,7 @@ def session_of(leader):
     return sorted(pid for pid in parents if belongs(pid))
 
 
-def run(*arguments, ranks=1, extra=None, timeout=60, prefix=()):
+def run(*arguments, ranks=1, extra=None, timeout=HANGS_AFTER, prefix=()):
     return Running(arguments, ranks, extra, prefix).wait(timeout)
 
 
@@ -286,7 +288,7 @@ class Case(unittest.TestCase):
 
     def is_at_rest(self, run_dir, commits_only=True):
         """Lock free and, unless told otherwise, nothing in ckpt/ but commits and LATEST."""
-        deadline = time.monotonic() + 10  # ranks of a killed launcher live on for some seconds
+        deadline = time.monotonic() + 60  # ranks of a killed launcher live on for some seconds
         while not lock_is_free(run_dir) and time.monotonic() < deadline:
             time.sleep(0.05)
         self.assertTrue(lock_is_free(run_dir), f"{run_dir}/.lock is held")
