@@ -113,8 +113,8 @@ class Interrupted(Case):
         self.assertEqual([p.name for p in (run_dir / "export").iterdir()], ["exact"], "leftovers of exports")
         self.assertFalse((run_dir / "STOP").exists())
 
-    def nothing_runs(self, running, seconds=120):
-        """All ranks go with their run; those of a killed launcher live on for a while."""
+    def nothing_runs(self, running, seconds=30):
+        """The promise is that all ranks are gone in 30 s; those of a killed launcher live on for a while."""
         end = time.monotonic() + seconds
         while running.ranks() and time.monotonic() < end:
             time.sleep(0.1)
