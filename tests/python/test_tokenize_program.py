@@ -120,7 +120,11 @@ class Errors(Case):
             return real(path, *rest, **keys)
 
         with mock.patch("builtins.open", refusing):
-            self.assert_stops(77, "good.jsonl", arguments=[self.good])
+            self.assert_stops(77, "cannot read", "good.jsonl", arguments=[self.good])
+        folder = pathlib.Path(self.write("d/a.json", '[{"text": "a"}]')).parent
+        self.good = str(folder / "a.json")
+        with mock.patch("builtins.open", refusing):
+            self.assert_stops(77, "cannot read", "d/a.json", arguments=[folder])
 
     def test_full_disk(self):
         def full(*_):

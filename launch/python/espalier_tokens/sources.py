@@ -458,7 +458,11 @@ class Finder:
         """Whether a .json file that nobody named begins with a record of the fields wanted: others
         hold settings."""
         head, records = b"", JsonRecords(source.path)
-        with open(source.path, "rb") as file:
+        try:
+            file = open(source.path, "rb")
+        except OSError as error:
+            raise stop_of(error, source.path)
+        with file:
             content = unpacked(file, source.packing, source.path)
             while block := read_block(content, CHUNK_BYTES, source.path):
                 head += block
