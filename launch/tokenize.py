@@ -2,7 +2,9 @@
 """Turns text into the token files that espalier reads (HDF5; docs/file-formats.md).
 
 Streams: documents are read, encoded and written in batches; nothing but an index of where each
-document begins is held for the whole input. The output appears under its name only when complete.
+document begins is held for the whole input. What can be read only once (pipes) or only from its
+begin (compressed files) is kept in a nameless file beside the output meanwhile. The output appears
+under its name only when complete.
 """
 
 import os
@@ -15,14 +17,15 @@ sys.path[:] = [p for p in sys.path if os.path.abspath(p or os.curdir) != _HERE]
 sys.path.insert(0, os.path.join(_HERE, "python"))
 
 import argparse  # noqa: E402
-import json  # noqa: E402
 import signal  # noqa: E402
 import time  # noqa: E402
+import traceback  # noqa: E402
 
-from espalier_tokens import output, rows, sources, stop  # noqa: E402
-from espalier_tokens.coder import Coder  # noqa: E402
+from espalier_tokens import documents, output, rows, sources, stop, template  # noqa: E402
+from espalier_tokens.coder import MOST_IDS, Coder  # noqa: E402
 from espalier_tokens.stop import Stop  # noqa: E402
 
+MOST_ROW = 1 << 24
 EXAMPLES = """\
 examples:
   # plain text, packed into full rows of 2048 tokens
@@ -31,6 +34,18 @@ examples:
   # questions with answers, one a row; only the answer's tokens count in the loss
   launch/tokenize.py --tokenizer models/Qwen2.5-7B --sequence-tokens 512 --out data/math.h5 \\
       --template "{question}\\n{answer}" --loss-on answer --max-sequences 1000 --seed 1 train.jsonl
+
+input that is read, by its ending:
+  .txt, .md, source code, ...     text: the file is a document
+  .jsonl .ndjson .jsonlines       one JSON object a line is a document: its --field, or --template
+  .json                           an array of such objects, or objects behind one another; in a
+                                  directory only files whose first object has the fields
+  .gz .bz2 .xz behind these       the same, compressed
+  pipes and other names           jsonl where the first line is a JSON object, else text, unless
+                                  --input-format tells; e.g. <(zstd -dc corpus.jsonl.zst)
+Directories are searched through, links followed; what is passed over (hidden, other endings, empty,
+met before) is counted and named at the end. What is not text (NaN, null, lists, bytes that are no
+UTF-8) ends the program with file and line; numbers fill a template as they are written.
 """
 
 
@@ -41,11 +56,19 @@ class Parser(argparse.ArgumentParser):
         )
 
 
-def positive(text):
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} (it must be at least 1)")
-    return value
+def integer(least, most):
+    """The type of a flag that takes an integer of a range."""
+
+    def convert(text):
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text} (it must be at least {least})")
+        if value > most:
+            raise argparse.ArgumentTypeError(f"{text} (it must be at most {most})")
+        return value
+
+    convert.__name__ = "integer"  # argparse says "invalid integer value"
+    return convert
 
 
 def make_parser():
@@ -60,7 +83,7 @@ def make_parser():
         "inputs",
         nargs="+",
         metavar="INPUT",
-        help="text files, .jsonl files, or directories (searched through, in the order of names)",
+        help="files, pipes, or directories (searched through, in the order of names)",
     )
     parser.add_argument(
         "--tokenizer",
@@ -70,7 +93,17 @@ def make_parser():
     )
     parser.add_argument("--out", required=True, metavar="FILE", help="the HDF5 file to write")
     parser.add_argument(
-        "--sequence-tokens", required=True, type=positive, metavar="S", help="tokens of a row"
+        "--sequence-tokens",
+        required=True,
+        type=integer(1, MOST_ROW),
+        metavar="S",
+        help="tokens of a row",
+    )
+    parser.add_argument(
+        "--input-format",
+        choices=("auto", "text", "jsonl", "json"),
+        default="auto",
+        help="how to read the named files and pipes (default: by their endings, see below)",
     )
     parser.add_argument(
         "--field", default="text", help="field of a jsonl line that holds its text (default: text)"
@@ -119,13 +152,18 @@ def make_parser():
         help="behind each document; auto: packing: the end-of-document token, "
         "else what the tokenizer itself puts there",
     )
-    parser.add_argument("--max-sequences", type=positive, metavar="N", help="stop after N rows")
     parser.add_argument(
-        "--seed", type=int, metavar="K", help="shuffle the documents (default: keep their order)"
+        "--max-sequences", type=integer(1, sys.maxsize), metavar="N", help="stop after N rows"
+    )
+    parser.add_argument(
+        "--seed",
+        type=integer(0, sys.maxsize),
+        metavar="K",
+        help="shuffle the documents (default: keep their order)",
     )
     parser.add_argument(
         "--vocab-size",
-        type=positive,
+        type=integer(1, MOST_IDS),
         metavar="V",
         help="vocabulary of the model (default: from config.json beside the tokenizer, "
         "else the tokenizer's own)",
@@ -135,8 +173,23 @@ def make_parser():
     return parser
 
 
+def require_text(name, value):
+    """Words of the command line go into the file's attributes and to the tokenizer."""
+    try:
+        (value or "").encode("utf-8")
+    except UnicodeEncodeError:
+        raise Stop(
+            stop.USAGE,
+            f"--{name} is not UTF-8",
+            f"it reads {value!r}",
+            "write it in a terminal that speaks UTF-8",
+        )
+
+
 def settle(args):
     """Checks what flags mean together and fills in what depends on others."""
+    for name in ("template", "field", "bos", "eos"):
+        require_text(name, getattr(args, name))
     if args.loss_on and not args.template:
         raise Stop(
             stop.USAGE,
@@ -151,7 +204,7 @@ def settle(args):
             "a row with a loss mask holds one sequence",
             "drop one of the two",
         )
-    args.parts = sources.parse_template(args.template, args.loss_on) if args.template else None
+    args.parts = template.parse_template(args.template, args.loss_on) if args.template else None
     args.pack = args.pack if args.pack is not None else args.template is None
     if args.keep_rest and not args.pack:
         raise Stop(
@@ -170,7 +223,7 @@ def settle(args):
     return args
 
 
-def summary(args, out, counts, seconds):
+def summary(args, out, counts, passed, seconds):
     parts = [f"{out.rows:,} rows of {args.sequence_tokens}, {counts.tokens:,} tokens"]
     if args.loss_on:
         parts.append(f"{counts.counted:,} count in the loss")
@@ -184,13 +237,23 @@ def summary(args, out, counts, seconds):
     ):
         if number:
             parts.append(f"{number:,} {words}")
+    if counts.limited:
+        parts.append("stopped at --max-sequences")
     rate = counts.tokens / max(seconds, 1e-9)
-    return f"{args.out}: {', '.join(parts)}; {seconds:.1f} s, {rate:,.0f} tokens/s"
+    first = f"{', '.join(parts)}; {seconds:.1f} s, {rate:,.0f} tokens/s"
+    return "\n".join((f"{stop.printable(args.out)}: {first}", *passed.report()))
 
 
-def check_output(args):
-    folder = os.path.dirname(args.out) or "."
-    if os.path.isdir(args.out) or (os.path.lexists(args.out) and not args.force):
+def check_output(args, out):
+    folder = out.folder
+    if os.path.exists(args.out) and not os.path.isfile(args.out):
+        raise Stop(
+            stop.CANNOT_CREATE,
+            f"'{args.out}' exists",
+            "it is no regular file",
+            "choose another path with --out",
+        )
+    if os.path.lexists(args.out) and not args.force:
         raise Stop(
             stop.CANNOT_CREATE,
             f"'{args.out}' exists",
@@ -213,10 +276,73 @@ def check_output(args):
         )
 
 
-def run(argv):
+def attributes_of(args, coder, finder, version):
+    return {
+        "format": "espalier-tokens",
+        "version": 1,
+        "vocab_size": coder.vocab_size,
+        "tokenizer_sha256": coder.sha256,
+        "source_sha256": sources.source_digest(finder.found),
+        "template": template.unescape(args.template) if args.template else "",
+        "sources": sources.provenance(finder.found),
+        "passed_over": finder.passed.count,
+        "seed": -1 if args.seed is None else args.seed,
+        "loss_on": ",".join(args.loss_on),
+        "packed": int(args.pack),
+        "tokenizers_version": version,
+    }
+
+
+def least_bytes(args, reader):
+    """Bytes that the rows take even if a token stood for 8 bytes of text; 0: nobody knows."""
+    if not args.pack:
+        return 0
+    limit = (args.max_sequences or sys.maxsize) * args.sequence_tokens * 4
+    return min(reader.bytes // 2, limit)
+
+
+def note_long_rows(args, coder):
+    longest, source = coder.longest_row()
+    if longest is not None and args.sequence_tokens > longest:
+        print(
+            f"tokenize: note: rows of {args.sequence_tokens} tokens are longer than the model's "
+            f"{longest} positions ({stop.printable(source)})",
+            file=sys.stderr,
+        )
+
+
+def make(args, coder, version, out, progress_of):
+    """Reads, encodes and writes; (counts, what was passed over)."""
+    counts, spool = rows.Counts(), sources.Spool(out.folder)
+    reader = progress = None
+    try:
+        out.create()
+        finder = sources.Finder(args, out, spool)
+        reader = documents.Reader(finder.find(), args)
+        out.require_space(least_bytes(args, reader))
+        progress = progress_of(reader.bytes)
+        out.open(
+            args.sequence_tokens,
+            not args.pack or args.keep_rest,
+            bool(args.loss_on),
+            attributes_of(args, coder, finder, version),
+        )
+        rows.write_rows(reader, coder, out, args, counts, progress)
+        if out.rows == 0:
+            raise rows.no_rows(args, counts, finder.passed)
+        out.finish()
+    except OSError as error:
+        raise stop.stop_of(error, args.out, writing=True)
+    finally:
+        for part in (progress, reader, spool, out):
+            if part is not None:
+                part.close()
+    return counts, finder.passed
+
+
+def run(args, out):
     begin = time.monotonic()
-    args = settle(make_parser().parse_args(argv))
-    check_output(args)
+    check_output(args, out)
     try:
         import h5py  # noqa: F401
         import numpy  # noqa: F401
@@ -229,43 +355,27 @@ def run(argv):
             "run launch/setup.sh and use .venv/bin/python",
         )
     coder = Coder(args.tokenizer, args.bos, args.eos, args.pack, args.vocab_size)
-    files = sources.find_sources(args.inputs, args.template)
-    reader, counts = sources.Reader(files, args), rows.Counts()
-    out = output.TokenFile(args.out)
-    progress = output.Progress(reader.bytes, args.quiet)
-    try:
-        out.open(
-            args.sequence_tokens, lengths=not args.pack or args.keep_rest, masks=bool(args.loss_on)
-        )
-        rows.write_rows(reader, coder, out, args, counts, progress)
-        if out.rows == 0:
-            raise rows.no_rows(args, counts)
-        out.finish(
-            {
-                "format": "espalier-tokens",
-                "version": 1,
-                "vocab_size": coder.vocab_size,
-                "tokenizer_sha256": coder.sha256,
-                "source_sha256": sources.source_digest(files),
-                "template": sources.unescape(args.template) if args.template else "",
-                "sources": json.dumps(
-                    [{"path": s.path, "bytes": s.bytes, "sha256": s.sha256} for s in files],
-                    ensure_ascii=False,
-                ),
-                "seed": -1 if args.seed is None else args.seed,
-                "loss_on": ",".join(args.loss_on),
-                "packed": int(args.pack),
-                "tokenizers_version": tokenizers.__version__,
-            }
-        )
-    except OSError as error:
-        raise stop.stop_of(error, args.out, writing=True)
-    finally:
-        progress.clear()
-        reader.close()
-        out.discard()
+    note_long_rows(args, coder)
+    counts, passed = make(
+        args, coder, tokenizers.__version__, out, lambda total: output.Progress(total, args.quiet)
+    )
     if not args.quiet:
-        print(summary(args, out, counts, time.monotonic() - begin))
+        say(summary(args, out, counts, passed, time.monotonic() - begin), args)
+
+
+def say(text, args):
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+    except OSError as error:
+        # Python would try again to write what is left of it when it ends.
+        sys.stdout = open(os.devnull, "w")
+        raise Stop(
+            stop.WRITE_FAILED,
+            "the summary could not be printed",
+            error.strerror,
+            f"nothing: '{args.out}' is complete",
+        )
 
 
 def interrupted(number, _frame):
@@ -273,15 +383,31 @@ def interrupted(number, _frame):
 
 
 def main(argv=None):
-    signal.signal(signal.SIGTERM, interrupted)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, interrupted)
+    out = None
     try:
-        run(argv)
+        args = settle(make_parser().parse_args(argv))
+        out = output.TokenFile(args.out, args.force)
+        run(args, out)
     except Stop as problem:
         print(problem.block(), file=sys.stderr)
         return problem.code
     except KeyboardInterrupt as interrupt:
-        print("tokenize: interrupted, nothing was written", file=sys.stderr)
+        left = f"'{out.path}' is complete" if out and out.complete else "nothing was written"
+        print(f"tokenize: interrupted, {stop.printable(left)}", file=sys.stderr)
         return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
+    except Exception as error:
+        traceback.print_exc()
+        bug = Stop(
+            stop.BUG,
+            "this is a bug",
+            f"{type(error).__name__}: {error}",
+            "please report it with the lines above and the command",
+        )
+        print(bug.block(), file=sys.stderr)
+        return stop.BUG
     return 0
 
 

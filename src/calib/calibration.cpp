@@ -42,6 +42,10 @@ std::vector<std::int64_t> draw_rows(std::int64_t rows, std::int64_t wanted, std:
 
 }  // namespace
 
+Counting counting_of(Objective objective) {
+  return objective == Objective::sft ? Counting::loss_mask : Counting::every_token;
+}
+
 std::int64_t sequences_per_micro_batch(std::int64_t micro_batch_tokens,
                                        std::int64_t sequence_tokens) {
   return std::max<std::int64_t>(1, micro_batch_tokens / sequence_tokens);
@@ -77,11 +81,13 @@ Calibration Calibration::draw(const CalibrationConfig& config, std::int64_t iter
                               std::int64_t vocabulary) {
   Calibration calibration;
   calibration.micro_batch_tokens_ = config.micro_batch_tokens;
+  calibration.resample_ = config.resample;
   Problems problems;
   for (std::size_t d = 0; d < config.domains.size(); ++d) {
     const DomainConfig& domain = config.domains[d];
     try {
-      calibration.files_.push_back(TokenFile::open(domain.tokens, vocabulary));
+      calibration.files_.push_back(
+          TokenFile::open(domain.tokens, vocabulary, counting_of(domain.objective)));
     } catch (const Error& error) {
       for (const Problem& problem : error.problems()) problems.add(problem);
       continue;
@@ -128,8 +134,6 @@ CalibrationBatch Calibration::read(const MicroBatch& micro_batch, bool pooled,
   const DomainDraw& domain = domains_[micro_batch.domain];
   const std::span<const std::int64_t> rows(domain.rows.data() + micro_batch.begin,
                                            micro_batch.end - micro_batch.begin);
-  const Counting counting =
-      domain.objective == Objective::sft ? Counting::loss_mask : Counting::every_token;
   double weight = 1.0 / static_cast<double>(domain.rows.size());
   if (pooled) {
     double total = 0;
@@ -138,9 +142,21 @@ CalibrationBatch Calibration::read(const MicroBatch& micro_batch, bool pooled,
   }
   CalibrationBatch result;
   result.domain = micro_batch.domain;
-  result.batch = make_batch(files_[micro_batch.domain].read(rows, counting), weight, device,
-                            result.predictions);
+  result.batch =
+      make_batch(files_[micro_batch.domain].read(rows), weight, device, result.predictions);
   return result;
+}
+
+void Calibration::check(Share share) const {
+  Problems problems;
+  for (std::size_t d = 0; d < files_.size(); ++d) {
+    std::vector<std::int64_t> all(resample_ ? static_cast<std::size_t>(files_[d].rows()) : 0);
+    std::iota(all.begin(), all.end(), std::int64_t{0});
+    // Many files of one block each are spread over the shares, too.
+    const Share turned{(share.index + static_cast<int>(d)) % share.count, share.count};
+    problems.add(problems_of([&] { files_[d].check(resample_ ? all : domains_[d].rows, turned); }));
+  }
+  problems.throw_if_any();
 }
 
 std::int64_t Calibration::sequences() const {

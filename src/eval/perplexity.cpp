@@ -15,8 +15,9 @@ Perplexity evaluate_perplexity(const CausalLM& model, const NamedTokens& data,
                                std::int64_t micro_batch_tokens, const ProcessGrid& grid,
                                const RoundHooks& hooks) {
   std::optional<TokenFile> file;
-  together(grid.world(), "evaluate",
-           [&] { file = TokenFile::open(data.tokens, model.config().vocabulary); });
+  together(grid.world(), "evaluate", [&] {
+    file = TokenFile::open(data.tokens, model.config().vocabulary, Counting::loss_mask_if_present);
+  });
   const std::int64_t size = sequences_per_micro_batch(micro_batch_tokens, file->sequence_tokens());
   const std::int64_t count = (file->rows() + size - 1) / size;
   double sum = 0;
@@ -27,8 +28,7 @@ Perplexity evaluate_perplexity(const CausalLM& model, const NamedTokens& data,
         static_cast<std::size_t>(std::min(size, file->rows() - j * size)));
     std::iota(rows.begin(), rows.end(), j * size);
     std::vector<std::int64_t> predictions;
-    batch = make_batch(file->read(rows, Counting::loss_mask_if_present), 1.0,
-                       model.options().device, predictions);
+    batch = make_batch(file->read(rows), 1.0, model.options().device, predictions);
   };
   const auto compute = [&] {
     TokenLosses losses = token_losses(model, batch, grid.tensor());

@@ -52,7 +52,7 @@ PruningPlan plan_of_run(const ModelChoice& choice, const Source& source) {
 }
 
 ChosenModel open_model(CommRuntime& runtime, const ProcessGrid& grid, const RunConfig& config,
-                       const ModelChoice& choice, Monitor& monitor) {
+                       const ModelChoice& choice, ConfigUse use, Monitor& monitor) {
   std::optional<ChosenModel> chosen;
   ComputeOptions options;
   ModelWidths widths;
@@ -72,6 +72,7 @@ ChosenModel open_model(CommRuntime& runtime, const ProcessGrid& grid, const RunC
       chosen->plan_digest = chosen->source.plan->digest();
     }
     options = compute_options(config, chosen->source, runtime);
+    check_token_files(config, use, chosen->source, grid.world());
   });
   for (const std::string& note : chosen->source.notes) log::info("note: {}", note);
   monitor.enter("load");
@@ -107,12 +108,13 @@ void write_bytes(const fs::path& path, const std::vector<std::byte>& bytes) {
 /// Logits of the first rows of one evaluation file: [rows, tokens, vocabulary] in float64.
 void add_logits(Hdf5Writer& file, const CausalLM& model, const NamedTokens& data, std::int64_t rows,
                 const ProcessGrid& grid) {
-  const TokenFile tokens = TokenFile::open(data.tokens, model.config().vocabulary);
+  const TokenFile tokens =
+      TokenFile::open(data.tokens, model.config().vocabulary, Counting::every_token);
   std::vector<std::int64_t> numbers(static_cast<std::size_t>(std::min(rows, tokens.rows())));
   std::iota(numbers.begin(), numbers.end(), std::int64_t{0});
   std::vector<std::int64_t> predictions;
-  const TokenBatch batch = make_batch(tokens.read(numbers, Counting::every_token), 1.0,
-                                      model.options().device, predictions);
+  const TokenBatch batch =
+      make_batch(tokens.read(numbers), 1.0, model.options().device, predictions);
   const at::Tensor x_BTD = forward_hidden(model, batch.tokens_BT, grid.tensor());
   const at::Tensor positions = at::arange(batch.tokens_BT.numel(), batch.tokens_BT.options());
   const at::Tensor logits_NV = logits_at(model, x_BTD, positions, grid.tensor());
@@ -136,7 +138,7 @@ void score_model(CommRuntime& runtime, const RunConfig& config, const ModelChoic
   const ProcessGrid grid(runtime.world(), static_cast<int>(config.tensor));
   together(grid.world(), "open", [&] { require_new(out); });
   Monitor monitor(0);
-  const ChosenModel chosen = open_model(runtime, grid, config, choice, monitor);
+  const ChosenModel chosen = open_model(runtime, grid, config, choice, ConfigUse::score, monitor);
   monitor.enter("calibrate");
   std::optional<Calibration> data;
   together(grid.world(), "calibrate", [&] {
@@ -178,7 +180,8 @@ nlohmann::ordered_json evaluate_model(CommRuntime& runtime, const RunConfig& con
     if (!request.logits.empty()) require_new(request.logits);
   });
   Monitor monitor(0);
-  const ChosenModel chosen = open_model(runtime, grid, config, request.choice, monitor);
+  const ChosenModel chosen =
+      open_model(runtime, grid, config, request.choice, ConfigUse::eval, monitor);
   nlohmann::ordered_json result{
       {"schema", 1},
       {"model", chosen.source.reader.directory().string()},

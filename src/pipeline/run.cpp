@@ -94,10 +94,8 @@ class PruningRun {
       require_reachable(source_->config, rules_, plan_.attention_unit,
                         config_.prune.target.value());
       options_ = compute_options(config_, *source_, runtime_);
-      // Opens every token file now: a wrong one must not be found after an hour.
-      Calibration::draw(config_.calibration, 0, source_->config.vocabulary);
-      for (const NamedTokens& data : config_.evaluation.perplexity)
-        TokenFile::open(data.tokens, source_->config.vocabulary);
+      // A wrong token file must not be found after an hour.
+      check_token_files(config_, ConfigUse::run, *source_, world_);
     });
     agree_to_continue(world_, "open", {}, monitor_.hooks());
   }

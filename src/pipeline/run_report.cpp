@@ -6,7 +6,8 @@
 
 #include <fmt/format.h>
 
-#include "espalier/calib/token_file.h"
+#include "espalier/calib/calibration.h"
+#include "espalier/core/error.h"
 #include "espalier/core/fault.h"
 #include "espalier/core/log.h"
 #include "espalier/core/version.h"
@@ -34,6 +35,17 @@ const char* name_of(Measure measure) {
       return "all parameters";
   }
   return "?";
+}
+
+/// The run is done: a file that is gone by now must not fail it.
+std::string window_text(const NamedTokens& data, std::int64_t vocabulary) {
+  try {
+    return fmt::format(
+        "   (windows of {} tokens)",
+        TokenFile::open(data.tokens, vocabulary, Counting::loss_mask_if_present).sequence_tokens());
+  } catch (const Error&) {
+    return {};
+  }
 }
 
 std::string seconds_text(double seconds) {
@@ -96,7 +108,8 @@ void print_start(const Source& source, const RunConfig& config, const PruneRules
             grid.tensor_size(), grid.data_size(), device_name(options),
             at::toString(options.dtype));
   for (const DomainConfig& domain : config.calibration.domains) {
-    const TokenFile file = TokenFile::open(domain.tokens, m.vocabulary);
+    const TokenFile file =
+        TokenFile::open(domain.tokens, m.vocabulary, counting_of(domain.objective));
     log::info("domain   {}: {} sequences of up to {} tokens, weight {}, {}", domain.name,
               domain.sequences.value_or(file.rows()), file.sequence_tokens(), domain.weight,
               domain.objective == Objective::sft ? "sft" : "causal_lm");
@@ -164,10 +177,10 @@ void print_end(const Source& source, const RunConfig& config, const PruneRules& 
       if (!first->at("perplexity").contains(data.name) ||
           !last->at("perplexity").contains(data.name))
         continue;
-      text += fmt::format("  perplexity    {:<12} {:.3f} -> {:.3f}   (windows of {} tokens)\n",
-                          data.name, first->at("perplexity").at(data.name).get<double>(),
+      text += fmt::format("  perplexity    {:<12} {:.3f} -> {:.3f}{}\n", data.name,
+                          first->at("perplexity").at(data.name).get<double>(),
                           last->at("perplexity").at(data.name).get<double>(),
-                          TokenFile::open(data.tokens, source.config.vocabulary).sequence_tokens());
+                          window_text(data, source.config.vocabulary));
     }
   text += "  seconds      ";
   for (const auto& [phase, value] : phases) text += fmt::format(" {} {:.1f}", phase, value);

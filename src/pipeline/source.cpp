@@ -5,6 +5,7 @@
 #include <ATen/Version.h>
 #include <fmt/format.h>
 
+#include "espalier/calib/check_data.h"
 #include "espalier/core/error.h"
 #include "espalier/core/log.h"
 #include "espalier/export/export_model.h"
@@ -84,6 +85,13 @@ std::int64_t spare_memory(const RunConfig& config, const ComputeOptions& options
   const int devices = options.device.is_cpu() ? 1 : static_cast<int>(at::getNumGPUs());
   const std::int64_t sharing = (runtime.node_size() + devices - 1) / devices;
   return available_memory(options.device) / 4 * 3 / sharing;
+}
+
+void check_token_files(const RunConfig& config, ConfigUse use, Source& source,
+                       const Communicator& world) {
+  const std::vector<std::string> notes = check_data(
+      config, use, source.config, source.reader.directory(), {world.rank(), world.size()});
+  source.notes.insert(source.notes.end(), notes.begin(), notes.end());
 }
 
 std::string device_name(const ComputeOptions& options) {

@@ -101,6 +101,18 @@ void check_storage(hid_t file, hid_t set, hsize_t needed, const Layout& layout,
            "the file is cut off, or its shape is wrong");
 }
 
+/// h5py's booleans: an enumeration of int8 with the values 0 and 1.
+bool is_boolean(hid_t type) {
+  if (H5Tget_class(type) != H5T_ENUM || H5Tget_size(type) != 1 || H5Tget_nmembers(type) != 2)
+    return false;
+  for (unsigned i = 0; i < 2; ++i) {
+    signed char value = -1;
+    if (H5Tget_member_value(type, i, &value) < 0 || value != static_cast<signed char>(i))
+      return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 void refuse(const std::string& origin, std::string what, std::string why) {
@@ -172,11 +184,12 @@ Dataset open_dataset(hid_t file, const std::string& path, const std::string& ori
 
 void require_integer(hid_t type, const std::string& object, const std::string& origin) {
   const std::size_t size = H5Tget_size(type);
-  if (H5Tget_class(type) != H5T_INTEGER || (size != 1 && size != 2 && size != 4 && size != 8) ||
-      H5Tget_precision(type) != size * 8 || H5Tget_offset(type) != 0 ||
+  if ((H5Tget_class(type) != H5T_INTEGER && !is_boolean(type)) ||
+      (size != 1 && size != 2 && size != 4 && size != 8) || H5Tget_precision(type) != size * 8 ||
+      H5Tget_offset(type) != 0 ||
       (H5Tget_order(type) != H5T_ORDER_LE && H5Tget_order(type) != H5T_ORDER_BE))
     refuse(origin, object + " does not hold integers",
-           "ordinary integers of 1, 2, 4 or 8 bytes are read here");
+           "booleans and ordinary integers of 1, 2, 4 or 8 bytes are read here");
 }
 
 void require_float(hid_t type, const std::string& object, const std::string& origin) {

@@ -51,18 +51,18 @@ class Errors(Case):
     def test_bad_content(self):
         for name, content, words in (
             ("broken.jsonl", b'{"text": "a"}\n\n{"text": \n', ["broken.jsonl:3", "no JSON"]),
-            ("array.jsonl", b"[1, 2]\n", ["array.jsonl:1", "list"]),
+            ("array.jsonl", b"[1, 2]\n", ["array.jsonl:1", "an array"]),
             ("other.jsonl", b'{"body": "a"}\n', ["no field 'text'", "the line has: body"]),
-            ("number.jsonl", b'{"text": null}\n', ["NoneType"]),
-            ("flag.jsonl", b'{"text": true}\n', ["bool"]),
+            ("number.jsonl", b'{"text": null}\n', ["number.jsonl:1", "null"]),
+            ("flag.jsonl", b'{"text": true}\n', ["flag.jsonl:1", "true"]),
             ("half.jsonl", b'{"text": "\\ud800"}\n', ["surrogate"]),
             ("deep.jsonl", b"[" * 100000 + b"\n", ["no JSON"]),
             ("latin.txt", "stra\u00dfe".encode("latin-1"), ["latin.txt", "0xdf", "offset 4"]),
             ("latin.jsonl", b'{"text": "ok"}\n{"text": "\xe9"}\n', ["latin.jsonl:2", "0xe9"]),
             ("short.txt", b"a", ["a row needs 8", "--keep-rest"]),
             ("empty.txt", b"", ["0 tokens"]),
-            ("list.json", b"[]", ["jsonl"]),
-            ("packed.txt.gz", b"x", [".gz"]),
+            ("list.json", b"[]", ["0 tokens", "list.json (empty)"]),
+            ("packed.txt.gz", b"x", ["packed.txt.gz", "damaged"]),
         ):
             with self.subTest(name=name):
                 self.assert_stops(65, *words, arguments=[self.write(name, content)])
@@ -120,7 +120,11 @@ class Errors(Case):
             return real(path, *rest, **keys)
 
         with mock.patch("builtins.open", refusing):
-            self.assert_stops(77, "good.jsonl", arguments=[self.good])
+            self.assert_stops(77, "cannot read", "good.jsonl", arguments=[self.good])
+        folder = pathlib.Path(self.write("d/a.json", '[{"text": "a"}]')).parent
+        self.good = str(folder / "a.json")
+        with mock.patch("builtins.open", refusing):
+            self.assert_stops(77, "cannot read", "d/a.json", arguments=[folder])
 
     def test_full_disk(self):
         def full(*_):

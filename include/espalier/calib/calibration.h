@@ -47,8 +47,8 @@ struct CalibrationBatch {
 /// tokens (arXiv 2601.02674); with `only_domain` it is L_d alone.
 class Calibration {
  public:
-  /// Opens the token files and draws. Throws Error(config) when a domain asks for more sequences
-  /// than its file has.
+  /// Opens the token files for what their objectives count and draws. Throws every problem of
+  /// theirs; Error(config) when a domain asks for more sequences than its file has.
   static Calibration draw(const CalibrationConfig& config, std::int64_t iteration,
                           std::int64_t vocabulary);
 
@@ -59,12 +59,20 @@ class Calibration {
   /// domain counts alone.
   CalibrationBatch read(const MicroBatch& micro_batch, bool pooled, at::Device device) const;
   std::int64_t sequences() const;
+  const std::vector<TokenFile>& files() const { return files_; }
+  /// Reads the share's part of every row that this or another iteration may read, for what read()
+  /// would throw; every file's first problem at once.
+  void check(Share share) const;
 
  private:
   std::vector<TokenFile> files_;
   std::vector<DomainDraw> domains_;
   std::int64_t micro_batch_tokens_ = 0;
+  bool resample_ = false;
 };
+
+/// What an objective counts.
+Counting counting_of(Objective objective);
 
 /// Turns rows into a batch: trims padding that no row needs, collects counted predictions with the
 /// weight of their sequence (weight / counted tokens of the sequence). `predictions` receives their

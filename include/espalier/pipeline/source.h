@@ -45,6 +45,11 @@ ComputeOptions compute_options(const RunConfig& config, const Source& source,
 std::int64_t spare_memory(const RunConfig& config, const ComputeOptions& options,
                           const CommRuntime& runtime);
 
+/// check_data() of the token files that `use` reads, this rank's share of their rows; its notes
+/// join the source's. Not collective: within together(), all ranks know what any of them found.
+void check_token_files(const RunConfig& config, ConfigUse use, Source& source,
+                       const Communicator& world);
+
 /// Names the device: "cpu (AVX2)", "cuda:0 (NVIDIA ...)".
 std::string device_name(const ComputeOptions& options);
 

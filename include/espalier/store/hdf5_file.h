@@ -58,9 +58,9 @@ class Hdf5Writer {
 };
 
 /// Reads HDF5 written by us, by h5py or by other tools: any integer width for integers
-/// (range-checked), fixed or variable-length strings, contiguous or chunked. Hostile content gives
-/// Error(bad_content) naming file, object and value; nothing is allocated from an unchecked size.
-/// External links, external storage, virtual datasets and user-defined filters are refused.
+/// (range-checked) and booleans, fixed or variable-length strings, contiguous or chunked. Hostile
+/// content gives Error(bad_content) naming file, object and value; nothing is allocated from an
+/// unchecked size. External links and storage, virtual datasets and other filters are refused.
 class Hdf5Reader {
  public:
   static Hdf5Reader open(const std::filesystem::path& path);

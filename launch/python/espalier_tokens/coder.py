@@ -6,6 +6,8 @@ import os
 
 from .stop import BAD_CONTENT, NO_INPUT, USAGE, Stop, stop_of
 
+NO_TOKEN = (1 << 32) - 1  # ids of the library are unsigned, ours of token files are int32
+MOST_IDS = (1 << 31) - 1
 DOCUMENT_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
 
 
@@ -36,7 +38,7 @@ class Coder:
             raise Stop(
                 BAD_CONTENT,
                 f"'{file}' is no tokenizer",
-                str(error).splitlines()[0],
+                (str(error) or type(error).__name__).splitlines()[0],
                 "give the tokenizer.json of the model",
             )
         for tokenizer in (full, self.plain):
@@ -46,10 +48,11 @@ class Coder:
         self.prefix, self.suffix = self._around(full)
         self.prefix = self._chosen(bos, "--bos", self.prefix, self._default_bos())
         self.suffix = self._chosen(
-            eos, "--eos", self.suffix, self._document_token() if packed else None
+            eos, "--eos", self.suffix, self._document_token() if packed else self._default_eos()
         )
         ids = self.plain.get_vocab(with_added_tokens=True).values()
-        self.vocab_size = vocab_size or self._model_vocabulary() or max(ids) + 1
+        self.vocab_size = vocab_size or self._model_vocabulary() or max(ids, default=0) + 1
+        self.check_ids([*self.prefix, *self.suffix], "it stands around every document")
         self.padding = next(
             (
                 i
@@ -69,11 +72,19 @@ class Coder:
         return value if isinstance(value, dict) else {}
 
     def _around(self, full):
-        """Ids that the tokenizer's own post-processor puts before and behind a text."""
-        encoding = full.encode("a", add_special_tokens=True)
-        special = encoding.special_tokens_mask
-        inner = [i for i, s in enumerate(special) if not s] or [0]
-        return list(encoding.ids[: inner[0]]), list(encoding.ids[inner[-1] + 1 :])
+        """Ids that the tokenizer's own post-processor puts before and behind a text.
+
+        It is given a text of one token that no vocabulary has: which texts the tokenizer itself
+        could encode does not matter.
+        """
+        from tokenizers import Tokenizer, models
+
+        probe = Tokenizer(models.WordLevel({"x": NO_TOKEN}, unk_token="x")).encode("x")
+        ids = full.post_process(probe, None, True).ids
+        if NO_TOKEN not in ids:
+            return [], []
+        place = ids.index(NO_TOKEN)
+        return ids[:place], ids[place + 1 :]
 
     def _named(self, key):
         value = self.settings.get(key)
@@ -82,6 +93,9 @@ class Coder:
 
     def _default_bos(self):
         return self._named("bos_token") if self.settings.get("add_bos_token") is True else None
+
+    def _default_eos(self):
+        return self._named("eos_token") if self.settings.get("add_eos_token") is True else None
 
     def _document_token(self):
         """The token that ends a document of text: a chat model's eos_token ends a turn instead."""
@@ -106,14 +120,40 @@ class Coder:
         return [number]
 
     def _model_vocabulary(self):
-        size = self._json("config.json").get("vocab_size")
-        return size if isinstance(size, int) and size > 0 else None
+        return size_of(self._json("config.json").get("vocab_size"))
+
+    def longest_row(self):
+        """(tokens that the model has positions for, what says so), or (None, "")."""
+        for values, name, key in (
+            (self._json("config.json"), "config.json", "max_position_embeddings"),
+            (self.settings, "tokenizer_config.json", "model_max_length"),
+        ):
+            size = size_of(values.get(key))
+            if size is not None:
+                return size, f"{key} of {os.path.join(self.folder, name)}"
+        return None, ""
+
+    def check_ids(self, ids, where):
+        top = max(ids, default=0)
+        if top >= self.vocab_size:
+            raise Stop(
+                BAD_CONTENT,
+                f"token {top} ({self.plain.id_to_token(top)!r}) is beyond the vocabulary "
+                f"of {self.vocab_size}",
+                where,
+                "use the tokenizer that belongs to the model, or give the model's --vocab-size",
+            )
 
     def encode(self, texts, offsets):
         """Encodings of texts, without what goes around them; `offsets` only where they are read."""
         if not offsets and hasattr(self.plain, "encode_batch_fast"):
             return self.plain.encode_batch_fast(texts, add_special_tokens=False)
         return self.plain.encode_batch(texts, add_special_tokens=False)
+
+
+def size_of(value):
+    """A count of a configuration, or None: no number, or the huge one that stands for none."""
+    return value if type(value) is int and 0 < value <= MOST_IDS else None
 
 
 def read_bytes(path, remedy):

@@ -2,10 +2,12 @@
 
 import errno
 import os
+import shutil
+import signal
 import sys
 import time
 
-from .stop import CANNOT_CREATE, NO_PERMISSION, Stop
+from .stop import CANNOT_CREATE, NO_PERMISSION, WRITE_FAILED, Stop
 
 BLOCK_TOKENS = 1 << 18  # tokens handed to HDF5 at once
 CHUNK_TOKENS = 1 << 14  # tokens of a chunk in the file
@@ -26,7 +28,7 @@ class CheckedFile:
         while left and self.error is None:
             try:
                 left = left[self.file.write(left) :]
-            except OSError as error:
+            except (OSError, KeyboardInterrupt) as error:  # it may not pass through libhdf5
                 self.error = error
         return count
 
@@ -60,19 +62,18 @@ class CheckedFile:
 class TokenFile:
     """The HDF5 file while it grows: a temporary neighbour of `path`, renamed when complete."""
 
-    def __init__(self, path):
-        self.path, self.bytes, self.file = path, None, None
+    def __init__(self, path, force):
+        self.path = os.path.realpath(path) if os.path.islink(path) else path
+        self.folder, self.force = os.path.dirname(self.path) or ".", force
+        self.bytes = self.file = None
         self.temporary = os.path.join(
-            os.path.dirname(path) or ".", f".{os.path.basename(path)}.tmp-{os.getpid()}"
+            self.folder, f".{os.path.basename(self.path)}.tmp-{os.getpid()}"
         )
-        self.rows, self.waiting = 0, []
+        self.rows, self.waiting, self.complete = 0, [], False
 
-    def open(self, width, lengths, masks):
-        """Creates the file with its datasets; call discard() afterwards whatever happens."""
-        import h5py
-        import numpy
-
-        self.np = numpy
+    def create(self):
+        """Begins the file, so that what forbids it is known before any work; call close()
+        afterwards whatever happens."""
         try:
             self.bytes = CheckedFile(self.temporary)
         except OSError as error:
@@ -83,7 +84,27 @@ class TokenFile:
                 error.strerror,
                 "check that the directory may be written to, or choose another path with --out",
             )
+
+    def require_space(self, count):
+        """Stops where not even `count` bytes are free."""
+        free = shutil.disk_usage(self.folder).free
+        if count > free:
+            raise Stop(
+                WRITE_FAILED,
+                f"no room for '{self.path}'",
+                f"about {count:,} bytes are needed at least, {free:,} bytes are free",
+                "free space, choose another place with --out, or give --max-sequences",
+            )
+
+    def open(self, width, lengths, masks, attributes):
+        """Lays out the datasets. Attributes come first: none of them can spoil finished work."""
+        import h5py
+        import numpy
+
+        self.np = numpy
         self.file = h5py.File(self.bytes, "w")
+        for name, value in attributes.items():
+            self.file.attrs[name] = value if isinstance(value, str) else numpy.int64(value)
         self.block = max(1, BLOCK_TOKENS // width)
         rows = max(1, CHUNK_TOKENS // width)
         self.tokens = self._dataset("tokens", (width,), "<i4", rows)
@@ -113,23 +134,41 @@ class TokenFile:
         self.waiting = []
         self.bytes.check()
 
-    def finish(self, attributes):
+    def finish(self):
         """Completes the file and gives it its name; not before its bytes are on the disk."""
         self.flush()
-        for name, value in attributes.items():
-            self.file.attrs[name] = value if isinstance(value, str) else self.np.int64(value)
         self.file.close()
         self.bytes.check()
         os.fsync(self.bytes.file.fileno())
-        os.replace(self.temporary, self.path)
-        folder = os.open(os.path.dirname(self.path) or ".", os.O_RDONLY)
+        # From here on an interruption comes too late: it waits until the name is there.
+        signals = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+        try:
+            self._rename()
+            self.complete = True
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def _rename(self):
+        path = self.path
+        if not self.force and os.path.lexists(path):
+            path = f"{self.path}.{os.getpid()}"
+        os.replace(self.temporary, path)
+        folder = os.open(self.folder, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
+        if path != self.path:
+            raise Stop(
+                CANNOT_CREATE,
+                f"'{self.path}' appeared while the rows were made",
+                f"the complete file is '{path}'",
+                "give it the name you want: mv",
+            )
 
-    def discard(self):
-        """Leaves nothing behind, whatever state the file is in: a signal may come between any two lines of open()."""
+    def close(self):
+        """Leaves nothing behind, whatever state the file is in: a signal may come at any line."""
         try:
             if self.file is not None:
                 self.file.close()
@@ -165,7 +204,7 @@ class Progress:
         )
         sys.stderr.flush()
 
-    def clear(self):
+    def close(self):
         if self.active:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()

@@ -13,6 +13,7 @@ class Counts:
     def __init__(self):
         self.documents = self.empty = self.overlong = self.truncated = self.unlearned = 0
         self.rest = self.tokens = self.counted = 0
+        self.limited = False
 
 
 def cut_before(text, begin, end):
@@ -53,7 +54,7 @@ def batches(reader, packed, counts):
         counts.documents += 1
         first = True
         for text, last in pieces_of(chunks) if packed else (("".join(chunks), True),):
-            if not text and first:
+            if first and last and not text.strip():
                 counts.empty += 1
                 continue
             batch.append((text, spans, first, last))
@@ -66,23 +67,18 @@ def batches(reader, packed, counts):
         yield batch
 
 
-def check_ids(ids, coder, text):
-    top = max(ids, default=0)
-    if top >= coder.vocab_size:
-        raise Stop(
-            BAD_CONTENT,
-            f"token {top} ({coder.plain.id_to_token(top)!r}) is beyond the vocabulary "
-            f"of {coder.vocab_size}",
-            f"it occurs in a document that begins with {text[:40]!r}",
-            "use the tokenizer that belongs to the model, or give the model's --vocab-size",
-        )
+def check_ids(encoding, coder, text):
+    coder.check_ids(encoding.ids, f"it occurs in a document that begins with {text[:40]!r}")
 
 
-def pack(batch, coder, width, carry):
+def pack(batch, coder, width, carry, counts):
     """Appends the texts to `carry` and yields every full row."""
     encodings = coder.encode([text for text, *_ in batch], offsets=False)
     for (text, _, first, last), encoding in zip(batch, encodings):
-        check_ids(encoding.ids, coder, text)
+        check_ids(encoding, coder, text)
+        if first and last and not encoding.ids:
+            counts.empty += 1
+            continue
         carry += (coder.prefix if first else []) + encoding.ids + (coder.suffix if last else [])
         full = len(carry) // width * width
         for begin in range(0, full, width):
@@ -95,7 +91,10 @@ def separate(batch, coder, args, counts):
     width = args.sequence_tokens
     encodings = coder.encode([text for text, *_ in batch], offsets=bool(args.loss_on))
     for (text, spans, *_), encoding in zip(batch, encodings):
-        check_ids(encoding.ids, coder, text)
+        check_ids(encoding, coder, text)
+        if not encoding.ids:
+            counts.empty += 1
+            continue
         ids = coder.prefix + encoding.ids + coder.suffix
         mask = None
         if args.loss_on:
@@ -139,7 +138,7 @@ def write_rows(reader, coder, out, args, counts, progress):
     carry, width = [], args.sequence_tokens
     for batch in batches(reader, args.pack, counts):
         rows = (
-            ((ids, width, None) for ids in pack(batch, coder, width, carry))
+            ((ids, width, None) for ids in pack(batch, coder, width, carry, counts))
             if args.pack
             else separate(batch, coder, args, counts)
         )
@@ -147,6 +146,7 @@ def write_rows(reader, coder, out, args, counts, progress):
             out.add(ids, length, mask)
             counts.tokens += length
             if out.rows == limit:
+                counts.limited = True
                 return
         progress.show(reader.done, out.rows)
     if args.keep_rest and len(carry) > 1:
@@ -156,19 +156,15 @@ def write_rows(reader, coder, out, args, counts, progress):
         counts.rest = len(carry)
 
 
-def no_rows(args, counts):
+def no_rows(args, counts, passed):
     if args.pack:
-        return Stop(
-            BAD_CONTENT,
-            "no row was written",
-            f"the input has {counts.rest} tokens, a row needs {args.sequence_tokens}",
-            "use a smaller --sequence-tokens, more input, or --keep-rest",
+        why = f"the input has {counts.rest} tokens, a row needs {args.sequence_tokens}"
+        do = "use a smaller --sequence-tokens, more input, or --keep-rest"
+    else:
+        why = (
+            f"of {counts.documents} documents {counts.overlong} were longer than "
+            f"{args.sequence_tokens} tokens, "
+            f"{counts.empty} empty or blank, {counts.unlearned} without a token to predict"
         )
-    return Stop(
-        BAD_CONTENT,
-        "no row was written",
-        f"of {counts.documents} documents {counts.overlong} were longer than "
-        f"{args.sequence_tokens} tokens, "
-        f"{counts.empty} empty, {counts.unlearned} without a token to predict",
-        "use a larger --sequence-tokens, --overlong truncate, or other input",
-    )
+        do = "use a larger --sequence-tokens, --overlong truncate, or other input"
+    return Stop(BAD_CONTENT, "no row was written", why + passed.clause(), do)

@@ -1,105 +1,235 @@
-"""Input: files, where their documents lie, and the text of a document."""
+"""Input: which files are read and which are passed over, and where their documents lie."""
 
 import array
-import codecs
 import hashlib
 import json
 import os
-import random
-import string
+import stat
+import tempfile
+import zlib
 
-from .stop import BAD_CONTENT, NO_INPUT, USAGE, Stop, stop_of
+from .json_records import BOM, JsonRecords
+from .stop import BAD_CONTENT, NO_INPUT, UNAVAILABLE, USAGE, Stop, printable, stop_of
 
-CHUNK_BYTES = 1 << 20  # of a document, read at once
+CHUNK_BYTES = 1 << 20  # of a file, read at once
+MOST_LINE_BYTES = 1 << 30
+SNIFF_BYTES = 1 << 16
+MOST_NAMES = 20  # of what was passed over, in the summary
 TEXT_SUFFIXES = frozenset(
     ".txt .md .rst .tex .py .c .h .cc .cpp .cxx .hpp .cu .cuh .f .f90 .java .js .ts .go .rs .rb "
     ".jl .r .sh .sql .yaml .yml .toml .html .xml .css .csv .tsv .log".split()
 )
-LINE_SUFFIXES = frozenset((".jsonl", ".ndjson"))
-OTHER_SUFFIXES = frozenset(".json .gz .zst .xz .bz2 .zip .parquet .arrow .h5 .hdf5".split())
+LINE_SUFFIXES = frozenset((".jsonl", ".ndjson", ".jsonlines"))
+KINDS = {"text": TEXT_SUFFIXES, "lines": LINE_SUFFIXES, "json": (".json",)}
+PACKED_SUFFIXES = {".gz": "gzip", ".bz2": "bz2", ".xz": "lzma"}
+OTHER_SUFFIXES = {
+    ".zst": "unpack it on the way: <(zstd -dc FILE)",
+    ".zip": "unpack it, or on the way: <(unzip -p FILE)",
+    ".tar": "unpack it",
+    ".tgz": "unpack it",
+    ".parquet": "convert it to jsonl: one JSON object a line",
+    ".arrow": "convert it to jsonl: one JSON object a line",
+    ".h5": "give the text it was made of",
+    ".hdf5": "give the text it was made of",
+}
 
 
-def unescape(template):
-    """\\n, \\t and \\\\ of a template that a shell passed as it stood."""
-    out, i = [], 0
-    while i < len(template):
-        two = template[i : i + 2]
-        if two in ("\\n", "\\t", "\\\\"):
-            out.append({"n": "\n", "t": "\t", "\\": "\\"}[two[1]])
-            i += 2
-        else:
-            out.append(template[i])
-            i += 1
-    return "".join(out)
+def kind_of(path):
+    """(text, lines, json or None where the ending does not say; the packing; the odd ending)."""
+    stem, suffix = os.path.splitext(path)
+    packing = PACKED_SUFFIXES.get(suffix.lower())
+    suffix = (os.path.splitext(stem)[1] if packing else suffix).lower()
+    kind = next((kind for kind, suffixes in KINDS.items() if suffix in suffixes), None)
+    return kind, packing, suffix if suffix in OTHER_SUFFIXES else None
 
 
-def parse_template(template, loss_on):
-    """[(literal, field or None)] of a template; checks its fields against --loss-on."""
+class Spool:
+    """What can be read only once or only from its begin, pipes and compressed files, as a file that
+    can be read anywhere: nameless, beside the output."""
+
+    def __init__(self, folder):
+        self.folder, self.file, self.end = folder, None, 0
+
+    def take(self, content, path):
+        """Copies all of `content`; (where it begins, how long it is)."""
+        begin = self.end
+        self._append(b"")
+        while block := read_block(content, CHUNK_BYTES, path):
+            self._append(block)
+        return begin, self.end - begin
+
+    def _append(self, block):
+        try:
+            if self.file is None:
+                self.file = tempfile.TemporaryFile(dir=self.folder, buffering=0)
+            self.file.seek(self.end)
+            left = memoryview(block)
+            while left:
+                left = left[self.file.write(left) :]
+        except OSError as error:
+            raise stop_of(error, self.folder, writing=True)
+        self.end += len(block)
+
+    def close(self):
+        if self.file is not None:
+            self.file.close()
+
+
+class Hashed:
+    """A file that is read once, with the count and the hash of its bytes."""
+
+    def __init__(self, file):
+        self.file, self.bytes, self.digest = file, 0, hashlib.sha256()
+
+    def read(self, size=-1):
+        block = self.file.read(size)
+        self.digest.update(block)
+        self.bytes += len(block)
+        return block
+
+
+class Region:
+    """A part of a file, read from its begin to its end."""
+
+    def __init__(self, file, begin, size):
+        self.file, self.at, self.end = file, begin, begin + size
+
+    def read(self, size):
+        self.file.seek(self.at)
+        block = self.file.read(min(size, self.end - self.at))
+        self.at += len(block)
+        return block
+
+
+def read_block(content, size, path):
+    """The next bytes of a file; what a damaged compressed file makes its reader say is a Stop."""
     try:
-        parts = [
-            (literal, field, spec, conversion)
-            for literal, field, spec, conversion in string.Formatter().parse(unescape(template))
-        ]
-    except ValueError as error:
-        raise Stop(
-            USAGE,
-            f"the template {template!r} is wrong",
-            str(error),
-            "write fields as {name}, braces as {{ and }}",
-        )
-    for _, field, spec, conversion in parts:
-        if field is not None and (
-            not field or spec or conversion or not field.replace("_", "a").isalnum()
+        return content.read(size)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise stop_of(error, path)
+        if not isinstance(error, (OSError, EOFError, zlib.error)) and (
+            type(error).__name__ != "LZMAError"
         ):
-            raise Stop(
-                USAGE,
-                f"the template {template!r} is wrong",
-                f"'{field}' is no plain field name",
-                "write fields as {name}, braces as {{ and }}",
-            )
-    fields = [field for _, field, _, _ in parts if field is not None]
-    for wanted in loss_on:
-        if wanted not in fields:
-            raise Stop(
-                USAGE,
-                f"--loss-on {wanted} names no field of the template",
-                f"its fields are: {', '.join(fields) or 'none'}",
-                "name one of them",
-            )
-    if not fields:
+            raise
         raise Stop(
-            USAGE,
-            f"the template {template!r} has no field",
-            "every row would be the same",
-            "name a field as {name}",
+            BAD_CONTENT,
+            f"the compressed file '{path}' is damaged",
+            str(error) or "it ends too early",
+            "make it anew, or take it out of the input",
         )
-    return [(literal, field) for literal, field, _, _ in parts]
+
+
+def lines_of(content, path):
+    """The lines of `content`; one without an end is refused before it fills the memory."""
+    parts, size, number = [], 0, 1
+    while block := read_block(content, CHUNK_BYTES, path):
+        for part in at_newlines(block):
+            parts.append(part)
+            size += len(part)
+            if size > MOST_LINE_BYTES:
+                raise Stop(
+                    BAD_CONTENT,
+                    f"{path}:{number}: the line is too long",
+                    f"at most {MOST_LINE_BYTES} bytes are read as one document",
+                    "write one JSON object a line",
+                )
+            if part.endswith(b"\n"):
+                yield b"".join(parts)
+                parts, size, number = [], 0, number + 1
+    if parts:
+        yield b"".join(parts)
+
+
+def at_newlines(block):
+    """The lines of a block; splitlines would end one at a carriage return, too."""
+    *whole, last = block.split(b"\n")
+    yield from (line + b"\n" for line in whole)
+    if last:
+        yield last
 
 
 class Source:
     """One input file: its hash and where its documents lie."""
 
-    def __init__(self, path):
-        self.path, self.lines = path, os.path.splitext(path)[1].lower() in LINE_SUFFIXES
+    def __init__(self, path, kind, packing, status):
+        self.path, self.kind, self.packing, self.status = path, kind, packing, status
+        self.piped = not stat.S_ISREG(status.st_mode)
         self.starts, self.sizes, self.numbers = array.array("Q"), array.array("Q"), array.array("Q")
-        self.bytes, self.sha256 = 0, ""
+        self.spool, self.bytes, self.sha256 = None, 0, ""
 
-    def index(self):
-        """Reads the file once: hash, and begin and size of every document."""
-        digest = hashlib.sha256()
+    @property
+    def lines(self):
+        """Whether its documents are records of fields."""
+        return self.kind != "text"
+
+    @property
+    def form(self):
+        """How it was read where the name alone does not say, for the provenance."""
+        words = ("pipe" if self.piped else None, self.packing, self.kind)
+        return " ".join(word for word in words if word)
+
+    def open(self):
+        """The file that holds the documents, to be read anywhere."""
+        if self.spool is not None:
+            return self.spool
         try:
-            with open(self.path, "rb") as file:
-                blocks = file if self.lines else iter(lambda: file.read(1 << 20), b"")
-                for number, block in enumerate(blocks, 1):
-                    digest.update(block)
-                    if self.lines and block.strip():
-                        self._add(self.bytes, len(block), number)
-                    self.bytes += len(block)
+            file = open(self.path, "rb")
+            now = os.fstat(file.fileno())
         except OSError as error:
             raise stop_of(error, self.path)
-        if not self.lines and self.bytes:
-            self._add(0, self.bytes, 1)
-        self.sha256 = digest.hexdigest()
+        if self._identity(now) != self._identity(self.status):
+            file.close()
+            raise changed(self.path, "its size or its time is another")
+        return file
+
+    @staticmethod
+    def _identity(status):
+        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+    def index(self, spool):
+        """Reads the file once: hash, and begin and size of every document."""
+        try:
+            with open(self.path, "rb") as file:
+                hashed = content = Hashed(file)
+                begin = 0
+                if self.piped or self.packing:
+                    begin, size = spool.take(unpacked(hashed, self.packing, self.path), self.path)
+                    self.spool = spool.file
+                    content = Region(spool.file, begin, size)
+                self.kind = self.kind or sniffed(self.path, self.spool, begin)
+                self._find_documents(content, begin)
+                # What the reader of a compressed file leaves unread belongs to the file's hash.
+                while read_block(hashed, CHUNK_BYTES, self.path):
+                    pass
+        except OSError as error:
+            raise stop_of(error, self.path)
+        self.bytes, self.sha256 = hashed.bytes, hashed.digest.hexdigest()
+
+    def _find_documents(self, content, begin):
+        if self.kind == "lines":
+            self._find_lines(content, begin)
+        elif self.kind == "json":
+            self._find_records(content, begin)
+        else:
+            size = 0
+            while block := read_block(content, CHUNK_BYTES, self.path):
+                size += len(block)
+            if size:
+                self._add(begin, size, 1)
+
+    def _find_lines(self, content, begin):
+        for number, line in enumerate(lines_of(content, self.path), 1):
+            if (line.removeprefix(BOM) if number == 1 else line).strip():
+                self._add(begin, len(line), number)
+            begin += len(line)
+
+    def _find_records(self, content, begin):
+        records = JsonRecords(self.path)
+        while block := read_block(content, CHUNK_BYTES, self.path):
+            for start, size, line in records.feed(block):
+                self._add(begin + start, size, line)
+        records.finish()
 
     def _add(self, start, size, number):
         self.starts.append(start)
@@ -107,198 +237,255 @@ class Source:
         self.numbers.append(number)
 
 
-def unreadable(error):
-    """What os.walk calls for a directory it cannot list; it would pass over it in silence."""
-    raise stop_of(error, error.filename)
+def changed(path, why):
+    return Stop(
+        BAD_CONTENT,
+        f"'{path}' changed while it was read",
+        why,
+        "run again when nothing writes to it",
+    )
 
 
-def find_sources(inputs, template):
-    """Input files in the order given; directories are walked in the order of names."""
-    found = []
-    for path in inputs:
-        if os.path.isdir(path):
-            before = len(found)
-            for folder, folders, files in os.walk(path, onerror=unreadable):
-                folders[:] = sorted(f for f in folders if not f.startswith("."))
-                for name in sorted(files):
-                    suffix = os.path.splitext(name)[1].lower()
-                    if not name.startswith(".") and (
-                        suffix in LINE_SUFFIXES or (suffix in TEXT_SUFFIXES and not template)
-                    ):
-                        found.append(Source(os.path.join(folder, name)))
-            if len(found) == before:
+def unpacked(file, packing, path):
+    """What reads the content of a file that may be compressed."""
+    if packing is None:
+        return file
+    try:
+        if packing == "gzip":
+            import gzip
+
+            return gzip.GzipFile(fileobj=file)
+        if packing == "bz2":
+            import bz2
+
+            return bz2.BZ2File(file)
+        import lzma
+
+        return lzma.LZMAFile(file)
+    except ImportError as error:
+        raise Stop(
+            UNAVAILABLE,
+            f"'{path}' cannot be unpacked",
+            f"this Python was built without {packing} ({error})",
+            "unpack the file, or use another Python",
+        )
+
+
+def sniffed(path, spool, begin):
+    """lines where the first line of a file without a known ending is a JSON object, else text."""
+    if spool is not None:
+        spool.seek(begin)
+        head = spool.read(SNIFF_BYTES)
+    else:
+        with open(path, "rb") as file:
+            head = file.read(SNIFF_BYTES)
+    line, end, _ = head.removeprefix(BOM).lstrip().partition(b"\n")
+    if not line.startswith(b"{"):
+        return "text"
+    if not end and len(head) >= SNIFF_BYTES:
+        return "lines"
+    try:
+        return "lines" if isinstance(json.loads(line), dict) else "text"
+    except (ValueError, RecursionError):
+        return "text"
+
+
+class PassedOver:
+    """What of the input was not read, with the reason."""
+
+    def __init__(self):
+        self.count, self.names = 0, []
+
+    def add(self, path, reason):
+        self.count += 1
+        if len(self.names) < MOST_NAMES:
+            self.names.append(f"{printable(path)} ({reason})")
+
+    def clause(self):
+        """The end of a sentence."""
+        if not self.count:
+            return ""
+        names = ", ".join(self.names[:3]) + (" ..." if self.count > 3 else "")
+        return f"; passed over {self.count}: {names}"
+
+    def report(self):
+        """Lines for the summary."""
+        if not self.count:
+            return []
+        lines = [f"passed over {self.count:,} of the input:", *(f"  {n}" for n in self.names)]
+        if self.count > len(self.names):
+            lines.append(f"  and {self.count - len(self.names):,} more")
+        return lines
+
+
+class Finder:
+    """Finds the sources of the command line: files in the order given, directories in the order of
+    names. Every file is read once, whatever number of names lead to it."""
+
+    def __init__(self, args, out, spool):
+        self.args, self.out, self.spool = args, out, spool
+        self.passed, self.found, self.seen = PassedOver(), [], {}
+        self.forced = {"text": "text", "jsonl": "lines", "json": "json"}.get(args.input_format)
+        self.fields = {f for _, f in args.parts if f} if args.parts else {args.field}
+
+    def find(self):
+        for path in self.args.inputs:
+            status = self._status(path)
+            if stat.S_ISDIR(status.st_mode):
+                self._directory(path, status)
+            else:
+                self._named(path, status)
+        return self.found
+
+    def _status(self, path):
+        try:
+            return os.stat(path)
+        except OSError as error:
+            if error.errno is not None and not os.path.lexists(path):
                 raise Stop(
                     NO_INPUT,
-                    f"no input in the directory '{path}'",
-                    "it has no .jsonl file" if template else "it has no text or .jsonl file",
-                    "name the files themselves, or another directory",
+                    f"cannot read '{path}'",
+                    "there is no such file or directory",
+                    "check the path",
                 )
-            continue
-        if not os.path.exists(path):
-            raise Stop(
-                NO_INPUT,
-                f"cannot read '{path}'",
-                "there is no such file or directory",
-                "check the path",
-            )
-        suffix = os.path.splitext(path)[1].lower()
-        if suffix in OTHER_SUFFIXES:
+            raise stop_of(error, path)
+
+    def _known(self, path, status):
+        """Whether the file or directory was met before, under whatever name."""
+        key = (status.st_dev, status.st_ino)
+        if key in self.seen:
+            self.passed.add(path, f"the same as {printable(self.seen[key])}")
+            return True
+        self.seen[key] = path
+        return False
+
+    def _named(self, path, status):
+        """A file that the command line names: it is read, or the program stops."""
+        kind, packing, odd = kind_of(path)
+        kind = self.forced or kind
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISFIFO(status.st_mode)):
             raise Stop(
                 BAD_CONTENT,
-                f"'{path}' is neither text nor jsonl",
-                f"files that end in {suffix} are not read",
-                "convert it to jsonl: one JSON object a line",
+                f"'{path}' cannot be read as text",
+                "it is a device or a socket, neither a file nor a pipe",
+                "give files, directories or pipes",
             )
-        if template and suffix not in LINE_SUFFIXES:
+        if self._is_output(path, status):
+            raise Stop(
+                USAGE,
+                f"--out '{self.args.out}' is also an input",
+                "it would be replaced by what was made of it",
+                "choose another path with --out",
+            )
+        if odd and not self.forced:
+            raise Stop(
+                BAD_CONTENT,
+                f"'{path}' is neither text nor JSON",
+                f"files that end in {odd} are not read",
+                OTHER_SUFFIXES[odd],
+            )
+        if self.args.template and kind == "text":
             raise Stop(
                 USAGE,
                 f"a template cannot be filled from '{path}'",
-                "its fields come from the lines of .jsonl files",
-                "give a .jsonl file or drop --template",
+                "its fields come from the records of .jsonl and .json files",
+                "give such a file, --input-format jsonl, or drop --template",
             )
-        found.append(Source(path))
-    for source in found:
-        source.index()
-    return found
+        if kind is None and self.args.template:
+            kind = "lines"
+        if not self._known(path, status):
+            self._take(Source(path, kind, packing, status))
 
+    def _take(self, source):
+        source.index(self.spool)
+        if source.starts:
+            self.found.append(source)
+        else:
+            self.passed.add(source.path, "empty")
 
-class Reader:
-    """Documents over all sources; keeps one file open and counts the bytes it has read."""
+    def _directory(self, path, status):
+        before = len(self.found)
+        if self._known(path, status):
+            return
+        for folder, folders, files in os.walk(path, onerror=unreadable, followlinks=True):
+            folders[:] = [f for f in sorted(folders) if self._enters(os.path.join(folder, f))]
+            for name in sorted(files):
+                self._met(os.path.join(folder, name))
+        if len(self.found) == before:
+            raise Stop(
+                NO_INPUT,
+                f"no input in the directory '{path}'",
+                f"it has none that is read{self.passed.clause()}",
+                "name the files themselves, or another directory",
+            )
 
-    def __init__(self, sources, args):
-        self.sources, self.args, self.file, self.opened = sources, args, None, None
-        self.bytes = sum(sum(s.sizes) for s in sources)
-        self.done = 0
+    def _enters(self, path):
+        if os.path.basename(path).startswith("."):
+            self.passed.add(path, "hidden")
+            return False
+        return not self._known(path, self._status(path))
 
-    def order(self):
-        """(source, number of the document) in the order of work."""
-        pairs = ((s, d) for s, source in enumerate(self.sources) for d in range(len(source.starts)))
-        if self.args.seed is None:
-            return pairs
-        pairs = list(pairs)
-        random.Random(self.args.seed).shuffle(pairs)
-        return pairs
-
-    def documents(self):
-        """(chunks of text, [(begin, end)] of what counts in the loss) of each document in order."""
-        for index, number in self.order():
-            source = self.sources[index]
-            if source.lines:
-                line = "".join(self._chunks(index, number))
-                text, spans = self._of_line(line, f"{source.path}:{source.numbers[number]}")
-                yield (text,), spans
-            else:
-                yield self._chunks(index, number), []
-
-    def _chunks(self, index, number):
-        """The text of a document as it lies in the file, CHUNK_BYTES at a time."""
-        source = self.sources[index]
-        place = f"{source.path}:{source.numbers[number]}" if source.lines else source.path
-        left, rest, offset = source.sizes[number], b"", 0
-        while left:
-            raw = rest + self._bytes(index, source.starts[number] + offset, min(left, CHUNK_BYTES))
-            left -= len(raw) - len(rest)
-            text, used = decode(raw, offset - len(rest), not left, place)
-            offset += len(raw) - len(rest)
-            rest = raw[used:]
-            yield text
-
-    def _bytes(self, index, start, count):
-        source = self.sources[index]
+    def _met(self, path):
+        """A file in a directory: read where its ending says how, else passed over."""
+        if os.path.realpath(path) == os.path.realpath(self.out.temporary):
+            return
+        kind, packing, odd = kind_of(path)
+        if os.path.basename(path).startswith("."):
+            return self.passed.add(path, "hidden")
         try:
-            if self.opened != index:
-                self.close()
-                self.file, self.opened = open(source.path, "rb"), index
-            self.file.seek(start)
-            raw = self.file.read(count)
+            status = os.stat(path)
+        except OSError as error:
+            if kind is None:
+                return self.passed.add(path, error.strerror)
+            raise stop_of(error, path)
+        if self._is_output(path, status):
+            return self.passed.add(path, "the output")
+        if kind is None:
+            reason = f"{odd} is not read" if odd else "no ending of text or JSON"
+            return self.passed.add(path, reason)
+        if not stat.S_ISREG(status.st_mode):
+            return self.passed.add(path, "no regular file")
+        if self.args.template and kind == "text":
+            return self.passed.add(path, "text has no fields for the template")
+        if self._known(path, status):
+            return None
+        source = Source(path, kind, packing, status)
+        if kind == "json" and not self._has_records(source):
+            return self.passed.add(path, f"no records with {', '.join(sorted(self.fields))}")
+        return self._take(source)
+
+    def _has_records(self, source):
+        """Whether a .json file that nobody named begins with a record of the fields wanted: others
+        hold settings."""
+        head, records = b"", JsonRecords(source.path)
+        try:
+            file = open(source.path, "rb")
         except OSError as error:
             raise stop_of(error, source.path)
-        if len(raw) != count:
-            raise Stop(
-                BAD_CONTENT,
-                f"'{source.path}' changed while it was read",
-                f"{count} bytes were expected at {start}, {len(raw)} came",
-                "run again when nothing writes to it",
-            )
-        self.done += count
-        return raw
+        with file:
+            content = unpacked(file, source.packing, source.path)
+            while block := read_block(content, CHUNK_BYTES, source.path):
+                head += block
+                try:
+                    first = next(records.feed(block), None)
+                    if first is not None:
+                        record = json.loads(head[first[0] : first[0] + first[1]])
+                        return self.fields <= record.keys()
+                except (Stop, ValueError, RecursionError):
+                    return False
+        return False
 
-    def _of_line(self, line, place):
+    def _is_output(self, path, status):
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise Stop(
-                BAD_CONTENT,
-                f"{place}: the line is no JSON",
-                str(error),
-                "write one JSON object a line",
-            )
-        if not isinstance(record, dict):
-            raise Stop(
-                BAD_CONTENT,
-                f"{place}: the line is no JSON object",
-                f"it is a {type(record).__name__}",
-                'write lines like {"text": "..."}',
-            )
-        if self.args.parts is None:
-            return value_of(record, self.args.field, place), []
-        text, spans = "", []
-        for literal, field in self.args.parts:
-            text += literal
-            if field is not None:
-                begin = len(text)
-                text += value_of(record, field, place)
-                if field in self.args.loss_on:
-                    spans.append((begin, len(text)))
-        return text, spans
-
-    def close(self):
-        if self.file is not None:
-            self.file.close()
+            there = os.stat(self.out.path)
+        except OSError:
+            return False
+        return (there.st_dev, there.st_ino) == (status.st_dev, status.st_ino)
 
 
-def decode(raw, offset, final, place):
-    """(text, bytes used) of UTF-8 that begins `offset` bytes into a document."""
-    try:
-        text, used = codecs.utf_8_decode(raw, "strict", final)
-    except UnicodeDecodeError as error:
-        raise Stop(
-            BAD_CONTENT,
-            f"{place}: not UTF-8",
-            f"byte 0x{raw[error.start]:02x} at offset {offset + error.start} of the document",
-            "convert it (iconv -t utf-8) or take it out of the input",
-        )
-    return (text[1:] if offset == 0 and text.startswith("\ufeff") else text), used
-
-
-def value_of(record, field, place):
-    if field not in record:
-        raise Stop(
-            BAD_CONTENT,
-            f"{place}: no field '{field}'",
-            f"the line has: {', '.join(record) or 'nothing'}",
-            "name the right field with --field or --template",
-        )
-    value = record[field]
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, str):
-        raise Stop(
-            BAD_CONTENT,
-            f"{place}: field '{field}' is no text",
-            f"it is a {type(value).__name__}",
-            "give text or a number",
-        )
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise Stop(
-            BAD_CONTENT,
-            f"{place}: field '{field}' holds half a surrogate pair",
-            "it cannot be written as UTF-8",
-            "repair the line",
-        )
-    return value
+def unreadable(error):
+    """What os.walk calls for a directory it cannot list; it would pass over it in silence."""
+    raise stop_of(error, error.filename)
 
 
 def source_digest(sources):
@@ -306,3 +493,19 @@ def source_digest(sources):
     if len(sources) == 1:
         return sources[0].sha256
     return hashlib.sha256("".join(f"{s.sha256}\n" for s in sources).encode()).hexdigest()
+
+
+def provenance(sources):
+    """The sources as JSON. A byte of a path that is no UTF-8 stands as \\xff."""
+    return json.dumps(
+        [
+            {
+                "path": os.fsencode(s.path).decode("utf-8", "backslashreplace"),
+                "bytes": s.bytes,
+                "sha256": s.sha256,
+                **({"form": s.form} if s.spool is not None else {}),
+            }
+            for s in sources
+        ],
+        ensure_ascii=False,
+    )

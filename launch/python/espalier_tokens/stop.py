@@ -2,8 +2,20 @@
 
 import errno
 
-USAGE, BAD_CONTENT, NO_INPUT, UNAVAILABLE = 64, 65, 66, 69
+USAGE, BAD_CONTENT, NO_INPUT, UNAVAILABLE, BUG = 64, 65, 66, 69, 70
 CANNOT_CREATE, WRITE_FAILED, NO_PERMISSION = 73, 74, 77
+
+
+def printable(text):
+    """Text in one line that every console can show: bytes of a name that are no UTF-8 as \\xff."""
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character):
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # how Python keeps a byte that is no UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()
 
 
 class Stop(Exception):
@@ -14,8 +26,8 @@ class Stop(Exception):
         self.code, self.what, self.why, self.do = code, what, why, do
 
     def block(self):
-        first = f"tokenize: stopped: {self.what} (exit {self.code})"
-        return f"{first}\n  why  {self.why}\n  do   {self.do}"
+        what, why, do = map(printable, (self.what, self.why, self.do))
+        return f"tokenize: stopped: {what} (exit {self.code})\n  why  {why}\n  do   {do}"
 
 
 def stop_of(error, path, writing=False):

@@ -112,37 +112,36 @@ TEST(Calibration, WeightsMakeThePooledMeanOfDomainMeans) {
       << "1 / sequences / counted tokens";
 }
 
-TEST(TokenFile, LossMaskDecidesWhatSftCounts) {
+TEST(Calibration, ChecksEveryRowThatAnyIterationMayDraw) {
   const TemporaryDirectory directory;
-  const auto path = token_file(directory, "a.h5", 1, 4, {}, {1, 0, 1, 1});
-  const TokenFile file = TokenFile::open(path, 10);
-  const std::vector<std::int64_t> rows{0};
-  EXPECT_EQ(file.read(rows, Counting::loss_mask).counted, (std::vector<std::uint8_t>{0, 0, 1, 1}));
-  EXPECT_EQ(file.read(rows, Counting::every_token).counted,
-            (std::vector<std::uint8_t>{0, 1, 1, 1}));
-  EXPECT_THROW(
-      TokenFile::open(token_file(directory, "b.h5", 1, 4), 10).read(rows, Counting::loss_mask),
-      Error);
+  // Row 7 holds id 7; which rows are drawn depends on nothing but seed, name and iteration.
+  const auto path = token_file(directory, "a.h5", 8, 4);
+  CalibrationConfig config = config_of({{"a", path, 3, 1.0, Objective::causal_lm}}, 8);
+  const auto drawn = Calibration::draw(config, 0, 100).domains()[0].rows;
+  const std::int64_t top = drawn.back();
+  EXPECT_NO_THROW(Calibration::draw(config, 0, top + 1).check({}));
+  EXPECT_THROW(Calibration::draw(config, 0, top).check({}), Error);
+  config.resample = true;
+  EXPECT_THROW(Calibration::draw(config, 0, 7).check({}), Error);
+  EXPECT_NO_THROW(Calibration::draw(config, 0, 8).check({}));
 }
 
-TEST(TokenFile, RefusesIdsBeyondTheVocabularyAndEmptyRows) {
+TEST(Calibration, ChecksAllFilesAtOnce) {
   const TemporaryDirectory directory;
-  const auto path = token_file(directory, "a.h5", 8, 4);
-  const std::vector<std::int64_t> rows{2, 7};
+  const auto a = token_file(directory, "a.h5", 8, 4),
+             b = token_file(directory, "b.h5", 2, 4, {4, 1});
+  const Calibration data = Calibration::draw(
+      config_of({{"a", a, {}, 1.0, Objective::causal_lm}, {"b", b, {}, 1.0, Objective::causal_lm}},
+                8),
+      0, 5);
   try {
-    TokenFile::open(path, 7).read(rows, Counting::every_token);
+    data.check({});
     FAIL() << "accepted";
   } catch (const Error& e) {
-    EXPECT_EQ(e.code(), ExitCode::bad_content);
-    EXPECT_NE(std::string(e.what()).find("/tokens[7, 0] = 7"), std::string::npos) << e.what();
+    EXPECT_EQ(e.problems().size(), 2u);
+    EXPECT_NE(std::string(e.what()).find("/tokens[5, 0] = 5"), std::string::npos) << e.what();
+    EXPECT_NE(std::string(e.what()).find("row 1 has no token"), std::string::npos) << e.what();
   }
-  const std::vector<std::int64_t> first{0};
-  EXPECT_THROW(TokenFile::open(token_file(directory, "c.h5", 1, 4, {1}), 7)
-                   .read(first, Counting::every_token),
-               Error);
-  EXPECT_THROW(TokenFile::open(token_file(directory, "d.h5", 1, 4, {5}), 7)
-                   .read(first, Counting::every_token),
-               Error);
 }
 
 }  // namespace

@@ -74,6 +74,45 @@ TEST_F(Crafted, OrdinaryFilesOfOthersAreRead) {
     EXPECT_EQ(reader.read_i32(name).values, kValues) << name;
 }
 
+/// What h5py writes for booleans: an enumeration of int8.
+hid_t boolean_type(const char* yes = "TRUE", std::int8_t value = 1) {
+  const hid_t type = H5Tenum_create(H5T_STD_I8LE);
+  const std::int8_t no = 0;
+  H5Tenum_insert(type, "FALSE", &no);
+  H5Tenum_insert(type, yes, &value);
+  return type;
+}
+
+TEST_F(Crafted, BooleansAreIntegers) {
+  const std::vector<std::int8_t> values{0, 1, 1, 0, 1, 0};
+  const hid_t type = boolean_type();
+  const std::string path = craft([&](hid_t file) {
+    dataset(file, type, {3, 2}, H5P_DEFAULT, type, values.data());
+    const hid_t deflated = chunked({1, 2});
+    H5Pset_deflate(deflated, 9);
+    dataset(file, type, {3, 2}, deflated, type, values.data(), "/deflated");
+    H5Pclose(deflated);
+  });
+  H5Tclose(type);
+  const Hdf5Reader reader = Hdf5Reader::open(path);
+  for (const char* name : {"/x", "/deflated"}) {
+    EXPECT_EQ(reader.read_u8(name).values, (std::vector<std::uint8_t>{0, 1, 1, 0, 1, 0})) << name;
+    EXPECT_EQ(reader.read_i32(name).values, (std::vector<std::int32_t>{0, 1, 1, 0, 1, 0})) << name;
+    const std::vector<std::int64_t> rows{2, 0};
+    EXPECT_EQ(reader.read_rows_u8(name, rows).values, (std::vector<std::uint8_t>{1, 0, 0, 1}));
+  }
+}
+
+TEST_F(Crafted, OtherEnumerationsAreRefused) {
+  const std::vector<std::int8_t> values(6, 0);
+  for (const hid_t type : {boolean_type("MAYBE", 2), H5Tenum_create(H5T_STD_I8LE)}) {
+    const std::string message = refusal(
+        [&](hid_t file) { dataset(file, type, {6}, H5P_DEFAULT, H5T_NATIVE_INT8, nullptr); });
+    EXPECT_NE(message.find("/x"), std::string::npos) << message;
+    H5Tclose(type);
+  }
+}
+
 TEST_F(Crafted, LinksThatLeaveTheFile) {
   const std::string other = craft([](hid_t file) {
     dataset(file, H5T_STD_I32LE, {6}, H5P_DEFAULT, H5T_NATIVE_INT32, kValues.data());
