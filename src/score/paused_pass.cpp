@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include "espalier/core/error.h"
+#include "espalier/core/text.h"
 
 namespace espalier {
 namespace {
@@ -23,12 +24,13 @@ void write_rows(Hdf5Writer& file, const std::string& path,
 
 [[noreturn]] void refuse(const std::string& where, std::string what) {
   throw Error(ExitCode::bad_content, std::move(what), "the file is not what a paused run writes",
-              {}, where);
+              "Remove its directory in ckpt/: the iteration is then done from its beginning.",
+              where);
 }
 
 std::vector<std::vector<double>> read_rows(const Hdf5Reader& file, const std::string& path) {
   const Array<double> flat = file.read_f64(path);
-  if (flat.shape.size() != 2) refuse(path, fmt::format("{} dimensions", flat.shape.size()));
+  if (flat.shape.size() != 2) refuse(path, counted(flat.shape.size(), "dimension"));
   for (const double value : flat.values)
     if (!std::isfinite(value)) refuse(path, fmt::format("a sum is {}", value));
   std::vector<std::vector<double>> rows;
@@ -71,8 +73,8 @@ PausedPass read_sums(const Hdf5Reader& file) {
   pass.attention = read_rows(file, "/attention/sums");
   pass.mlp = read_rows(file, "/mlp/sums");
   if (pass.attention.size() != pass.mlp.size())
-    refuse("/", fmt::format("{} rows of attention sums and {} of MLP sums", pass.attention.size(),
-                            pass.mlp.size()));
+    refuse("/", fmt::format("{} of attention sums and {} of MLP sums",
+                            counted(pass.attention.size(), "row"), pass.mlp.size()));
   pass.loss = file.attribute_f64s("/", "loss");
   for (const double loss : pass.loss)
     if (!std::isfinite(loss)) refuse("/", fmt::format("a loss is {}", loss));
