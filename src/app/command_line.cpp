@@ -2,10 +2,11 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdio>
 #include <cstdlib>
-#include <iterator>
+#include <functional>
+#include <sstream>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -14,61 +15,110 @@
 
 #include "commands.h"
 #include "espalier/core/error.h"
+#include "espalier/core/log.h"
+#include "espalier/core/text.h"
 #include "espalier/pipeline/foreign_errors.h"
 #include "espalier/pipeline/provenance.h"
+#include "numbers.h"
+#include "output.h"
 #include "print_error.h"
 
 namespace espalier {
 namespace {
 
 constexpr const char* kFrozen =
-    "Keys whose change is accepted although they are frozen when a run is resumed";
+    "Key that may differ although it is frozen when a run is resumed (repeatable)";
+constexpr const char* kSet = "Override a key: --set prune.target=0.3 (repeatable)";
+constexpr const char* kTensor =
+    "Tensor-parallel ranks (default: parallel.tensor); the others are data ranks";
+
+const NumberRange kHours{0, 87600, "a number of hours", "1.5"};
+const NumberRange kSeconds{0, 1e6, "a number of seconds", "30"};
+const NumberRange kRatio{0, 1, "a ratio", "0.3"};
+const NumberRange kRanks{1, 1e6, "a whole number of ranks", "2"};
+const NumberRange kIteration{0, 1e6, "an iteration, a whole number", "10"};
+const NumberRange kRows{1, 1e6, "a whole number of rows", "1"};
+
+using Commands = std::vector<std::pair<CLI::App*, Command>>;
 
 CLI::App* add(CLI::App& app, const char* name, const char* what, const char* examples) {
   CLI::App* command = app.add_subcommand(name, what);
-  command->footer(std::string("Examples:\n") + examples);
+  command->footer(
+      std::string("Every command takes --quiet, --log-level and --log-format: espalier --help.\n\n"
+                  "Examples:\n") +
+      examples);
   return command;
 }
 
+CLI::Validator not_empty() {
+  return CLI::Validator(
+      [](const std::string& text) {
+        return text.empty() ? std::string("it is empty; a name is needed") : std::string();
+      },
+      "");
+}
+
+CLI::Option* add_path(CLI::App* command, const char* name, std::string& path, const char* what,
+                      const char* type) {
+  return command->add_option(name, path, what)->check(not_empty())->type_name(type);
+}
+
+void add_tensor(CLI::App* command, CommandOptions& o) {
+  command->add_option("--tensor", o.tensor, kTensor)
+      ->transform(whole_number(kRanks))
+      ->type_name("RANKS");
+}
+
+void add_set(CLI::App* command, CommandOptions& o, const char* what = kSet) {
+  command->add_option("--set", o.set, what)->allow_extra_args(false)->type_name("KEY=VALUE");
+}
+
 void add_config(CLI::App* command, CommandOptions& o) {
-  command
-      ->add_option("CONFIG", o.path,
-                   "YAML configuration (docs/configuration.md, configs/reference.yaml)")
+  add_path(command, "CONFIG", o.path,
+           "YAML configuration (docs/configuration.md, configs/reference.yaml)", "FILE")
       ->required();
-  command->add_option("--set", o.set, "Override a key: --set prune.target=0.3 (repeatable)")
-      ->allow_extra_args(false);
-  command->add_option("--tensor", o.tensor, "Tensor-parallel ranks; data ranks = ranks / tensor");
+  add_set(command, o);
+  add_tensor(command, o);
 }
 
 void add_choice(CLI::App* command, CommandOptions& o) {
-  command->add_option("--run-dir", o.run_dir, "Use a run's model instead of the configuration's");
-  command->add_option("--plan", o.plan, "Use the model as this plan.h5 leaves it");
-  command->add_option("--iteration", o.iteration,
-                      "With --run-dir: after this iteration (default: newest commit)");
+  add_path(command, "--run-dir", o.run_dir, "The model as this run has pruned it", "DIR");
+  add_path(command, "--plan", o.plan, "The model as this plan.h5 leaves it", "FILE");
+  command
+      ->add_option("--iteration", o.iteration,
+                   "With --run-dir: after this iteration (default: newest commit)")
+      ->transform(whole_number(kIteration))
+      ->type_name("N");
 }
 
 void add_run_flags(CLI::App* command, CommandOptions& o) {
-  command->add_option("--allow-change", o.allow_change, kFrozen)->allow_extra_args(false);
+  command->add_option("--allow-change", o.allow_change, kFrozen)
+      ->allow_extra_args(false)
+      ->type_name("KEY");
   command->add_flag(
       "--fast-verify", o.fast_verify,
       "Compare inputs by size, time and first MiB; by content only where the time differs");
   command
       ->add_option("--max-hours", o.max_hours,
-                   "Stop (exit 75) before this time is over; the last commit stands")
-      ->check(CLI::NonNegativeNumber);
-  command->add_option("--lock-wait", o.lock_wait, "Seconds to wait for the run directory's lock")
-      ->check(CLI::NonNegativeNumber)
+                   "Stop (exit 75) before this time is over; 0: no limit")
+      ->transform(real_number(kHours))
+      ->type_name("HOURS")
+      ->capture_default_str();
+  command->add_option("--lock-wait", o.lock_wait, "How long to wait for the run directory's lock")
+      ->transform(real_number(kSeconds))
+      ->type_name("SECONDS")
       ->capture_default_str();
 }
 
-void define_parallel(CLI::App& app, CommandOptions& o,
-                     std::vector<std::pair<CLI::App*, Command>>& commands) {
-  CLI::App* run = add(
-      app, "run", "Prune a model: score, rank, remove, commit; resumable at any moment",
-      "  espalier run configs/quickstart.yaml --run-dir runs/a\n"
-      "  mpirun -n 8 espalier run config.yaml --run-dir runs/a --tensor 4 --set prune.target=0.4");
+void define_run(CLI::App& app, CommandOptions& o, Commands& commands) {
+  CLI::App* run =
+      add(app, "run", "Prune a model: score, rank, remove, commit; resumable at any moment",
+          "  espalier run configs/quickstart.yaml --run-dir runs/a\n"
+          "  mpirun -n 2 espalier run configs/quickstart.yaml --run-dir runs/b --tensor 2 --set "
+          "prune.target=0.4");
   add_config(run, o);
-  run->add_option("--run-dir", o.run_dir, "Directory for everything the run writes")->required();
+  add_path(run, "--run-dir", o.run_dir, "Directory for everything the run writes", "DIR")
+      ->required();
   run->add_option("--resume", o.resume,
                   "auto: continue if there is a commit; never; require: only continue")
       ->check(CLI::IsMember({"auto", "never", "require"}))
@@ -79,103 +129,114 @@ void define_parallel(CLI::App& app, CommandOptions& o,
   CLI::App* resume =
       add(app, "resume",
           "Continue a run with the configuration in its directory, on any number of ranks",
-          "  espalier resume runs/a\n  mpirun -n 4 espalier resume runs/a --tensor 2");
-  resume->add_option("DIR", o.path, "Run directory")->required();
-  resume->add_option("--tensor", o.tensor, "Tensor-parallel ranks");
-  resume->add_option("--set", o.set, "Override a key that is free at resume (repeatable)")
-      ->allow_extra_args(false);
+          "  espalier resume runs/a\n  mpirun -n 2 espalier resume runs/a --tensor 2");
+  add_path(resume, "DIR", o.path, "Run directory", "DIR")->required();
+  add_tensor(resume, o);
+  add_set(resume, o, "Override a key that is free at resume (repeatable)");
   add_run_flags(resume, o);
   commands.emplace_back(resume, command_resume);
+}
 
-  CLI::App* score = add(
-      app, "score", "Write the importance scores of all units; prunes nothing",
-      "  espalier score config.yaml --out scores.h5\n"
-      "  mpirun -n 2 espalier score config.yaml --run-dir runs/a --iteration 10 --out scores.h5");
+void define_measuring(CLI::App& app, CommandOptions& o, Commands& commands) {
+  CLI::App* score =
+      add(app, "score", "Write the importance scores of all units; prunes nothing",
+          "  espalier score configs/quickstart.yaml --out scores.h5\n"
+          "  mpirun -n 2 espalier score configs/quickstart.yaml --run-dir runs/a --out pruned.h5");
   add_config(score, o);
   add_choice(score, o);
-  score->add_option("--out", o.out, "HDF5 file to write; must not exist")->required();
+  add_path(score, "--out", o.out, "HDF5 file to write; must not exist", "FILE")->required();
   commands.emplace_back(score, command_score);
 
-  CLI::App* eval = add(
-      app, "eval", "Perplexities of a model, a run's state or an exported directory",
-      "  espalier eval config.yaml --model runs/a/export/exact\n"
-      "  mpirun -n 2 espalier eval config.yaml --run-dir runs/a --iteration 10 --out eval.json");
+  CLI::App* eval =
+      add(app, "eval", "Perplexities of a model, a run's state or an exported directory",
+          "  espalier eval configs/quickstart.yaml --model runs/a/export/exact\n"
+          "  mpirun -n 2 espalier eval configs/quickstart.yaml --run-dir runs/a --iteration 10 "
+          "--out eval.json");
   add_config(eval, o);
   add_choice(eval, o);
-  eval->add_option("--model", o.model, "Checkpoint directory instead of the configuration's");
-  eval->add_option("--out", o.out, "JSON file to write; must not exist");
-  eval->add_option("--logits", o.logits,
-                   "HDF5 file for logits of the first rows of each evaluation file (small models)");
+  add_path(eval, "--model", o.model, "Model directory instead of the configuration's", "DIR");
+  add_path(eval, "--out", o.out, "JSON file to write; must not exist", "FILE");
+  add_path(eval, "--logits", o.logits,
+           "HDF5 file for logits of the first rows of each evaluation file (small models)", "FILE");
   eval->add_option("--logit-rows", o.logit_rows, "Rows per evaluation file for --logits")
-      ->check(CLI::PositiveNumber)
+      ->transform(whole_number(kRows))
+      ->type_name("N")
       ->capture_default_str();
   commands.emplace_back(eval, command_eval);
 }
 
-void define_local(CLI::App& app, CommandOptions& o,
-                  std::vector<std::pair<CLI::App*, Command>>& commands) {
+void define_reading(CLI::App& app, CommandOptions& o, Commands& commands) {
   CLI::App* exported = add(
       app, "export", "Write the pruned model of a run, at any sparsity up to the one it reached",
       "  espalier export runs/a --out model-50\n"
       "  espalier export runs/a --out model-30 --sparsity 0.3");
-  exported->add_option("PATH", o.path, "Run directory, or a plan.h5 together with --model")
+  add_path(exported, "PATH", o.path, "Run directory, or a plan.h5 together with --model", "PATH")
       ->required();
-  exported->add_option("--model", o.model,
-                       "Checkpoint that a plan file belongs to, or where a run's model is now");
-  exported->add_option("--out", o.out, "Directory to create; must not exist")->required();
+  add_path(exported, "--model", o.model,
+           "Model directory that a plan file belongs to, or where a run's model is now", "DIR");
+  add_path(exported, "--out", o.out, "Directory to create; must not exist", "DIR")->required();
   exported
       ->add_option("--format", o.format,
                    "exact: widths per layer (remote code); uniform: one width, stock classes")
       ->check(CLI::IsMember({"exact", "uniform"}))
       ->capture_default_str();
-  exported->add_option("--sparsity", o.sparsity, "Largest plan not above this, in --measure");
-  exported->add_option("--measure", o.measure, "Default: the run's own prune.measure")
+  exported
+      ->add_option("--sparsity", o.sparsity,
+                   "Largest plan not above this, in --measure (default: all that the run removed)")
+      ->transform(real_number(kRatio))
+      ->type_name("RATIO");
+  exported->add_option("--measure", o.measure, "Of --sparsity (default: the run's prune.measure)")
       ->check(CLI::IsMember({"structures", "parameters", "total_parameters"}));
   commands.emplace_back(exported, command_export);
 
   CLI::App* inspect =
       add(app, "inspect", "Widths per layer of a run, a commit or a model",
           "  espalier inspect runs/a\n  espalier inspect runs/a/export/exact --json");
-  inspect->add_option("PATH", o.path, "Run directory, commit or model directory")->required();
+  add_path(inspect, "PATH", o.path, "Run directory, commit or model directory", "PATH")->required();
   inspect->add_flag("--json", o.json, "As JSON");
   commands.emplace_back(inspect, command_inspect);
 
   CLI::App* config =
       add(app, "config", "Print a resolved configuration, the schema, or what a key means",
           "  espalier config configs/quickstart.yaml\n  espalier config --explain prune.ranking");
-  config->add_option("CONFIG", o.path, "Configuration to resolve; origins go to stderr");
+  add_path(config, "CONFIG", o.path, "Configuration to resolve; origins go to stderr", "FILE");
   config->add_flag("--print", o.print, "Print CONFIG resolved (the default)");
   config->add_flag("--schema", o.schema, "Every key as JSON");
   config->add_flag("--reference", o.reference, "The commented reference configuration");
-  config->add_option("--explain", o.explain, "One key in words");
-  config->add_option("--set", o.set, "Override a key (repeatable)")->allow_extra_args(false);
+  config->add_option("--explain", o.explain, "One key in words")->type_name("KEY");
+  add_set(config, o);
   commands.emplace_back(config, command_config);
 
   CLI::App* verify =
       add(app, "verify", "Check hashes, plans, shapes and values of a run, a commit or a model",
           "  espalier verify runs/a\n  espalier verify runs/a/export/exact --deep");
-  verify->add_option("PATH", o.path, "Run directory, commit or model directory")->required();
+  add_path(verify, "PATH", o.path, "Run directory, commit or model directory", "PATH")->required();
   verify->add_flag("--deep", o.deep, "Also read every weight: finite (models), unchanged (runs)");
   commands.emplace_back(verify, command_verify);
+}
 
+void define_watching(CLI::App& app, CommandOptions& o, Commands& commands) {
   CLI::App* status =
       add(app, "status", "Where a run is; works while it runs, from anywhere, and after a crash",
           "  espalier status runs/a\n  espalier status runs/a --exit-code");
-  status->add_option("DIR", o.path, "Run directory")->required();
+  add_path(status, "DIR", o.path, "Run directory", "DIR")->required();
   status->add_flag("--json", o.json, "As JSON");
-  status->add_flag("--exit-code", o.exit_code, "Exit with the run's code (0 while running)");
+  status->add_flag("--exit-code", o.exit_code,
+                   "Exit with the run's code: 0 while it runs or after it finished, 76 when it "
+                   "died");
   status->add_flag("--follow", o.follow, "Repeat every 5 s until the run ends");
   commands.emplace_back(status, command_status);
 
-  CLI::App* stop = add(app, "stop", "Ask a run to commit and stop (exit 75)",
-                       "  espalier stop runs/a\n  espalier stop /scratch/runs/b");
-  stop->add_option("DIR", o.path, "Run directory")->required();
+  CLI::App* stop =
+      add(app, "stop", "Ask a run under way to commit and stop (it exits with 75); 66 if none is",
+          "  espalier stop runs/a\n  espalier stop runs/a --quiet");
+  add_path(stop, "DIR", o.path, "Run directory", "DIR")->required();
   commands.emplace_back(stop, command_stop);
 
   CLI::App* doctor = add(app, "doctor", "Facts for rehearsing failures",
                          "  espalier doctor --list-faults\n"
-                         "  ESPALIER_FAULT='point=save.pre_rename;action=kill9' espalier run "
-                         "config.yaml --run-dir runs/a");
+                         "  ESPALIER_FAULT='point=save.pre_rename;iter=3;action=kill9' espalier "
+                         "run configs/quickstart.yaml --run-dir runs/drill");
   doctor->add_flag("--list-faults", o.list_faults, "Every fault point with its meaning");
   commands.emplace_back(doctor, command_doctor);
 }
@@ -189,72 +250,160 @@ std::string version_text() {
   return text;
 }
 
-/// Usage is wrong on every rank alike, before MPI is there to ask.
+/// Which rank this is before MPI can be asked.
 int rank_by_launcher() {
-  for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"})
+  for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"})
     if (const char* text = std::getenv(name)) return std::atoi(text);
   return 0;
 }
 
-/// The library's own words do not name the nearest command.
-int usage_error(const CLI::App& app, const CLI::ParseError& error, int argc, char** argv) {
-  std::string text = error.what();
+/// Before MPI every rank meets the same error. One tells it: the first that ends with an error has
+/// the others ended, so those wait for it. One that is still there may have met it alone, unless it
+/// is about the command line, which all were given.
+void print_early_error(const Error& error) {
+  if (rank_by_launcher() != 0) {
+    std::this_thread::sleep_for(std::chrono::seconds(5));
+    if (error.code() == ExitCode::usage) return;
+  }
+  print_error(error);
+}
+
+std::vector<std::string> option_names(const CLI::App& app) {
+  std::vector<std::string> names;
+  for (const CLI::Option* option : app.get_options())
+    if (const std::string name = option->get_name(); name.starts_with("--")) names.push_back(name);
+  return names;
+}
+
+/// The command that was named, or the program itself.
+const CLI::App& parsed_command(const CLI::App& app) {
+  const std::vector<CLI::App*> found = app.get_subcommands();
+  return found.empty() ? app : *found.front();
+}
+
+/// Words of the command line that nothing takes, in their order.
+Error not_understood(const CLI::App& app) {
+  const CLI::App& command = parsed_command(app);
+  std::vector<std::string> known = option_names(command);
+  for (const std::string& name : option_names(app)) known.push_back(name);
+  std::string words, near;
+  const std::vector<std::string> extras = app.remaining(true);
+  for (const std::string& word : extras) {
+    words += fmt::format("{}'{}'", words.empty() ? "" : ", ", one_line(word));
+    const std::string name = word.substr(0, word.find('='));
+    if (near.empty() && word.starts_with("--")) near = nearest_name(name, known);
+  }
+  const bool option = extras.size() == 1 && extras.front().starts_with("-");
+  return Error(ExitCode::usage,
+               fmt::format("{} {}", option ? "there is no option" : "nothing takes", words), {},
+               fmt::format("{}See {} --help.", near.empty() ? "" : "Did you mean '" + near + "'? ",
+                           &command == &app ? "espalier" : "espalier " + command.get_name()));
+}
+
+/// The library's own words do not name the nearest command or option.
+Error usage_error(const CLI::App& app, const CLI::ParseError& error, int argc, char** argv) {
   std::vector<std::string> names;
   for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; }))
     names.push_back(command->get_name());
   if (argc > 1 && argv[1][0] != '-' &&
       std::find(names.begin(), names.end(), argv[1]) == names.end()) {
-    text = fmt::format("there is no command '{}'", argv[1]);
-    if (const std::string near = nearest_name(argv[1], names); !near.empty())
-      text += fmt::format("; did you mean '{}'?", near);
+    const std::string near = nearest_name(argv[1], names);
+    return Error(ExitCode::usage, fmt::format("there is no command '{}'", one_line(argv[1])), {},
+                 near.empty() ? "See espalier --help."
+                              : fmt::format("Did you mean '{}'? See espalier --help.", near));
   }
-  if (rank_by_launcher() == 0) {
-    fmt::print(stderr,
-               "espalier: {} (exit 64)\n  do      espalier --help, espalier COMMAND --help\n",
-               text);
-  } else {
-    // The first rank that ends with an error has the others ended: the one that speaks goes first.
-    std::this_thread::sleep_for(std::chrono::seconds(1));
+  if (dynamic_cast<const CLI::ExtrasError*>(&error) != nullptr) return not_understood(app);
+  const CLI::App& command = parsed_command(app);
+  return Error(ExitCode::usage, error.what(), {},
+               &command == &app ? "See espalier --help, espalier COMMAND --help."
+                                : fmt::format("See espalier {} --help.", command.get_name()));
+}
+
+/// How errors are told while the command line is not understood yet.
+void configure_early_log(int argc, char** argv) {
+  log::Options log;
+  log.rank = rank_by_launcher();
+  for (int i = 1; i < argc; ++i) {
+    const std::string_view word = argv[i];
+    log.json = log.json || word == "--log-format=json" ||
+               (word == "--log-format" && i + 1 < argc && std::string_view(argv[i + 1]) == "json");
   }
-  return static_cast<int>(ExitCode::usage);
+  log::configure(log);
+}
+
+void configure_log(const CommandOptions& options) {
+  log::Options log = log::current();
+  log.json = options.log_format == "json";
+  log.level = options.quiet                    ? log::Level::warning
+              : options.log_level == "debug"   ? log::Level::debug
+              : options.log_level == "warning" ? log::Level::warning
+              : options.log_level == "error"   ? log::Level::error
+                                               : log::Level::info;
+  log::configure(log);
+}
+
+void add_global_options(CLI::App& app, CommandOptions& o) {
+  app.set_version_flag("--version", version_text, "Versions of the program and its libraries");
+  app.add_option("--log-level", o.log_level, "Least that is told on stderr")
+      ->check(CLI::IsMember({"debug", "info", "warning", "error"}))
+      ->capture_default_str();
+  app.add_option("--log-format", o.log_format, "json: every line on stderr is one JSON object")
+      ->check(CLI::IsMember({"text", "json"}))
+      ->capture_default_str();
+  app.add_flag("--quiet", o.quiet, "Only warnings, errors and what a command was asked for");
+}
+
+/// The work's exit code once its answer is written, or that of the error which it prints.
+int guarded(const std::function<int()>& work) {
+  try {
+    const int code = work();
+    output::flush();
+    return code;
+  } catch (const std::exception& exception) {
+    const Error error = as_error(exception, {});
+    print_early_error(error);
+    return static_cast<int>(error.code());
+  }
+}
+
+int parse_and_run(CLI::App& app, const Commands& commands, const CommandOptions& options, int argc,
+                  char** argv) {
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::Success& success) {
+    std::ostringstream text;
+    const int code = app.exit(success, text, text);
+    output::put(text.str());
+    return code;
+  } catch (const CLI::ParseError& error) {
+    throw usage_error(app, error, argc, argv);
+  }
+  configure_log(options);
+  for (const auto& [command, function] : commands)
+    if (command->parsed()) return function(options);
+  throw Error(ExitCode::internal, "a command without work", "internal check failed",
+              "Please report this with the command.");
 }
 
 }  // namespace
 
 int run_command_line(int argc, char** argv) {
   register_foreign_errors();
+  configure_early_log(argc, argv);
   CLI::App app("Distributed structured pruning of large language models", "espalier");
   app.require_subcommand(1);
   app.footer(
       "Examples:\n  espalier run configs/quickstart.yaml --run-dir runs/a\n"
-      "  mpirun -n 8 espalier run config.yaml --run-dir runs/a --tensor 8");
-  CommandOptions options;
-  app.set_version_flag("--version", version_text);
-  app.add_option("--log-level", options.log_level, "debug, info, warning or error")
-      ->check(CLI::IsMember({"debug", "info", "warning", "error"}));
-  app.add_option("--log-format", options.log_format, "text or json")
-      ->check(CLI::IsMember({"text", "json"}));
-  app.add_flag("--quiet", options.quiet, "Only warnings and errors");
+      "  mpirun -n 2 espalier run configs/quickstart.yaml --run-dir runs/b --tensor 2");
   app.fallthrough();
-  std::vector<std::pair<CLI::App*, Command>> commands;
-  define_parallel(app, options, commands);
-  define_local(app, options, commands);
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::Success& success) {
-    return app.exit(success);
-  } catch (const CLI::ParseError& error) {
-    return usage_error(app, error, argc, argv);
-  }
-  try {
-    for (const auto& [command, function] : commands)
-      if (command->parsed()) return function(options);
-  } catch (const std::exception& exception) {
-    const Error error = as_error(exception, {});
-    std::fputs(error_text(error).c_str(), stderr);
-    return static_cast<int>(error.code());
-  }
-  return static_cast<int>(ExitCode::usage);
+  CommandOptions options;
+  add_global_options(app, options);
+  Commands commands;
+  define_run(app, options, commands);
+  define_measuring(app, options, commands);
+  define_reading(app, options, commands);
+  define_watching(app, options, commands);
+  return guarded([&] { return parse_and_run(app, commands, options, argc, argv); });
 }
 
 }  // namespace espalier

@@ -1,5 +1,4 @@
 #include <chrono>
-#include <cstdio>
 #include <filesystem>
 #include <thread>
 
@@ -9,10 +8,13 @@
 #include "espalier/config/run_config.h"
 #include "espalier/core/error.h"
 #include "espalier/core/fault.h"
+#include "espalier/core/log.h"
+#include "espalier/core/text.h"
 #include "espalier/pipeline/exporting.h"
 #include "espalier/pipeline/run_directory.h"
 #include "espalier/pipeline/source.h"
 #include "espalier/pipeline/verify.h"
+#include "output.h"
 
 namespace espalier {
 namespace {
@@ -53,7 +55,9 @@ Inspected inspect(const fs::path& path) {
                                            ? CommitStore(run / "ckpt").newest_valid(rejected)
                                            : read_commit(commit_dir);
   if (!commit)
-    throw Error(ExitCode::missing_input, "the run has no valid commit", {}, {}, run.string());
+    throw Error(ExitCode::missing_input, "the run has no valid commit",
+                rejected.empty() ? "there is none yet" : rejected.front(),
+                "Let it finish an iteration first.", run.string());
   if (commit->kind == CommitKind::pass)
     throw Error(ExitCode::missing_input, "a paused pass has no plan to look at",
                 "it holds the sums of an iteration under way",
@@ -90,15 +94,40 @@ nlohmann::ordered_json inspection(const Inspected& seen) {
 }
 
 void print_key(const KeyInfo& key) {
-  fmt::print("{}\n  {}\n  type {}, default {}\n", key.key, key.meaning, key.type,
-             key.default_value);
+  output::print("{}\n  {}\n  type {}, default {}\n", key.key, key.meaning, key.type,
+                key.default_value);
   if (!key.values.empty()) {
-    fmt::print("  values:");
-    for (const std::string& value : key.values) fmt::print(" {}", value);
-    fmt::print("\n");
+    output::put("  values:");
+    for (const std::string& value : key.values) output::put(" " + value);
+    output::put("\n");
   }
-  fmt::print("  {} when a run is resumed\n",
-             key.free_at_resume ? "may change" : "must stay the same");
+  output::print("  {} when a run is resumed\n",
+                key.free_at_resume ? "may change" : "must stay the same");
+}
+
+void explain(const std::string& name) {
+  std::vector<std::string> names;
+  for (const KeyInfo& key : config_keys()) {
+    names.push_back(key.key);
+    if (key.key == name) return print_key(key);
+  }
+  const std::string near = nearest_name(name, names);
+  throw Error(ExitCode::usage, fmt::format("there is no key '{}'", one_line(name)), {},
+              near.empty() ? "'espalier config --reference' lists all keys."
+                           : fmt::format("Did you mean '{}'?", near));
+}
+
+/// The configuration for standard output; where its values come from beside it.
+void print_resolved(const CommandOptions& options) {
+  const RunConfig config = read_run_config(options.path, options.set, ConfigUse::print);
+  output::put(to_yaml(config));
+  log::Block block{"where the values of the configuration come from", {}, {}};
+  for (const auto& [key, origin] : config.origin) {
+    if (origin == "default") continue;
+    block.text += fmt::format("{:<40} {}\n", key, origin);
+    block.facts["origins"][key] = origin;
+  }
+  log::write(log::Level::info, block);
 }
 
 nlohmann::ordered_json schema_json() {
@@ -124,11 +153,13 @@ int command_export(const CommandOptions& options) {
   request.sparsity = options.sparsity;
   request.measure = measure_of(options.measure);
   const ExportOutcome outcome = export_run(request);
+  if (options.quiet) return 0;
   const ExportReport& report = outcome.report;
-  for (const std::string& note : report.notes) fmt::print("note: {}\n", note);
-  fmt::print("{}: {} tensors, {} bytes of weights, model type {}\n", report.directory.string(),
-             report.tensors, report.weight_bytes, report.model_type);
-  fmt::print(
+  for (const std::string& note : report.notes) output::print("note: {}\n", one_line(note));
+  output::print("{}: {}, {} of weights, model type {}\n", report.directory.string(),
+                counted(report.tensors, "tensor"), counted(report.weight_bytes, "byte"),
+                report.model_type);
+  output::print(
       "removed {:.4f} of structures, {:.4f} of decoder parameters, {:.4f} of all parameters ({} -> "
       "{})\n",
       outcome.reached.structures, outcome.reached.parameters, outcome.reached.total_parameters,
@@ -139,86 +170,74 @@ int command_export(const CommandOptions& options) {
 int command_inspect(const CommandOptions& options) {
   const nlohmann::ordered_json facts = inspection(inspect(options.path));
   if (options.json) {
-    fmt::print("{}\n", facts.dump(2));
+    output::put(facts.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
     return 0;
   }
-  fmt::print("{} ({}), iteration {}, {} of {} parameters\n", facts["model"].get<std::string>(),
-             facts["family"].get<std::string>(), facts["iteration"].dump(),
-             facts["parameters"].dump(), facts["dense"]["parameters"].dump());
-  fmt::print("layer  heads/{}  groups (query heads per KV head)  channels/{}\n",
-             facts["dense"]["heads"].dump(), facts["dense"]["channels"].dump());
+  output::print("{} ({}), iteration {}, {} of {} parameters\n",
+                one_line(facts["model"].get<std::string>()), facts["family"].get<std::string>(),
+                facts["iteration"].dump(), facts["parameters"].dump(),
+                facts["dense"]["parameters"].dump());
+  output::print("layer  heads/{}  groups (query heads per KV head)  channels/{}\n",
+                facts["dense"]["heads"].dump(), facts["dense"]["channels"].dump());
   std::size_t l = 0;
   for (const auto& layer : facts["layers"])
-    fmt::print("{:>5}  {:>7}  {:<33}  {:>8}\n", l++, layer["query_heads"].dump(),
-               layer["groups"].dump(), layer["channels"].dump());
+    output::print("{:>5}  {:>7}  {:<33}  {:>8}\n", l++, layer["query_heads"].dump(),
+                  layer["groups"].dump(), layer["channels"].dump());
   return 0;
 }
 
 int command_config(const CommandOptions& options) {
-  if (options.schema) {
-    fmt::print("{}\n", schema_json().dump(2));
-  } else if (options.reference) {
-    fmt::print("{}", reference_yaml());
-  } else if (!options.explain.empty()) {
-    std::vector<std::string> names;
-    for (const KeyInfo& key : config_keys()) {
-      names.push_back(key.key);
-      if (key.key != options.explain) continue;
-      print_key(key);
-      return 0;
-    }
-    const std::string near = nearest_name(options.explain, names);
-    throw Error(ExitCode::usage, fmt::format("there is no key '{}'", options.explain), {},
-                near.empty() ? "'espalier config --reference' lists all keys."
-                             : fmt::format("Did you mean '{}'?", near));
-  } else if (!options.path.empty()) {
-    const RunConfig config = read_run_config(options.path, options.set, ConfigUse::print);
-    fmt::print("{}", to_yaml(config));
-    for (const auto& [key, origin] : config.origin)
-      if (origin != "default") fmt::print(stderr, "{:<40} {}\n", key, origin);
-  } else {
-    throw Error(ExitCode::usage, "config needs something to do", {},
+  if (options.schema)
+    output::put(schema_json().dump(2) + "\n");
+  else if (options.reference)
+    output::put(reference_yaml());
+  else if (!options.explain.empty())
+    explain(options.explain);
+  else if (!options.path.empty())
+    print_resolved(options);
+  else
+    throw Error(ExitCode::usage, "config needs something to do", "no CONFIG and no option",
                 "Give CONFIG (prints it resolved), --schema, --reference or --explain KEY.");
-  }
   return 0;
 }
 
 int command_verify(const CommandOptions& options) {
   const Verification result = verify_path(options.path, options.deep);
-  for (const std::string& line : result.checked) fmt::print("ok    {}\n", line);
-  for (const std::string& line : result.warnings) fmt::print("note  {}\n", line);
-  fmt::print("{} {} is valid\n", result.kind, options.path);
+  if (options.quiet) return 0;
+  for (const std::string& line : result.checked) output::print("ok    {}\n", one_line(line));
+  for (const std::string& line : result.warnings) output::print("note  {}\n", one_line(line));
+  output::print("{} {} is valid\n", result.kind, options.path);
   return 0;
 }
 
 int command_status(const CommandOptions& options) {
   for (;;) {
     const StatusReport report = report_status(options.path);
-    if (options.json)
-      fmt::print("{}\n", report.status.dump(2));
-    else
-      fmt::print("{}\n", report.line);
-    std::fflush(stdout);
-    const bool running = report.exit_code == 0 && report.status.value("state", "") != "finished";
-    if (!options.follow || !running) return options.exit_code ? report.exit_code : 0;
+    output::put((options.json ? report.status.dump(2) : report.line) + "\n");
+    const bool is_read = output::flush();
+    if (!options.follow || report.ended || !is_read)
+      return options.exit_code ? report.exit_code : 0;
     std::this_thread::sleep_for(std::chrono::seconds(5));
   }
 }
 
 int command_stop(const CommandOptions& options) {
   request_stop(options.path);
-  fmt::print("asked {} to commit and stop; it ends with exit code 75\n", options.path);
+  if (!options.quiet)
+    output::print("asked {} to commit and stop; it ends with exit code 75\n", options.path);
   return 0;
 }
 
 int command_doctor(const CommandOptions& options) {
   if (!options.list_faults)
-    throw Error(ExitCode::usage, "doctor needs something to do", {}, "Give --list-faults.");
-  fmt::print(stderr, "any point takes: kill9, stop, throw, alloc-fail, slow:MS\n");
+    throw Error(ExitCode::usage, "doctor needs something to do", "no option says what",
+                "Give --list-faults.");
+  const std::string any = "any point takes: kill9, stop, throw, alloc-fail, slow:MS";
+  log::write(log::Level::info, log::Block{any, any + "\n", {}});
   for (const fault::Point& point : fault::points()) {
     const std::string special = point.special_actions();
-    fmt::print("{:<20} {}{}{}\n", point.name, point.meaning, special.empty() ? "" : "; also ",
-               special);
+    output::print("{:<20} {}{}{}\n", point.name, point.meaning, special.empty() ? "" : "; also ",
+                  special);
   }
   return 0;
 }

@@ -1,12 +1,12 @@
 #include <cstdio>
 #include <cstdlib>
-#include <iostream>
 
 #ifdef __GLIBC__
 #include <malloc.h>
 #endif
 
 #include "command_line.h"
+#include "espalier/core/standard_streams.h"
 
 namespace {
 
@@ -28,10 +28,10 @@ void keep_freed_memory() {
 }  // namespace
 
 int main(int argc, char** argv) {
+  espalier::standard_streams::prepare();
   keep_freed_memory();
   const int code = espalier::run_command_line(argc, argv);
   // Nothing is left to destroy but LibTorch's registries, which takes a third of a short command.
-  std::cout.flush();
   std::fflush(nullptr);
   std::_Exit(code);
 }

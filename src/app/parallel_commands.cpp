@@ -1,7 +1,7 @@
-#include <cstdio>
 #include <filesystem>
 #include <functional>
 
+#include <c10/util/Exception.h>
 #include <fmt/format.h>
 
 #include "commands.h"
@@ -10,8 +10,10 @@
 #include "espalier/core/fault.h"
 #include "espalier/core/log.h"
 #include "espalier/core/stop.h"
+#include "espalier/core/text.h"
 #include "espalier/pipeline/measure_model.h"
 #include "espalier/pipeline/run.h"
+#include "output.h"
 #include "print_error.h"
 
 namespace espalier {
@@ -19,32 +21,37 @@ namespace {
 
 namespace fs = std::filesystem;
 
-void configure_log(const CommandOptions& options, int rank) {
-  log::Options log;
-  log.rank = rank;
-  log.json = options.log_format == "json";
-  log.level = options.quiet                    ? log::Level::warning
-              : options.log_level == "debug"   ? log::Level::debug
-              : options.log_level == "warning" ? log::Level::warning
-              : options.log_level == "error"   ? log::Level::error
-                                               : log::Level::info;
-  log::configure(log);
+/// What a process says that is asked to stop for the third time.
+std::string last_words() {
+  constexpr const char* kText = "asked to stop three times: leaving at once; commits stand";
+  return log::current().json ? log::json_line_without_time(log::Level::error, kText)
+                             : fmt::format("espalier: {}\n", kText);
 }
+
+/// LibTorch prints its warnings on stderr, where they would be no JSON.
+class LogWarnings : public c10::WarningHandler {
+ public:
+  void process(const c10::Warning& warning) override {
+    log::warning("LibTorch: {}", warning.msg());
+  }
+};
 
 /// Runs `work` on all ranks. What every rank throws together is printed by rank 0 and all ranks
 /// return its code; what one rank throws alone is printed by that rank and ends the whole job,
 /// since its peers may wait for it.
-int run_on_ranks(const CommandOptions& options, const std::function<void(CommRuntime&)>& work) {
-  stop::install_handlers();  // first: a request that comes while MPI starts must not kill
+int run_on_ranks(const std::function<void(CommRuntime&)>& work) {
+  // First: a request that comes while MPI starts must not kill.
+  stop::install_handlers(last_words());
   std::unique_ptr<CommRuntime> runtime = std::make_unique<CommRuntime>();
   const int rank = runtime->world().rank();
-  configure_log(options, rank);
+  log::Options log = log::current();
+  log.rank = rank;
+  log::configure(log);
+  LogWarnings warnings;
+  const c10::WarningUtils::WarningHandlerGuard guard(&warnings);
   int code = 0;
   const auto fail = [&](const Error& error, bool agreed) {
-    if (rank == 0 || !agreed) {
-      std::fputs(error_text(error).c_str(), stderr);
-      std::fflush(stderr);
-    }
+    if (rank == 0 || !agreed) print_error(error);
     code = static_cast<int>(error.code());
     if (!agreed && runtime->world().size() > 1) runtime->abort(code);
   };
@@ -90,20 +97,32 @@ RunRequest run_request(RunConfig config, const fs::path& run_dir, const CommandO
   return request;
 }
 
-ModelChoice model_choice(const CommandOptions& options) {
-  if (options.iteration && options.run_dir.empty())
-    throw Error(ExitCode::usage, "--iteration without --run-dir", {},
-                "Name the run with --run-dir DIR.");
-  if (!options.plan.empty() && !options.run_dir.empty())
-    throw Error(ExitCode::usage, "--plan and --run-dir exclude each other", {},
-                "Give one of them.");
+ModelChoice model_choice(Communicator& world, const CommandOptions& options) {
+  together(world, "read the command line", [&] {
+    if (options.iteration && options.run_dir.empty())
+      throw Error(ExitCode::usage, "--iteration without --run-dir", "it is an iteration of a run",
+                  "Name the run with --run-dir DIR.");
+    if (!options.plan.empty() && !options.run_dir.empty())
+      throw Error(ExitCode::usage, "--plan and --run-dir exclude each other",
+                  "each of them says what was removed", "Give one of them.");
+  });
   return {options.model, options.plan, options.run_dir, options.iteration};
+}
+
+void print_perplexities(const nlohmann::ordered_json& result) {
+  for (const auto& [name, p] : result.at("perplexity").items())
+    output::print("{:<16} perplexity {:.6g}  loss {:.8g} nats/token  {} in {} of {}\n", name,
+                  p.at("perplexity").get<double>(), p.at("loss").get<double>(),
+                  counted(p.at("tokens").get<std::int64_t>(), "token"),
+                  counted(p.at("windows").get<std::int64_t>(), "window"),
+                  p.at("window_tokens").get<std::int64_t>());
+  output::flush();
 }
 
 }  // namespace
 
 int command_run(const CommandOptions& options) {
-  return run_on_ranks(options, [&](CommRuntime& runtime) {
+  return run_on_ranks([&](CommRuntime& runtime) {
     RunConfig config = read_config(runtime.world(), options.path, options, ConfigUse::run);
     const ResumeMode resume = options.resume == "never"     ? ResumeMode::never
                               : options.resume == "require" ? ResumeMode::require
@@ -113,7 +132,7 @@ int command_run(const CommandOptions& options) {
 }
 
 int command_resume(const CommandOptions& options) {
-  return run_on_ranks(options, [&](CommRuntime& runtime) {
+  return run_on_ranks([&](CommRuntime& runtime) {
     const fs::path resolved = fs::path(options.path) / "config.resolved.yaml";
     together(runtime.world(), "resume", [&] {
       if (!fs::exists(resolved))
@@ -128,25 +147,22 @@ int command_resume(const CommandOptions& options) {
 }
 
 int command_score(const CommandOptions& options) {
-  const ModelChoice choice = model_choice(options);
-  return run_on_ranks(options, [&](CommRuntime& runtime) {
+  return run_on_ranks([&](CommRuntime& runtime) {
+    const ModelChoice choice = model_choice(runtime.world(), options);
     const RunConfig config = read_config(runtime.world(), options.path, options, ConfigUse::score);
     score_model(runtime, config, choice, options.out);
   });
 }
 
 int command_eval(const CommandOptions& options) {
-  const EvalRequest request{model_choice(options), options.out, options.logits, options.logit_rows};
-  return run_on_ranks(options, [&](CommRuntime& runtime) {
+  return run_on_ranks([&](CommRuntime& runtime) {
+    const EvalRequest request{model_choice(runtime.world(), options), options.out, options.logits,
+                              options.logit_rows};
     const RunConfig config = read_config(runtime.world(), options.path, options, ConfigUse::eval);
     const nlohmann::ordered_json result = evaluate_model(runtime, config, request);
-    if (runtime.world().rank() != 0) return;
-    for (const auto& [name, p] : result.at("perplexity").items())
-      fmt::print(
-          "{:<16} perplexity {:.6g}  loss {:.8g} nats/token  {} tokens in {} windows of {}\n", name,
-          p.at("perplexity").get<double>(), p.at("loss").get<double>(),
-          p.at("tokens").get<std::int64_t>(), p.at("windows").get<std::int64_t>(),
-          p.at("window_tokens").get<std::int64_t>());
+    together(runtime.world(), "print", [&] {
+      if (runtime.world().rank() == 0) print_perplexities(result);
+    });
   });
 }
 

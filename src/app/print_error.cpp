@@ -1,43 +1,91 @@
 #include "print_error.h"
 
+#include <algorithm>
+
 #include <fmt/format.h>
+
+#include "espalier/core/log.h"
+#include "espalier/core/text.h"
 
 namespace espalier {
 namespace {
 
-std::string line(const char* label, const std::string& text) {
-  return text.empty() ? "" : fmt::format("  {:<7} {}\n", label, text);
+bool is_resumable(ExitCode code) {
+  return code == ExitCode::write_failed || code == ExitCode::stopped || code == ExitCode::peer_lost;
+}
+
+/// "  why     ...", further lines of the text below the first.
+std::string field(const char* label, const std::string& text) {
+  std::string lines;
+  for (std::size_t begin = 0; begin < text.size();) {
+    const std::size_t end = std::min(text.find('\n', begin), text.size());
+    lines += fmt::format("  {:<7} {}\n", begin == 0 ? label : "",
+                         one_line(std::string_view(text).substr(begin, end - begin)));
+    begin = end + 1;
+  }
+  return lines;
+}
+
+std::string fields_of(const Problem& p) {
+  return field("why", p.why) + field("where", p.where) + field("do", p.remedy);
+}
+
+/// The problems without a configuration's closing line, which counts them.
+struct Listed {
+  std::vector<Problem> problems;
+  std::string headline;
+};
+
+Listed listed(const Error& error) {
+  Listed result{error.problems(), {}};
+  const Problem last = result.problems.back();
+  if (last.what.ends_with("Nothing was started.") && last.where.empty()) {
+    result.problems.pop_back();
+    result.headline = last.what;
+  } else if (result.problems.size() > 1) {
+    result.headline = counted(result.problems.size(), "problem");
+  } else {
+    result.headline = last.what;
+  }
+  return result;
+}
+
+nlohmann::ordered_json facts_of(const Error& error, const std::vector<Problem>& problems) {
+  nlohmann::ordered_json list = nlohmann::ordered_json::array();
+  for (const Problem& p : problems)
+    list.push_back({{"code", static_cast<int>(p.code)},
+                    {"what", p.what},
+                    {"why", p.why},
+                    {"where", p.where},
+                    {"do", p.remedy}});
+  return {{"exit_code", static_cast<int>(error.code())},
+          {"resumable", is_resumable(error.code())},
+          {"problems", list}};
 }
 
 }  // namespace
 
 std::string code_text(ExitCode code) {
-  const int number = static_cast<int>(code);
-  switch (code) {
-    case ExitCode::write_failed:
-    case ExitCode::stopped:
-    case ExitCode::peer_lost:
-      return fmt::format("exit {}, resumable", number);
-    default:
-      return fmt::format("exit {}", number);
-  }
+  return fmt::format("exit {}{}", static_cast<int>(code), is_resumable(code) ? ", resumable" : "");
 }
 
 std::string error_text(const Error& error) {
-  const std::vector<Problem>& problems = error.problems();
-  if (problems.size() == 1) {
-    const Problem& p = problems.front();
-    return fmt::format("espalier: {} ({})\n", p.what, code_text(p.code)) + line("why", p.why) +
-           line("where", p.where) + line("do", p.remedy);
+  const Listed list = listed(error);
+  std::string text =
+      fmt::format("espalier: {} ({})\n", one_line(list.headline), code_text(error.code()));
+  if (list.problems.size() == 1 && list.problems.front().what == list.headline)
+    return text + fields_of(list.problems.front());
+  for (std::size_t i = 0; i < list.problems.size(); ++i) {
+    if (i > 0) text += "\n";
+    text += field("what", list.problems[i].what) + fields_of(list.problems[i]);
   }
-  // A configuration's list ends with a line of its own that counts the errors.
-  const Problem& last = problems.back();
-  const bool is_closed = last.what.ends_with("Nothing was started.") && last.where.empty();
-  const std::string closing = is_closed ? last.what : fmt::format("{} problems", problems.size());
-  std::string text;
-  for (const Problem& problem : problems)
-    if (!is_closed || &problem != &last) text += problem.message() + "\n";
-  return text + fmt::format("espalier: {} ({})\n", closing, code_text(error.code()));
+  return text;
+}
+
+void print_error(const Error& error) {
+  const Listed list = listed(error);
+  log::write(log::Level::error,
+             log::Block{list.headline, error_text(error), facts_of(error, list.problems)});
 }
 
 }  // namespace espalier

@@ -6,11 +6,15 @@
 
 namespace espalier {
 
-/// The error as a user sees it on stderr: one block for one problem, a list with a count for
-/// several.
+/// The error as a user sees it: a headline, and what, why, where and do of every problem on lines
+/// of their own.
 std::string error_text(const Error& error);
 
-/// "74, the same command continues" and the like: what a code means for the next step.
+/// "exit 74, resumable" and the like: what a code means for the next step.
 std::string code_text(ExitCode code);
+
+/// Puts the error on stderr (under --log-format json as one line with `exit_code` and `problems`)
+/// and into the log file, if there is one yet.
+void print_error(const Error& error);
 
 }  // namespace espalier

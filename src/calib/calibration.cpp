@@ -9,6 +9,7 @@
 
 #include "espalier/core/error.h"
 #include "espalier/core/hash.h"
+#include "espalier/core/text.h"
 
 namespace espalier {
 namespace {
@@ -97,7 +98,7 @@ Calibration Calibration::draw(const CalibrationConfig& config, std::int64_t iter
     if (wanted > rows) {
       problems.add(ExitCode::config,
                    fmt::format("calibration.domains[{}].sequences = {}", d, wanted),
-                   fmt::format("{} has {} sequences", domain.tokens.string(), rows),
+                   fmt::format("{} has {}", domain.tokens.string(), counted(rows, "sequence")),
                    fmt::format("Use at most {}, or leave it out to take all.", rows));
       continue;
     }

@@ -7,6 +7,7 @@
 #include <fmt/ranges.h>
 
 #include "espalier/core/error.h"
+#include "espalier/core/text.h"
 
 namespace espalier {
 namespace {
@@ -108,7 +109,7 @@ void TokenFile::check_ids(const TokenRows& rows, std::span<const std::int64_t> n
       fmt::format("/tokens[{}, {}] = {}",
                   numbers[static_cast<std::size_t>(place / sequence_tokens_)],
                   place % sequence_tokens_, *bad_id),
-      fmt::format("the model's vocabulary has {} tokens", vocabulary_),
+      fmt::format("the model's vocabulary has {}", counted(vocabulary_, "token")),
       "Was the file written with another model's tokenizer? Write it again with this model's.");
 }
 
@@ -135,7 +136,7 @@ void TokenFile::count(TokenRows& rows, std::span<const std::int64_t> numbers) co
     const std::int32_t length = rows.length[i];
     if (length < 1 || length > S)
       bad(path_, fmt::format("/length[{}] = {}", numbers[i], length),
-          fmt::format("between 1 and the row's {} tokens", S));
+          fmt::format("between 1 and the row's {}", counted(S, "token")));
     const auto row = rows.counted.begin() + static_cast<std::ptrdiff_t>(i) * S;
     row[0] = 0;
     std::fill(row + length, row + S, std::uint8_t{0});

@@ -5,6 +5,8 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "espalier/core/text.h"
+
 namespace espalier {
 namespace {
 
@@ -21,14 +23,14 @@ void require_grid(int ranks, int tensor) {
   if (tensor < 1) {
     throw Error(ExitCode::unsuitable, fmt::format("parallel.tensor = {}", tensor),
                 "at least 1 is needed",
-                fmt::format("With {} ranks --tensor {} works", ranks, works));
+                fmt::format("With {} --tensor {} works", counted(ranks, "rank"), works));
   }
   if (ranks % tensor == 0) return;
   const int fewer = ranks / tensor * tensor;
   const std::string counts =
       fewer > 0 ? fmt::format("{} or {}", fewer, fewer + tensor) : fmt::format("{}", tensor);
   throw Error(ExitCode::unsuitable,
-              fmt::format("parallel.tensor = {} with {} ranks", tensor, ranks),
+              fmt::format("parallel.tensor = {} with {}", tensor, counted(ranks, "rank")),
               "ranks must be a multiple of tensor",
               fmt::format("Use --tensor {}, or start {} ranks", works, counts));
 }

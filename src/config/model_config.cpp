@@ -8,6 +8,7 @@
 #include "espalier/core/error.h"
 #include "espalier/core/hash.h"
 #include "espalier/core/json.h"
+#include "espalier/core/text.h"
 #include "model_fields.h"
 #include "text_file.h"
 
@@ -57,7 +58,7 @@ std::optional<ModelFamily> read_family(const ModelFields& fields) {
   constexpr const char* kWorking = "model types that work: llama, mistral, qwen2, qwen3";
   if (!fields.has("model_type")) {
     fields.problem_text("model_type is missing", kWorking,
-                        "Point model.path at a Hugging Face model directory.");
+                        "Name a Hugging Face model directory (config.json and safetensors files).");
     return std::nullopt;
   }
   const std::optional<std::string> name = fields.text("model_type");
@@ -102,8 +103,9 @@ std::vector<bool> read_layer_types(const ModelFields& fields, std::int64_t layer
   if (!fields.has("layer_types")) return {};
   const Json& list = *fields.find("layer_types");
   if (!list.is_array() || list.size() != static_cast<std::size_t>(layers)) {
-    fields.problem("layer_types",
-                   fmt::format("a list of num_hidden_layers = {} entries is needed", layers));
+    fields.problem(
+        "layer_types",
+        fmt::format("a list with an entry for each of num_hidden_layers = {} is needed", layers));
     return {};
   }
   std::vector<bool> sliding;
@@ -206,16 +208,18 @@ ExportedLayer read_exported_layer(const ModelFields& fields, const Json& entry, 
   }
   const Json& groups = entry["groups"];
   if (groups.size() > static_cast<std::size_t>(config.kv_heads))
-    fields.problem_text(fmt::format("{}.groups has {} entries", place, groups.size()),
-                        fmt::format("at most num_key_value_heads = {}", config.kv_heads));
+    fields.problem_text(
+        fmt::format("{}.groups has {}", place, counted(groups.size(), "entry", "entries")),
+        fmt::format("at most num_key_value_heads = {}", config.kv_heads));
   for (const Json& group : groups) {
     if (is_count(group, 1, config.group_size())) {
       layer.groups.push_back(group.get<std::int64_t>());
       continue;
     }
-    fields.problem_text(fmt::format("{}.groups holds {}", place,
-                                    config_detail::printable(group.dump(-1, ' ', true))),
-                        fmt::format("a group keeps 1 to {} query heads", config.group_size()));
+    fields.problem_text(
+        fmt::format("{}.groups holds {}", place,
+                    config_detail::printable(group.dump(-1, ' ', true))),
+        fmt::format("a group keeps 1 to {}", counted(config.group_size(), "query head")));
     break;
   }
   if (is_count(entry["channels"], 0, config.channels))
@@ -234,9 +238,10 @@ std::optional<std::vector<ExportedLayer>> read_exported(const ModelFields& field
   const Json& own = *fields.find("espalier");
   const bool has_list = own.is_object() && own.contains("layers") && own["layers"].is_array();
   if (!has_list || own["layers"].size() != static_cast<std::size_t>(config.layers)) {
-    fields.problem_text(fmt::format("espalier.layers has {} entries",
-                                    has_list ? own["layers"].size() : std::size_t{0}),
-                        fmt::format("one for each of num_hidden_layers = {}", config.layers));
+    fields.problem_text(
+        fmt::format("espalier.layers has {}",
+                    counted(has_list ? own["layers"].size() : std::size_t{0}, "entry", "entries")),
+        fmt::format("one for each of num_hidden_layers = {}", config.layers));
     return std::nullopt;
   }
   std::vector<ExportedLayer> layers;
@@ -272,7 +277,7 @@ ModelConfig parse_model_config(std::string text, const std::string& origin) {
   const Json root = parse_json(text, origin, {.depth = 32, .bytes = kMaxFileBytes});
   if (!root.is_object())
     throw Error(ExitCode::bad_content, "no JSON object", "config.json holds one object",
-                "Point model.path at a Hugging Face model directory.", origin);
+                "Name a Hugging Face model directory (config.json and safetensors files).", origin);
   Problems problems;
   const ModelFields fields(root, origin, problems);
   ModelConfig config;
@@ -290,9 +295,9 @@ ModelConfig parse_model_config(std::string text, const std::string& origin) {
 
 ModelConfig read_model_config(const std::filesystem::path& directory) {
   const std::filesystem::path file = directory / "config.json";
-  std::string text =
-      config_detail::read_text_file(file, kMaxFileBytes, ExitCode::bad_content,
-                                    "Point model.path at a Hugging Face model directory.");
+  std::string text = config_detail::read_text_file(
+      file, kMaxFileBytes, ExitCode::bad_content,
+      "Name a Hugging Face model directory (config.json and safetensors files).");
   return parse_model_config(std::move(text), file.string());
 }
 

@@ -5,6 +5,7 @@
 
 #include <fmt/format.h>
 
+#include "espalier/core/text.h"
 #include "text_file.h"
 
 namespace espalier::config_detail {
@@ -46,7 +47,7 @@ YamlNode* child(YamlNode& node, const std::string& part, const std::string& labe
   if (node.kind == YamlNode::Kind::list) {
     const auto index = parse_index(part);
     if (index && *index < node.items.size()) return &node.items[*index];
-    why = fmt::format("the list has {} elements, numbered from 0", node.items.size());
+    why = fmt::format("the list has {}, numbered from 0", counted(node.items.size(), "element"));
     return nullptr;
   }
   if (node.kind == YamlNode::Kind::scalar) {

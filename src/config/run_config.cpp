@@ -6,6 +6,7 @@
 
 #include <fmt/format.h>
 
+#include "espalier/core/text.h"
 #include "overrides.h"
 #include "run_schema.h"
 #include "text_file.h"
@@ -220,7 +221,7 @@ RunConfig read_run_config(const std::filesystem::path& file,
   const std::size_t count = problems.list().size();
   if (count > 0)
     problems.add(ExitCode::config,
-                 fmt::format("{} error{}. Nothing was started.", count, count == 1 ? "" : "s"));
+                 fmt::format("{}. Nothing was started.", counted(count, "error")));
   problems.throw_if_any();
   return config;
 }

@@ -1,22 +1,28 @@
 #include "espalier/core/log.h"
 
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <atomic>
-#include <cstdio>
+#include <cerrno>
+#include <cstring>
 #include <ctime>
 #include <mutex>
 
 #include <fmt/chrono.h>
-#include <nlohmann/json.hpp>
+
+#include "espalier/core/standard_streams.h"
+#include "espalier/core/text.h"
 
 namespace espalier::log {
 namespace {
 
+using Json = nlohmann::ordered_json;
+
 struct State {
   std::mutex mutex;
   Options options;
-  std::FILE* file = nullptr;
+  int file = -1;
   bool first_error_shown = false;
 };
 State& state() {
@@ -41,24 +47,40 @@ const char* name_of(Level level) {
   return "?";
 }
 
-std::string line_of(const State& s, Level level, std::string_view text) {
-  const std::time_t now = std::time(nullptr);
-  if (s.options.json) {
-    const nlohmann::ordered_json line{{"time", fmt::format("{:%FT%TZ}", fmt::gmtime(now))},
-                                      {"level", name_of(level)},
-                                      {"rank", s.options.rank},
-                                      {"text", text}};
-    return line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
-  }
-  std::string line = fmt::format("{:%T} ", fmt::localtime(now));
-  if (level != Level::info) line += fmt::format("{}: ", name_of(level));
-  if (s.options.rank != 0) line += fmt::format("[rank {}] ", s.options.rank);
-  return line.append(text) + "\n";
+/// Bytes that are no UTF-8, of a file name or a hostile file, become U+FFFD.
+std::string dumped(const Json& line) {
+  return line.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
-/// One write(2) per line, so that lines of several ranks never mix.
-void put(int descriptor, const std::string& line) {
-  [[maybe_unused]] const ssize_t written = ::write(descriptor, line.data(), line.size());
+std::string json_line(const State& s, Level level, std::string_view text, const Json& facts) {
+  Json line{{"time", fmt::format("{:%FT%TZ}", fmt::gmtime(std::time(nullptr)))},
+            {"level", name_of(level)},
+            {"rank", s.options.rank},
+            {"text", text}};
+  line.update(facts);
+  return dumped(line);
+}
+
+std::string line_of(const State& s, Level level, std::string_view text) {
+  if (s.options.json) return json_line(s, level, text, Json::object());
+  std::string line = fmt::format("{:%T} ", fmt::localtime(std::time(nullptr)));
+  if (level != Level::info) line += fmt::format("{}: ", name_of(level));
+  if (s.options.rank != 0) line += fmt::format("[rank {}] ", s.options.rank);
+  // Several problems in one message stand on a line each.
+  for (std::size_t begin = 0; begin <= text.size();) {
+    const std::size_t end = std::min(text.find('\n', begin), text.size());
+    line += (begin > 0 ? " / " : "") + one_line(text.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  return line + "\n";
+}
+
+/// One write(2) per line, so that lines of several ranks never mix. Where nobody reads, or nothing
+/// fits, the log has nobody to tell.
+void put(int descriptor, std::string_view line) { standard_streams::write_all(descriptor, line); }
+
+void put_into_file(const State& s, std::string_view line) {
+  if (s.file >= 0) put(s.file, line);
 }
 
 }  // namespace
@@ -66,10 +88,16 @@ void put(int descriptor, const std::string& line) {
 void configure(const Options& options) {
   State& s = state();
   const std::lock_guard lock(s.mutex);
-  if (s.file != nullptr) std::fclose(s.file);
+  if (s.file >= 0) ::close(s.file);
+  s.file = -1;
   s.options = options;
-  s.file = options.file.empty() ? nullptr : std::fopen(options.file.c_str(), "ae");
   threshold = options.level;
+  if (options.file.empty()) return;
+  s.file = ::open(options.file.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+  if (s.file >= 0) return;
+  put(STDERR_FILENO, line_of(s, Level::warning,
+                             fmt::format("no log is kept in {}: {}", options.file.string(),
+                                         std::strerror(errno))));
 }
 
 Options current() {
@@ -88,16 +116,24 @@ void write(Level level, std::string_view text) {
   const bool first_error = level == Level::error && !s.first_error_shown;
   if (s.options.rank == 0 || first_error) put(STDERR_FILENO, line);
   s.first_error_shown = s.first_error_shown || level == Level::error;
-  if (s.file != nullptr) {
-    std::fwrite(line.data(), 1, line.size(), s.file);
-    std::fflush(s.file);
-  }
+  put_into_file(s, line);
 }
 
-void flush() {
+void write(Level level, const Block& block, Stream stream) {
+  if (!enabled(level)) return;
   State& s = state();
   const std::lock_guard lock(s.mutex);
-  if (s.file != nullptr) std::fflush(s.file);
+  const std::string text =
+      s.options.json ? json_line(s, level, block.title, block.facts) : block.text;
+  const bool to_output = stream == Stream::standard_output && !s.options.json;
+  put(to_output ? STDOUT_FILENO : STDERR_FILENO, text);
+  put_into_file(s, text);
+}
+
+std::string json_line_without_time(Level level, std::string_view text) {
+  State& s = state();
+  const std::lock_guard lock(s.mutex);
+  return dumped({{"level", name_of(level)}, {"rank", s.options.rank}, {"text", text}});
 }
 
 }  // namespace espalier::log

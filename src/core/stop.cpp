@@ -5,6 +5,8 @@
 #include <csignal>
 #include <ctime>
 
+#include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstdint>
 
@@ -20,6 +22,10 @@ static_assert(std::atomic<std::int64_t>::is_always_lock_free &&
                   std::atomic<int>::is_always_lock_free,
               "the handler may only touch lock-free atomics");
 
+// What the third request says; filled before the handler is installed.
+std::array<char, 256> last_words;
+std::size_t last_words_size = 0;
+
 void on_signal(int) {
   timespec now{};
   clock_gettime(CLOCK_MONOTONIC, &now);  // async-signal-safe
@@ -27,14 +33,16 @@ void on_signal(int) {
   const std::int64_t before = last_milliseconds.exchange(milliseconds);
   if (milliseconds - before < 2000) return;
   if (count.fetch_add(1) + 1 < kImpatient) return;
-  constexpr char kText[] = "espalier: asked to stop three times: leaving at once; commits stand\n";
-  [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, kText, sizeof(kText) - 1);
+  [[maybe_unused]] const ssize_t written =
+      ::write(STDERR_FILENO, last_words.data(), last_words_size);
   ::_exit(static_cast<int>(ExitCode::stopped));
 }
 
 }  // namespace
 
-void install_handlers() {
+void install_handlers(std::string_view words) {
+  last_words_size = std::min(words.size(), last_words.size());
+  std::copy_n(words.begin(), last_words_size, last_words.begin());
   last_milliseconds = -1000000;
   struct sigaction action {};
   action.sa_handler = on_signal;

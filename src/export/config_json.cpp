@@ -5,6 +5,7 @@
 
 #include "espalier/core/error.h"
 #include "espalier/core/json.h"
+#include "espalier/core/text.h"
 #include "export_parts.h"
 
 namespace espalier {
@@ -74,9 +75,9 @@ Json base_config(const ModelConfig& dense, DType stored, std::string_view plan_d
 }
 
 std::string widths_text(const ModelConfig& dense, const LayerWidths& layer) {
-  return fmt::format("{} query heads, {} KV heads and {} channels (groups {})",
-                     layer.query_heads.size(), layer.kv_heads.size(), layer.channels.size(),
-                     list_text(layer.groups(dense)));
+  return fmt::format("{}, {} and {} (groups {})", counted(layer.query_heads.size(), "query head"),
+                     counted(layer.kv_heads.size(), "KV head"),
+                     counted(layer.channels.size(), "channel"), list_text(layer.groups(dense)));
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 
 #include "espalier/core/error.h"
 #include "espalier/core/log.h"
+#include "espalier/core/text.h"
 #include "espalier/store/hdf5_file.h"
 #include "export_parts.h"
 
@@ -40,10 +41,9 @@ void require_agreement(const std::filesystem::path& directory, const ModelConfig
     const auto channels = static_cast<std::int64_t>(widths.layers[i].channels.size());
     if (stated.groups == groups && stated.channels == channels) continue;
     throw Error(ExitCode::bad_content,
-                fmt::format("layer {}: config.json says groups {} and {} channels, {} says groups "
-                            "{} and {} channels",
-                            i, list_text(stated.groups), stated.channels, kPlanFile,
-                            list_text(groups), channels),
+                fmt::format("layer {}: config.json says groups {} and {}, {} says groups {} and {}",
+                            i, list_text(stated.groups), counted(stated.channels, "channel"),
+                            kPlanFile, list_text(groups), counted(channels, "channel")),
                 "an exact export states its widths twice and they must agree",
                 "Export again from the run.", directory.string());
   }

@@ -5,6 +5,7 @@
 #include <fmt/ranges.h>
 
 #include "espalier/core/error.h"
+#include "espalier/core/text.h"
 #include "espalier/model/tensor_ops.h"
 
 namespace espalier {
@@ -102,8 +103,8 @@ std::vector<std::string> check_checkpoint(const ModelConfig& config, const Weigh
       first_extra = name;
   }
   if (extra > 0)
-    notes.push_back(fmt::format("{} tensors of the checkpoint are not used (the first: {})", extra,
-                                first_extra));
+    notes.push_back(fmt::format("not used: {} of the checkpoint (the first: {})",
+                                counted(extra, "tensor"), first_extra));
   return notes;
 }
 

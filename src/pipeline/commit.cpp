@@ -4,6 +4,7 @@
 #include <charconv>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "espalier/core/error.h"
 #include "espalier/core/fault.h"
@@ -16,6 +17,8 @@ namespace {
 
 namespace fs = std::filesystem;
 constexpr const char* kManifest = "MANIFEST.json";
+constexpr const char* kDamaged =
+    "Restore the commit from a copy, or remove it: a run then continues after the one before.";
 
 std::span<const std::byte> bytes_of(const std::string& text) {
   return std::as_bytes(std::span(text.data(), text.size()));
@@ -32,12 +35,13 @@ std::string sealed(nlohmann::ordered_json manifest) {
 nlohmann::ordered_json unsealed(const std::string& text, const fs::path& path) {
   nlohmann::ordered_json manifest = parse_json(text, path.string());
   if (!manifest.is_object() || !manifest.contains("sha256") || !manifest["sha256"].is_string())
-    throw Error(ExitCode::bad_content, "the manifest has no hash of itself", {}, {}, path.string());
+    throw Error(ExitCode::bad_content, "the manifest has no hash of itself",
+                "one that espalier wrote has", kDamaged, path.string());
   const std::string hash = manifest["sha256"];
   manifest.erase("sha256");
   if (sha256_hex(std::string_view(manifest.dump())) != hash || sealed(manifest) != text)
-    throw Error(ExitCode::bad_content, "the manifest is damaged: its hash does not match", {}, {},
-                path.string());
+    throw Error(ExitCode::bad_content, "the manifest is damaged: its hash does not match", {},
+                kDamaged, path.string());
   return manifest;
 }
 
@@ -57,6 +61,10 @@ std::optional<std::int64_t> iteration_of(const std::string& name, CommitKind kin
   const auto result = std::from_chars(name.data() + 5, end, value);
   if (result.ec != std::errc() || result.ptr != end) return std::nullopt;
   return value;
+}
+
+std::string numbers_text(const std::vector<std::int64_t>& numbers) {
+  return numbers.empty() ? "none" : fmt::format("{}", fmt::join(numbers, ", "));
 }
 
 /// Out of sight first: a crash between the two steps leaves only what the next start sweeps.
@@ -117,8 +125,8 @@ Commit read_commit(const fs::path& directory) {
   const auto& files = commit.manifest.at("files");
   for (const auto& entry : fs::directory_iterator(directory))
     if (entry.path().filename() != kManifest && !files.contains(entry.path().filename().string()))
-      throw Error(ExitCode::bad_content, "a file that the manifest does not name", {}, {},
-                  entry.path().string());
+      throw Error(ExitCode::bad_content, "a file that the manifest does not name",
+                  "a commit holds nothing else", "Move the file elsewhere.", entry.path().string());
   for (const auto& [name, facts] : files.items()) {
     const fs::path path = directory / name;
     const std::string bytes = read_file(path);
@@ -126,9 +134,9 @@ Commit read_commit(const fs::path& directory) {
       throw Error(
           ExitCode::bad_content,
           fmt::format("{} bytes, the manifest says {}", bytes.size(), facts.at("bytes").dump()), {},
-          {}, path.string());
+          kDamaged, path.string());
     if (sha256_hex(std::string_view(bytes)) != facts.at("sha256").get<std::string>())
-      throw Error(ExitCode::bad_content, "the content does not match its hash", {}, {},
+      throw Error(ExitCode::bad_content, "the content does not match its hash", {}, kDamaged,
                   path.string());
     for (const CommitKind kind : {CommitKind::iteration, CommitKind::pass}) {
       if (name != state_name(kind)) continue;
@@ -138,7 +146,7 @@ Commit read_commit(const fs::path& directory) {
     }
   }
   if (commit.state.empty())
-    throw Error(ExitCode::bad_content, "the commit has neither state.h5 nor sums.h5", {}, {},
+    throw Error(ExitCode::bad_content, "the commit has neither state.h5 nor sums.h5", {}, kDamaged,
                 directory.string());
   commit.iteration = commit.manifest.at("iteration").get<std::int64_t>();
   for (const CommitKind kind : {CommitKind::iteration, CommitKind::pass}) {
@@ -147,7 +155,8 @@ Commit read_commit(const fs::path& directory) {
       throw Error(ExitCode::bad_content,
                   fmt::format("the directory of {} {} holds {} {}", word_of(kind), *named,
                               word_of(commit.kind), commit.iteration),
-                  {}, {}, directory.string());
+                  "somebody renamed or copied it", "Give it back its name, or remove it.",
+                  directory.string());
   }
   return commit;
 }
@@ -165,10 +174,11 @@ std::vector<std::int64_t> CommitStore::iterations(CommitKind kind) const {
 Commit CommitStore::read(std::int64_t iteration, CommitKind kind) const {
   const fs::path path = directory_ / directory_name(iteration, kind);
   if (!fs::exists(path))
-    throw Error(ExitCode::missing_input,
-                fmt::format("there is no commit of iteration {}", iteration),
-                "old commits are removed, see checkpoint.keep_last and keep_every", {},
-                directory_.string());
+    throw Error(
+        ExitCode::missing_input, fmt::format("there is no commit of iteration {}", iteration),
+        "old commits are removed, see checkpoint.keep_last and keep_every",
+        fmt::format("Name one of those that are there: {}.", numbers_text(iterations(kind))),
+        directory_.string());
   return read_commit(path);
 }
 

@@ -78,13 +78,16 @@ Origin origin_of_run(const fs::path& run, const fs::path& model) {
   const fs::path resolved = run / "config.resolved.yaml";
   if (!fs::exists(resolved))
     throw Error(ExitCode::missing_input, "this is neither a run directory nor a plan file",
-                "it has no config.resolved.yaml", {}, run.string());
+                "it has no config.resolved.yaml",
+                "Name the directory that was given to --run-dir, or a plan.h5 with --model.",
+                run.string());
   const RunConfig config = read_run_config(resolved, {}, ConfigUse::print);
   std::vector<std::string> rejected;
   const std::optional<Commit> commit = CommitStore(run / "ckpt").newest_valid(rejected);
   for (const std::string& line : rejected) log::warning("{}", line);
   if (!commit)
-    throw Error(ExitCode::missing_input, "the run has no valid commit to export", {},
+    throw Error(ExitCode::missing_input, "the run has no valid commit to export",
+                rejected.empty() ? "there is none yet" : "none of them verifies",
                 "Let it finish an iteration first.", run.string());
   Origin origin{open_source(model_of_run(config, model)), {}, {}};
   log::info("model as the run began: {}",
@@ -101,7 +104,7 @@ Origin origin_of_run(const fs::path& run, const fs::path& model) {
 
 Origin origin_of_plan(const fs::path& plan, const fs::path& model) {
   if (model.empty())
-    throw Error(ExitCode::usage, "a plan file without --model", {},
+    throw Error(ExitCode::usage, "a plan file without --model", "a plan names units, not weights",
                 "Name the checkpoint it belongs to with --model DIR.");
   Origin origin{open_source(model), {}, {}};
   origin.rules = prune_rules(origin.source.config, PruneConfig{});

@@ -10,6 +10,7 @@
 #include "espalier/core/error.h"
 #include "espalier/core/fault.h"
 #include "espalier/core/log.h"
+#include "espalier/core/text.h"
 #include "espalier/eval/perplexity.h"
 #include "espalier/model/tensor_ops.h"
 #include "espalier/pipeline/commit.h"
@@ -33,6 +34,33 @@ struct ChosenModel {
   std::optional<CausalLM> model;
 };
 
+/// Runs `work` on what an option names; its errors say which option, not the configuration's key.
+template <class Work>
+auto named_by(const char* option, const fs::path& value, const Work& work) {
+  try {
+    return work();
+  } catch (const Error& error) {
+    std::vector<Problem> problems = error.problems();
+    for (Problem& problem : problems)
+      problem.where = fmt::format("{} {}{}{}", option, value.string(),
+                                  problem.where.empty() ? "" : ": ", problem.where);
+    throw Error(std::move(problems));
+  }
+}
+
+Source source_of(const RunConfig& config, const ModelChoice& choice) {
+  if (choice.model.empty()) return open_source(config.model_path);
+  return named_by("--model", choice.model, [&] {
+    if (!fs::is_directory(choice.model))
+      throw Error(ExitCode::missing_input,
+                  fs::exists(choice.model) ? "the model is not a directory"
+                                           : "there is no such model directory",
+                  "config.json and safetensors files are read from it",
+                  "Name a Hugging Face model directory or an export with --model.");
+    return open_source(choice.model);
+  });
+}
+
 /// The plan of a run's commit, once the model is known to be the one that the run began with.
 PruningPlan plan_of_run(const ModelChoice& choice, const Source& source) {
   const CommitStore commits(choice.run_dir / "ckpt");
@@ -43,12 +71,19 @@ PruningPlan plan_of_run(const ModelChoice& choice, const Source& source) {
   else
     commit = commits.newest_valid(rejected);
   if (!commit)
-    throw Error(ExitCode::missing_input, "the run has no valid commit", {},
-                "Let it finish an iteration first; 'espalier verify' says what is damaged.",
-                choice.run_dir.string());
+    throw Error(ExitCode::missing_input, "the run has no valid commit",
+                rejected.empty() ? "there is none yet" : rejected.front(),
+                "Let it finish an iteration first; 'espalier verify' says what is damaged.");
   const std::string how = require_same_model(source, *commit, Thoroughness::facts);
   log::info("model    as the run began: {}", how);
   return read_plan(Hdf5Reader::from_image(commit->state, "state.h5"), "", source.config);
+}
+
+PruningPlan chosen_plan(const ModelChoice& choice, const Source& source) {
+  if (!choice.run_dir.empty())
+    return named_by("--run-dir", choice.run_dir, [&] { return plan_of_run(choice, source); });
+  return named_by("--plan", choice.plan,
+                  [&] { return read_plan(Hdf5Reader::open(choice.plan), "", source.config); });
 }
 
 ChosenModel open_model(CommRuntime& runtime, const ProcessGrid& grid, const RunConfig& config,
@@ -57,13 +92,11 @@ ChosenModel open_model(CommRuntime& runtime, const ProcessGrid& grid, const RunC
   ComputeOptions options;
   ModelWidths widths;
   together(grid.world(), "open", [&] {
-    Source source = open_source(choice.model.empty() ? config.model_path : choice.model);
+    Source source = source_of(config, choice);
     widths = source.widths;
     chosen.emplace(ChosenModel{std::move(source), config.prune.attention_unit, {}, 0, 0, {}});
     if (!choice.run_dir.empty() || !choice.plan.empty()) {
-      const PruningPlan plan =
-          choice.plan.empty() ? plan_of_run(choice, chosen->source)
-                              : read_plan(Hdf5Reader::open(choice.plan), "", chosen->source.config);
+      const PruningPlan plan = chosen_plan(choice, chosen->source);
       widths = widths_of(chosen->source.config, plan);
       chosen->unit = plan.attention_unit;
       chosen->plan_digest = plan.digest();
@@ -95,8 +128,8 @@ ChosenModel open_model(CommRuntime& runtime, const ProcessGrid& grid, const RunC
 
 void require_new(const fs::path& path) {
   if (!fs::exists(path)) return;
-  throw Error(ExitCode::cannot_create, "the output exists already", {},
-              "Choose another --out, or remove it.", path.string());
+  throw Error(ExitCode::cannot_create, "the output exists already", "nothing is overwritten",
+              "Name another file, or remove it.", path.string());
 }
 
 void write_bytes(const fs::path& path, const std::vector<std::byte>& bytes) {
@@ -162,10 +195,10 @@ void score_model(CommRuntime& runtime, const RunConfig& config, const ModelChoic
     write_bytes(out, file.finish());
   });
   const auto seconds = pass.seconds.at("calibrate");
-  log::info(
-      "scored {} attention units and {} channels on {} tokens in {:.2f} s ({:.0f} tokens/s): {}",
-      pass.table.attention.score.size(), pass.table.mlp.score.size(), pass.table.tokens, seconds,
-      static_cast<double>(pass.table.tokens) / seconds, out.string());
+  log::info("scored {} and {} on {} in {:.2f} s ({:.0f} tokens/s): {}",
+            counted(pass.table.attention.score.size(), "attention unit"),
+            counted(pass.table.mlp.score.size(), "channel"), counted(pass.table.tokens, "token"),
+            seconds, static_cast<double>(pass.table.tokens) / seconds, out.string());
 }
 
 nlohmann::ordered_json evaluate_model(CommRuntime& runtime, const RunConfig& config,

@@ -12,6 +12,7 @@
 #include "espalier/core/fault.h"
 #include "espalier/core/log.h"
 #include "espalier/core/stop.h"
+#include "espalier/core/text.h"
 #include "espalier/eval/perplexity.h"
 #include "espalier/export/export_model.h"
 #include "espalier/pipeline/exporting.h"
@@ -271,8 +272,8 @@ class PruningRun {
                    {{"pass", {{"micro_batches", pass.micro_batches}, {"tokens", pass.tokens}}}}};
     });
     if (grid_.is_root())
-      log::info("iteration {} paused after {} micro-batches of a pass over the data",
-                pass.iteration, pass.micro_batches);
+      log::info("iteration {} paused after {} of a pass over the data", pass.iteration,
+                counted(pass.micro_batches, "micro-batch", "micro-batches"));
   }
 
   Advance rank_units(const ScoreTable& scores, std::int64_t i) {

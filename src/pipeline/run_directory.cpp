@@ -16,6 +16,7 @@
 #include "espalier/core/error.h"
 #include "espalier/core/json.h"
 #include "espalier/core/log.h"
+#include "espalier/core/text.h"
 
 namespace espalier {
 namespace {
@@ -170,7 +171,7 @@ void RunDirectory::choose_start(ResumeMode mode, std::vector<std::string>& messa
   if (mode == ResumeMode::never && has_commits())
     throw Error(
         ExitCode::cannot_create,
-        fmt::format("the run directory holds {} commits{}", existing.size(),
+        fmt::format("the run directory holds {}{}", counted(existing.size(), "commit"),
                     commits_.iterations(CommitKind::pass).empty() ? "" : " and a paused pass"),
         "--resume=never starts only in a directory without commits",
         "Use --resume=auto to continue, or another --run-dir.", path_.string());
@@ -183,15 +184,14 @@ void RunDirectory::choose_start(ResumeMode mode, std::vector<std::string>& messa
     throw Error(
         ExitCode::missing_input,
         existing.empty() ? "there is no commit to resume from" : "no commit of this run is valid",
-        fmt::format("--resume=require; {} commits were found, {} rejected", existing.size(),
+        fmt::format("--resume=require; {} found, {} rejected", counted(existing.size(), "commit"),
                     rejected.size()),
         "Use --resume=auto to start at the beginning.", path_.string());
   if (!existing.empty())
     throw Error(
         ExitCode::missing_input, "no commit of this run is valid",
-        fmt::format(
-            "{} were found and none verifies; starting anew would throw them away in silence",
-            existing.size()),
+        fmt::format("{} found and none verifies; starting anew would throw them away in silence",
+                    counted(existing.size(), "commit")),
         "Look at 'espalier verify', or choose another --run-dir.", path_.string());
 }
 
@@ -279,44 +279,6 @@ std::vector<nlohmann::ordered_json> read_metrics(const fs::path& run_directory) 
   return rows;
 }
 
-StatusReport report_status(const fs::path& run_directory) {
-  const fs::path file = run_directory / "status.json";
-  if (!fs::exists(file))
-    throw Error(ExitCode::missing_input, "this is not a run directory", "it has no status.json", {},
-                run_directory.string());
-  StatusReport report;
-  report.status = read_json(file);
-  const bool alive = FileLock::is_held(run_directory / ".lock");
-  report.status["alive"] = alive;
-  const std::string state = report.status.value("state", "unknown");
-  const std::string at = fmt::format("iter {}/{}", report.status.value("iteration", 0),
-                                     report.status.value("iterations", 0));
-  const std::string commit = report.status.value("last_commit", "").empty()
-                                 ? "no commit yet"
-                                 : "last commit " + report.status.value("last_commit", "");
-  const nlohmann::ordered_json& code = report.status["exit_code"];
-  if (code.is_number()) {
-    report.exit_code = state == "finished" ? 0 : code.get<int>();
-    report.line = fmt::format("{} {} ({}), {}", state, code.get<int>(),
-                              report.status.value("reason", ""), commit);
-    if (state == "stopped" && !report.status.value("last_commit", "").empty())
-      report.line += fmt::format("; continue with: espalier resume {}", run_directory.string());
-    else if (state == "stopped")
-      report.line += "; start it again with the same command";
-  } else if (alive) {
-    report.line =
-        fmt::format("running {} phase {}, {}", at, report.status.value("phase", "?"), commit);
-    if (report.status["eta_seconds"].is_number())
-      report.line += fmt::format(", eta {:.0f} s", report.status["eta_seconds"].get<double>());
-  } else {
-    report.exit_code = static_cast<int>(ExitCode::peer_lost);
-    report.line = fmt::format("dead since {} (lock free), {} phase {}, {}",
-                              report.status.value("heartbeat", "?"), at,
-                              report.status.value("phase", "?"), commit);
-  }
-  return report;
-}
-
 void report_lone_failure(const fs::path& run_directory, int exit_code,
                          const std::string& reason) noexcept {
   try {
@@ -335,13 +297,6 @@ void report_lone_failure(const fs::path& run_directory, int exit_code,
     }
   } catch (const std::exception&) {
   }
-}
-
-void request_stop(const fs::path& run_directory) {
-  if (!fs::exists(run_directory / "owner.json"))
-    throw Error(ExitCode::missing_input, "this is not a run directory", "it has no owner.json", {},
-                run_directory.string());
-  replace_file(run_directory / "STOP", now_text() + "\n");
 }
 
 }  // namespace espalier

@@ -1,7 +1,7 @@
 #include "espalier/pipeline/run_report.h"
 
 #include <algorithm>
-#include <cstdio>
+#include <cmath>
 #include <map>
 
 #include <fmt/format.h>
@@ -10,6 +10,7 @@
 #include "espalier/core/error.h"
 #include "espalier/core/fault.h"
 #include "espalier/core/log.h"
+#include "espalier/core/text.h"
 #include "espalier/core/version.h"
 
 namespace espalier {
@@ -25,10 +26,18 @@ std::string count_text(std::int64_t n) {
   return fmt::format("{}", n);
 }
 
-const char* name_of(Measure measure) {
+/// What was removed has a minus, nothing has none.
+std::string removed(const nlohmann::ordered_json& row, const char* field) {
+  const std::string text = percent(row.at(field).get<double>());
+  return text == "0.0%" ? text : "-" + text;
+}
+
+}  // namespace
+
+const char* measure_text(Measure measure) {
   switch (measure) {
     case Measure::structures:
-      return "structures (heads and channels)";
+      return "structures";
     case Measure::parameters:
       return "decoder parameters";
     case Measure::total_parameters:
@@ -36,25 +45,6 @@ const char* name_of(Measure measure) {
   }
   return "?";
 }
-
-/// The run is done: a file that is gone by now must not fail it.
-std::string window_text(const NamedTokens& data, std::int64_t vocabulary) {
-  try {
-    return fmt::format(
-        "   (windows of {} tokens)",
-        TokenFile::open(data.tokens, vocabulary, Counting::loss_mask_if_present).sequence_tokens());
-  } catch (const Error&) {
-    return {};
-  }
-}
-
-std::string seconds_text(double seconds) {
-  if (seconds < 120) return fmt::format("{:.1f} s", seconds);
-  if (seconds < 7200) return fmt::format("{:.0f} min", seconds / 60);
-  return fmt::format("{:.1f} h", seconds / 3600);
-}
-
-}  // namespace
 
 nlohmann::ordered_json iteration_row(std::int64_t iteration, int attempt, const ModelConfig& config,
                                      const PruneRules& rules, const PruningPlan& plan) {
@@ -93,25 +83,26 @@ void print_start(const Source& source, const RunConfig& config, const PruneRules
   const ModelConfig& m = source.config;
   log::info("espalier {} ({})", version(), git_hash());
   if (fault::armed()) log::warning("fault injection is armed: {}", fault::specification());
-  log::info(
-      "model    {}: {}, {} layers, hidden {}, {} query / {} KV heads of {}, {} channels, "
-      "vocabulary {}, {} parameters",
-      source.reader.directory().string(), name_of(m.family), m.layers, m.hidden, m.heads,
-      m.kv_heads, m.head_dim, m.channels, m.vocabulary,
-      count_text(count_parameters(m, source.widths).total));
+  log::info("model    {}: {}, {}, hidden {}, {} query / {} of {}, {}, vocabulary {}, {} parameters",
+            source.reader.directory().string(), name_of(m.family), counted(m.layers, "layer"),
+            m.hidden, m.heads, counted(m.kv_heads, "KV head"), m.head_dim,
+            counted(m.channels, "channel"), m.vocabulary,
+            count_text(count_parameters(m, source.widths).total));
   for (const std::string& note : source.notes) log::info("note     {}", note);
   const auto kept = std::count(rules.protected_layer.begin(), rules.protected_layer.end(), true);
-  log::info("target   {:.1f}% of {} in {} iterations; {} layers protected",
-            100 * *config.prune.target, name_of(config.prune.measure), config.prune.iterations,
-            kept);
-  log::info("layout   {} ranks = tensor {} x data {}, {}, {}", grid.world().size(),
+  const bool structures = config.prune.measure == Measure::structures;
+  log::info("target   {} of {}{} in {}; {} protected", percent(*config.prune.target),
+            measure_text(config.prune.measure), structures ? " (heads and channels)" : "",
+            counted(config.prune.iterations, "iteration"), counted(kept, "layer"));
+  log::info("layout   {} = tensor {} x data {}, {}, {}", counted(grid.world().size(), "rank"),
             grid.tensor_size(), grid.data_size(), device_name(options),
             at::toString(options.dtype));
   for (const DomainConfig& domain : config.calibration.domains) {
     const TokenFile file =
         TokenFile::open(domain.tokens, m.vocabulary, counting_of(domain.objective));
-    log::info("domain   {}: {} sequences of up to {} tokens, weight {}, {}", domain.name,
-              domain.sequences.value_or(file.rows()), file.sequence_tokens(), domain.weight,
+    log::info("domain   {}: {} of up to {}, weight {}, {}", domain.name,
+              counted(domain.sequences.value_or(file.rows()), "sequence"),
+              counted(file.sequence_tokens(), "token"), domain.weight,
               domain.objective == Objective::sft ? "sft" : "causal_lm");
   }
   if (directory.start())
@@ -125,9 +116,10 @@ void print_start(const Source& source, const RunConfig& config, const PruneRules
 
 double print_iteration(const nlohmann::ordered_json& row, std::int64_t last, std::int64_t base) {
   const auto i = row.at("iteration").get<std::int64_t>();
-  std::string line = fmt::format("iter {}/{} structures -{:.1f}% parameters -{:.1f}%", i - base,
-                                 last - base, 100 * row.at("sparsity_structures").get<double>(),
-                                 100 * row.at("sparsity_total_parameters").get<double>());
+  std::string line =
+      fmt::format("iter {}/{} structures {} decoder {} all {}", i - base, last - base,
+                  removed(row, "sparsity_structures"), removed(row, "sparsity_parameters"),
+                  removed(row, "sparsity_total_parameters"));
   for (const auto& [name, loss] : row.at("loss").items())
     line += fmt::format(" loss[{}] {:.4f}", name, loss.get<double>());
   for (const auto& [name, value] : row.at("perplexity").items())
@@ -142,61 +134,118 @@ double print_iteration(const nlohmann::ordered_json& row, std::int64_t last, std
     line +=
         fmt::format(" {:.2f} s ({:.0f} tok/s) mem {:.2f} GiB eta {}", seconds,
                     (row.at("tokens").get<double>() - row.value("continued_tokens", 0.0)) / scoring,
-                    row.at("peak_bytes").get<double>() / 1073741824.0, seconds_text(eta));
+                    row.at("peak_bytes").get<double>() / 1073741824.0, duration(eta));
   }
   log::info("{}", line);
   return eta;
 }
+
+namespace {
+
+/// Perplexity of one evaluation at the first and the last state that was evaluated.
+/// Tokens of the file's windows. The run is done: a file that is gone by now must not fail it, and
+/// counts as 0.
+std::int64_t window_of(const NamedTokens& data, std::int64_t vocabulary) {
+  try {
+    return TokenFile::open(data.tokens, vocabulary, Counting::loss_mask_if_present)
+        .sequence_tokens();
+  } catch (const Error&) {
+    return 0;
+  }
+}
+
+struct BeforeAfter {
+  std::string name;
+  double before, after;
+  std::int64_t window;  // tokens
+};
+
+std::vector<BeforeAfter> perplexities(const std::vector<nlohmann::ordered_json>& rows,
+                                      const RunConfig& config, std::int64_t vocabulary) {
+  const nlohmann::ordered_json *first = nullptr, *last = nullptr;
+  for (const auto& row : rows) {
+    if (row.at("perplexity").empty()) continue;
+    if (first == nullptr) first = &row;
+    last = &row;
+  }
+  std::vector<BeforeAfter> result;
+  if (first == nullptr) return result;
+  for (const NamedTokens& data : config.evaluation.perplexity) {
+    const auto &before = first->at("perplexity"), &after = last->at("perplexity");
+    if (before.contains(data.name) && after.contains(data.name))
+      result.push_back({data.name, before.at(data.name).get<double>(),
+                        after.at(data.name).get<double>(), window_of(data, vocabulary)});
+  }
+  return result;
+}
+
+std::map<std::string, double> seconds_of_phases(const std::vector<nlohmann::ordered_json>& rows) {
+  std::map<std::string, double> phases;
+  for (const auto& row : rows)
+    for (const auto& [phase, value] : row.at("seconds").items())
+      phases[phase] += value.get<double>();
+  return phases;
+}
+
+/// Two decimals that `export --sparsity` accepts: rounded down.
+double exportable(double sparsity) { return std::floor(100 * sparsity + 1e-9) / 100; }
+
+std::string export_lines(const ExportConfig& target, const fs::path& out) {
+  return fmt::format(
+      "  export        {0}\n"
+      "  load it with  AutoModelForCausalLM.from_pretrained(\"{0}\"{1})\n",
+      out.string(), target.format == ExportFormat::exact ? ", trust_remote_code=True" : "");
+}
+
+}  // namespace
 
 void print_end(const Source& source, const RunConfig& config, const PruneRules& rules,
                const PruningPlan& plan, const RunDirectory& directory, double seconds) {
   const ParameterCount before = count_parameters(source.config, dense_widths(source.config));
   const ParameterCount after = count_parameters(source.config, widths_of(source.config, plan));
   const Sparsity sparsity = sparsity_of(source.config, rules, plan);
-  std::string text = fmt::format("\nDone in {}. Run directory: {}\n", seconds_text(seconds),
-                                 directory.path().string());
-  text += fmt::format(
-      "  removed       {:.1f}% of structures, {:.1f}% of decoder parameters, {:.1f}% of all "
-      "parameters\n",
-      100 * sparsity.structures, 100 * sparsity.parameters, 100 * sparsity.total_parameters);
-  text +=
+  const std::string path = directory.path().string();
+  log::Block block{
+      "done",
+      fmt::format("\nDone in {}. Run directory: {}\n", duration(seconds), path),
+      {{"run_dir", path},
+       {"seconds", seconds},
+       {"sparsity_structures", sparsity.structures},
+       {"sparsity_parameters", sparsity.parameters},
+       {"sparsity_total_parameters", sparsity.total_parameters},
+       {"parameters", {{"before", before.total}, {"after", after.total}}},
+       {"decoder_parameters", {{"before", before.decoder}, {"after", after.decoder}}}}};
+  block.text += fmt::format(
+      "  removed       {} of structures, {} of decoder parameters, {} of all parameters\n",
+      percent(sparsity.structures), percent(sparsity.parameters),
+      percent(sparsity.total_parameters));
+  block.text +=
       fmt::format("  parameters    {} -> {} (decoder layers {} -> {})\n", count_text(before.total),
                   count_text(after.total), count_text(before.decoder), count_text(after.decoder));
   const std::vector<nlohmann::ordered_json> rows = directory.metrics();
-  std::map<std::string, double> phases;
-  const nlohmann::ordered_json *first = nullptr, *last = nullptr;
-  for (const auto& row : rows) {
-    for (const auto& [phase, value] : row.at("seconds").items())
-      phases[phase] += value.get<double>();
-    if (row.at("perplexity").empty()) continue;
-    if (first == nullptr) first = &row;
-    last = &row;
+  for (const BeforeAfter& p : perplexities(rows, config, source.config.vocabulary)) {
+    const std::string windows =
+        p.window > 0 ? fmt::format("   (windows of {})", counted(p.window, "token")) : "";
+    block.text += fmt::format("  perplexity    {:<12} {:.3f} -> {:.3f}{}\n", p.name, p.before,
+                              p.after, windows);
+    block.facts["perplexity"][p.name] = {
+        {"before", p.before}, {"after", p.after}, {"window_tokens", p.window}};
   }
-  if (first != nullptr)
-    for (const NamedTokens& data : config.evaluation.perplexity) {
-      if (!first->at("perplexity").contains(data.name) ||
-          !last->at("perplexity").contains(data.name))
-        continue;
-      text += fmt::format("  perplexity    {:<12} {:.3f} -> {:.3f}{}\n", data.name,
-                          first->at("perplexity").at(data.name).get<double>(),
-                          last->at("perplexity").at(data.name).get<double>(),
-                          window_text(data, source.config.vocabulary));
-    }
-  text += "  seconds      ";
-  for (const auto& [phase, value] : phases) text += fmt::format(" {} {:.1f}", phase, value);
-  text += "\n";
+  block.text += "  seconds      ";
+  for (const auto& [phase, value] : seconds_of_phases(rows)) {
+    block.text += fmt::format(" {} {:.1f}", phase, value);
+    block.facts["seconds_in"][phase] = value;
+  }
+  block.text += "\n";
   for (const ExportConfig& target : config.exports) {
     const fs::path out = target.path.is_absolute() ? target.path : directory.path() / target.path;
-    text += fmt::format("  export        {}\n", out.string());
-    text += fmt::format("  load it with  AutoModelForCausalLM.from_pretrained(\"{}\"{})\n",
-                        out.string(),
-                        target.format == ExportFormat::exact ? ", trust_remote_code=True" : "");
+    block.text += export_lines(target, out);
+    block.facts["exports"].push_back(out.string());
   }
-  text += fmt::format(
-      "  smaller plans espalier export {} --sparsity X --out DIR   (any X up to {:.2f})\n",
-      directory.path().string(), sparsity.of(config.prune.measure));
-  std::fputs(text.c_str(), stdout);
-  std::fflush(stdout);
+  block.text += fmt::format(
+      "  smaller plans espalier export {} --sparsity X --out DIR   (any X up to {:.2f})\n", path,
+      exportable(sparsity.of(config.prune.measure)));
+  log::write(log::Level::info, block, log::Stream::standard_output);
 }
 
 }  // namespace espalier

@@ -8,6 +8,7 @@
 #include "espalier/calib/check_data.h"
 #include "espalier/core/error.h"
 #include "espalier/core/log.h"
+#include "espalier/core/text.h"
 #include "espalier/export/export_model.h"
 #include "espalier/model/memory.h"
 #include "espalier/model/tensor_ops.h"
@@ -64,8 +65,8 @@ ComputeOptions compute_options(const RunConfig& config, const Source& source,
   if (available && config.device != DeviceChoice::cpu) {
     const auto devices = static_cast<int>(at::getNumGPUs());
     if (runtime.node_size() > devices && runtime.node_rank() == 0)
-      log::warning("{} ranks share {} GPUs on this node; one rank per GPU is meant",
-                   runtime.node_size(), devices);
+      log::warning("{} share {} on this node; one rank per GPU is meant",
+                   counted(runtime.node_size(), "rank"), counted(devices, "GPU"));
     options.device =
         at::Device(at::kCUDA, static_cast<at::DeviceIndex>(runtime.node_rank() % devices));
   }

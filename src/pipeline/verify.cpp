@@ -5,6 +5,7 @@
 
 #include "espalier/core/error.h"
 #include "espalier/core/json.h"
+#include "espalier/core/text.h"
 #include "espalier/model/tensor_ops.h"
 #include "espalier/pipeline/commit.h"
 #include "espalier/pipeline/run_directory.h"
@@ -17,6 +18,9 @@ namespace {
 
 namespace fs = std::filesystem;
 
+constexpr const char* kDamaged =
+    "Restore the commit from a copy, or remove it: a run then continues after the one before.";
+
 std::string check_pass(const Commit& commit, const fs::path& path) {
   const PausedPass pass =
       read_sums(Hdf5Reader::from_image(commit.state, (path / "sums.h5").string()));
@@ -24,16 +28,18 @@ std::string check_pass(const Commit& commit, const fs::path& path) {
     throw Error(ExitCode::bad_content,
                 fmt::format("the sums are of iteration {}, the manifest of {}", pass.iteration,
                             commit.iteration),
-                {}, {}, path.string());
-  return fmt::format("{}: sums after {} micro-batches, {} tokens", path.filename().string(),
-                     pass.micro_batches, pass.tokens);
+                "both are written together", kDamaged, path.string());
+  return fmt::format("{}: sums after {}, {}", path.filename().string(),
+                     counted(pass.micro_batches, "micro-batch", "micro-batches"),
+                     counted(pass.tokens, "token"));
 }
 
 RunConfig config_of_run(const fs::path& run) {
   const fs::path resolved = run / "config.resolved.yaml";
   if (!fs::exists(resolved))
     throw Error(ExitCode::missing_input, "the run's config.resolved.yaml is missing",
-                "it names the model", {}, run.string());
+                "it names the model",
+                "Verify a commit inside its run directory, or put the file back.", run.string());
   return read_run_config(resolved, {}, ConfigUse::print);
 }
 
@@ -46,14 +52,15 @@ std::string check_commit(const fs::path& path, const ModelConfig& config) {
     throw Error(ExitCode::bad_content,
                 fmt::format("the plan is of iteration {}, the manifest of {}", plan.iteration,
                             commit.iteration),
-                {}, {}, path.string());
+                "both are written together", kDamaged, path.string());
   if (commit.manifest.at("plan_digest").get<std::string>() != plan.digest())
-    throw Error(ExitCode::bad_content, "the manifest names another plan digest", {}, {},
-                path.string());
+    throw Error(ExitCode::bad_content, "the manifest names another plan digest",
+                "both are written together", kDamaged, path.string());
   const ScoreTable scores = read_scores(file, "");
   require_scores_of(plan, scores);
-  return fmt::format("{}: {} units removed, {} scores, digest {}", path.filename().string(),
-                     plan.removed(), scores.attention.score.size() + scores.mlp.score.size(),
+  return fmt::format("{}: {} removed, {}, digest {}", path.filename().string(),
+                     counted(plan.removed(), "unit"),
+                     counted(scores.attention.score.size() + scores.mlp.score.size(), "score"),
                      plan.digest().substr(0, 16));
 }
 
@@ -63,7 +70,8 @@ void collect(Problems& problems, const std::function<void()>& work) {
   } catch (const Error& error) {
     for (const Problem& problem : error.problems()) problems.add(problem);
   } catch (const nlohmann::json::exception& error) {
-    problems.add(ExitCode::bad_content, error.what());
+    problems.add(ExitCode::bad_content, "a manifest or metrics.jsonl is incomplete", error.what(),
+                 kDamaged);
   }
 }
 
@@ -111,7 +119,8 @@ Verification verify_run(const fs::path& path, bool deep) {
       const auto i = row.at("iteration").get<std::int64_t>();
       if (i <= before)
         throw Error(ExitCode::bad_content,
-                    fmt::format("metrics.jsonl: iteration {} follows {}", i, before));
+                    fmt::format("metrics.jsonl: iteration {} follows {}", i, before),
+                    "each iteration has one line", "Remove the line that is there twice.");
       before = i;
     }
     result.checked.push_back(fmt::format("metrics.jsonl: up to iteration {}", before));
@@ -128,16 +137,19 @@ void check_export_hashes(const fs::path& path, Verification& result) {
   Problems problems;
   for (const auto& [name, hash] : provenance.at("files").items()) {
     if (!fs::exists(path / name))
-      problems.add(ExitCode::bad_content, "the file is missing", "provenance.json names it", {},
-                   (path / name).string());
+      problems.add(ExitCode::bad_content, "the file is missing", "provenance.json names it",
+                   "Export the model again, or put the file back.", (path / name).string());
     else if (sha256_of_file(path / name) != hash.get<std::string>())
       problems.add(ExitCode::bad_content, "the content does not match its hash in provenance.json",
-                   {}, {}, (path / name).string());
+                   "the file changed since the export", "Export the model again.",
+                   (path / name).string());
   }
   problems.throw_if_any();
   result.kind = "exported model";
   result.checked.push_back(
-      fmt::format("{} files match their hashes", provenance.at("files").size()));
+      provenance.at("files").size() == 1
+          ? "1 file matches its hash"
+          : fmt::format("{} files match their hashes", provenance.at("files").size()));
 }
 
 void check_weights(const Source& source, Verification& result) {
@@ -152,9 +164,11 @@ void check_weights(const Source& source, Verification& result) {
     if (!all_finite(t))
       problems.add(
           ExitCode::bad_content,
-          fmt::format("{} values of tensor '{}' are NaN or infinite",
-                      at::logical_not(at::isfinite(t)).sum().item<std::int64_t>(), spec.name),
-          {}, {}, source.reader.directory().string());
+          fmt::format("NaN or infinity in tensor '{}' ({} of {})", spec.name,
+                      counted(at::logical_not(at::isfinite(t)).sum().item<std::int64_t>(), "value"),
+                      t.numel()),
+          "a model of such weights computes nothing", "Take the checkpoint from its origin again.",
+          source.reader.directory().string());
   }
   problems.throw_if_any();
   result.checked.emplace_back("every weight is finite");
@@ -165,9 +179,10 @@ Verification verify_model(const fs::path& path, bool deep) {
   check_export_hashes(path, result);
   const Source source = open_source(path);
   result.warnings = source.notes;
-  result.checked.push_back(fmt::format(
-      "{} tensors in {} files have the names, shapes and dtypes that config.json promises",
-      source.reader.tensors().size(), source.reader.files().size()));
+  result.checked.push_back(
+      fmt::format("names, shapes and dtypes of {} in {} are those that config.json promises",
+                  counted(source.reader.tensors().size(), "tensor"),
+                  counted(source.reader.files().size(), "file")));
   if (source.plan)
     result.checked.push_back("espalier_plan.h5 agrees with config.json, digest " +
                              source.plan->digest().substr(0, 16));
@@ -179,8 +194,8 @@ Verification verify_model(const fs::path& path, bool deep) {
 
 Verification verify_path(const fs::path& path, bool deep) {
   if (!fs::exists(path))
-    throw Error(ExitCode::missing_input, "there is no such file or directory", {}, {},
-                path.string());
+    throw Error(ExitCode::missing_input, "there is no such file or directory", {},
+                "Name a run directory, a commit or a model directory.", path.string());
   if (fs::exists(path / "config.resolved.yaml")) return verify_run(path, deep);
   if (fs::exists(path / "MANIFEST.json")) {
     const fs::path run = fs::absolute(path).lexically_normal().parent_path().parent_path();
@@ -190,8 +205,8 @@ Verification verify_path(const fs::path& path, bool deep) {
   if (fs::exists(path / "config.json")) return verify_model(path, deep);
   throw Error(
       ExitCode::missing_input, "there is nothing here that can be verified",
-      "no config.resolved.yaml (run directory), MANIFEST.json (commit) or config.json (model)", {},
-      path.string());
+      "no config.resolved.yaml (run directory), MANIFEST.json (commit) or config.json (model)",
+      "Name a run directory, a commit or a model directory.", path.string());
 }
 
 }  // namespace espalier

@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include "espalier/core/error.h"
+#include "espalier/core/text.h"
 #include "espalier/prune/plan.h"
 #include "ledger.h"
 #include "selection.h"
@@ -133,12 +134,13 @@ Advance advance(const ModelConfig& config, const PruningPlan& plan, const ScoreT
   const Selection selection =
       select(config, rules, plan.attention_unit, candidates, ledger, target);
   if (selection.missing > 0)
-    throw Error(ExitCode::config,
-                fmt::format("the target {} of iteration {} cannot be reached: {} units are missing",
-                            target, iteration, selection.missing),
-                fmt::format("{} units may be ranked; min_heads is {}, min_channels is {}",
-                            candidates.size(), rules.min_heads, rules.min_channels),
-                "lower prune.target or protect less");
+    throw Error(
+        ExitCode::config,
+        fmt::format("the target {} of iteration {} cannot be reached: {} too few", target,
+                    iteration, counted(selection.missing, "unit")),
+        fmt::format("{} to choose from; min_heads is {}, min_channels is {}",
+                    counted(candidates.size(), "unit"), rules.min_heads, rules.min_channels),
+        "Lower prune.target or protect less.");
   Advance result;
   result.plan = plan;
   result.margin_at_cut = selection.margin;

@@ -6,6 +6,7 @@
 
 #include "budget.h"
 #include "espalier/core/error.h"
+#include "espalier/core/text.h"
 #include "espalier/prune/plan.h"
 #include "espalier/prune/plan_scores.h"
 
@@ -95,7 +96,7 @@ void OrderCheck::add_unit(const Place& where, std::int32_t removed_at, std::int6
   const auto removed = static_cast<std::int64_t>(removed_at_by_place_.size());
   if (place < -1 || place >= removed)
     refuse(where.text(), fmt::format("order is {}", place),
-           fmt::format("{} units were removed", removed));
+           fmt::format("the plan removes {}", counted(removed, "unit")));
   if ((removed_at == -1) != (place == -1))
     refuse(where.text(), fmt::format("removed_at is {} and order is {}", removed_at, place),
            "both are -1 for a kept unit and neither for a removed one");

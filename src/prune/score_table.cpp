@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include "espalier/core/error.h"
+#include "espalier/core/text.h"
 
 namespace espalier {
 namespace {
@@ -75,7 +76,7 @@ ScoreList read_list(const Hdf5Reader& file, const std::string& group, std::size_
   ScoreList list;
   Array<double> scores = file.read_f64(group + "/score");
   if (scores.shape.size() != 1)
-    refuse(group + "/score", fmt::format("it has {} dimensions", scores.shape.size()),
+    refuse(group + "/score", fmt::format("it has {}", counted(scores.shape.size(), "dimension")),
            "one is needed");
   const std::int64_t n = scores.shape[0];
   require_finite(group + "/score", scores.values);

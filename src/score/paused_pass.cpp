@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include "espalier/core/error.h"
+#include "espalier/core/text.h"
 
 namespace espalier {
 namespace {
@@ -23,16 +24,18 @@ void write_rows(Hdf5Writer& file, const std::string& path,
 
 [[noreturn]] void refuse(const std::string& where, std::string what) {
   throw Error(ExitCode::bad_content, std::move(what), "the file is not what a paused run writes",
-              {}, where);
+              "Remove its directory in ckpt/: the iteration is then done from its beginning.",
+              where);
 }
 
 /// Rows without units need no bytes of the file, so their number says nothing about its size.
 std::vector<std::vector<double>> read_rows(const Hdf5Reader& file, const std::string& path,
                                            std::size_t domains) {
   const Array<double> flat = file.read_f64(path);
-  if (flat.shape.size() != 2) refuse(path, fmt::format("{} dimensions", flat.shape.size()));
+  if (flat.shape.size() != 2) refuse(path, counted(flat.shape.size(), "dimension"));
   if (static_cast<std::uint64_t>(flat.shape[0]) > domains)
-    refuse(path, fmt::format("{} rows of sums of {} domains", flat.shape[0], domains));
+    refuse(path, fmt::format("{} of sums of {}", counted(flat.shape[0], "row"),
+                             counted(domains, "domain")));
   for (const double value : flat.values)
     if (!std::isfinite(value)) refuse(path, fmt::format("a sum is {}", value));
   std::vector<std::vector<double>> rows;

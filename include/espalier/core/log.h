@@ -5,7 +5,11 @@
 #include <string_view>
 
 #include <fmt/format.h>
+#include <nlohmann/json.hpp>
 
+/// Lines for the person or program that watches: on stderr of rank 0 and in a file. As text or as
+/// one JSON object per line; then nothing else goes to stderr. A stderr that nobody reads any more,
+/// or that takes nothing, is no error: the file goes on.
 namespace espalier::log {
 
 enum class Level { debug, info, warning, error, off };
@@ -17,14 +21,29 @@ struct Options {
   int rank = 0;       ///< only rank 0 writes to stderr; a rank's first error always goes there
   std::filesystem::path file;  ///< every line also goes here; empty = nowhere
 };
+/// A file that cannot be opened is told by one warning; the log goes on without it.
 void configure(const Options& options);
 /// The options in force, to change one of them.
 Options current();
 
 void write(Level level, std::string_view text);
 bool enabled(Level level);
-/// Hands everything to the operating system.
-void flush();
+
+/// A block of several lines for readers of text, which gets no time and no rank, and what it says
+/// as members of one JSON line (beside time, level, rank and text) for programs.
+struct Block {
+  std::string title;  ///< the JSON line's text
+  std::string text;   ///< ends with a newline
+  nlohmann::ordered_json facts = nlohmann::ordered_json::object();
+};
+enum class Stream { standard_error, standard_output };
+/// Writes the block as it is on the stream, or its JSON line on stderr; either also into the file.
+/// From whichever rank calls it.
+void write(Level level, const Block& block, Stream stream = Stream::standard_error);
+
+/// The JSON line of a text in this process's form, without its time (for a signal handler, which
+/// cannot ask for it).
+std::string json_line_without_time(Level level, std::string_view text);
 
 template <class... A>
 void debug(fmt::format_string<A...> format, A&&... a) {

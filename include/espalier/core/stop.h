@@ -1,6 +1,7 @@
 #pragma once
 
 #include <exception>
+#include <string_view>
 
 /// Requests to stop, as signals set them. Handlers only count; action is taken between
 /// micro-batches after the ranks agreed. Signals closer than two seconds count once, since some
@@ -9,7 +10,8 @@
 namespace espalier::stop {
 
 /// Installs the SIGUSR1 handler (and ignores SIGXFSZ, so that a file-size limit is an error code).
-void install_handlers();
+/// `last_words` is the line that the third request leaves on stderr, at most 256 bytes of it.
+void install_handlers(std::string_view last_words);
 /// 0 = go on; more = finish the micro-batch, commit what can be continued, stop.
 int requests();
 /// Counts one request from inside the process (STOP file, time limit).

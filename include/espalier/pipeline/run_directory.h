@@ -105,13 +105,16 @@ class RunDirectory {
 /// Lines of metrics.jsonl of a run directory in order; none when there is no such file.
 std::vector<nlohmann::ordered_json> read_metrics(const std::filesystem::path& run_directory);
 
-/// What `espalier status` says of a directory: "finished", "stopped", "dead since ...", "running
-/// iter 3/10 ...".
+/// What `espalier status` says of a run directory.
 struct StatusReport {
   nlohmann::ordered_json status;  ///< status.json with `alive` added
-  std::string line;
-  int exit_code = 0;  ///< 0 running or finished, 75 stopped, else the run's code
+  std::string line;    ///< "running iter 3/10 ...", "finished: ...", "dead since ...", one line
+  int exit_code = 0;   ///< 0 running or finished, 75 stopped, 76 dead, else the run's code
+  bool ended = false;  ///< nobody works in the directory any more
 };
+/// Looks at status.json, owner.json and the lock; a run that has the lock and has not written its
+/// status yet is `starting`. Throws missing_input when it is no run directory, bad_content when
+/// status.json is damaged.
 StatusReport report_status(const std::filesystem::path& run_directory);
 
 /// Writes into status.json that the run there failed, on behalf of a rank without a RunDirectory
@@ -119,8 +122,9 @@ StatusReport report_status(const std::filesystem::path& run_directory);
 void report_lone_failure(const std::filesystem::path& run_directory, int exit_code,
                          const std::string& reason) noexcept;
 
-/// Asks the run in that directory to commit and stop. Throws missing_input when it is no run
-/// directory.
+/// Asks the run in that directory to commit and stop; one that is just starting is waited for, up
+/// to 5 s. Throws missing_input, and leaves no file, when it is no run directory or nobody works
+/// there: it finished, failed, was stopped or died.
 void request_stop(const std::filesystem::path& run_directory);
 
 }  // namespace espalier

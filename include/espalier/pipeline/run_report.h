@@ -23,8 +23,11 @@ void print_start(const Source& source, const RunConfig& config, const PruneRules
 double print_iteration(const nlohmann::ordered_json& row, std::int64_t last_iteration,
                        std::int64_t base_iteration);
 
-/// What was done: parameters and perplexities before and after, seconds per phase, where the
-/// exports are and how to load them.
+/// "structures", "decoder parameters" or "all parameters".
+const char* measure_text(Measure measure);
+
+/// What was done, on standard output or as a line of the JSON log: parameters and perplexities
+/// before and after, seconds per phase, where the exports are and how to load them.
 void print_end(const Source& source, const RunConfig& config, const PruneRules& rules,
                const PruningPlan& plan, const RunDirectory& directory, double seconds);
 

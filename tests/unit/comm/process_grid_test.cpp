@@ -45,7 +45,7 @@ TEST(ProcessGrid, UnsuitableCountsNameThoseThatWork) {
   switch (testing::world().size()) {
     case 1:
       EXPECT_EQ(refusal(3),
-                "parallel.tensor = 3 with 1 ranks (ranks must be a multiple of tensor). "
+                "parallel.tensor = 3 with 1 rank (ranks must be a multiple of tensor). "
                 "Use --tensor 1, or start 3 ranks");
       break;
     case 4:

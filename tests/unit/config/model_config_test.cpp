@@ -321,7 +321,8 @@ const std::vector<Refused> kRefusedRows{
     {"mistral", R"({"sliding_window": 0})",
      "sliding_window = 0 (an integer from 1 to 2147483648 is needed)"},
     {"qwen2", R"({"layer_types": ["full_attention"]})",
-     "layer_types = [\"full_attention\"] (a list of num_hidden_layers = 4 entries is needed)"},
+     "layer_types = [\"full_attention\"] (a list with an entry for each of num_hidden_layers = 4 "
+     "is needed)"},
     {"qwen2",
      R"({"layer_types": ["full_attention", "full_attention", "full_attention", "linear"]})",
      "layer_types[3] = \"linear\" (layer types that work: full_attention, sliding_attention)"},
@@ -371,9 +372,8 @@ TEST(ModelConfig, ListsEveryProblemAtOnce) {
 
 TEST(ModelConfig, RefusesWhatIsNoObject) {
   EXPECT_EQ(message_of("[]"),
-            "config.json: no JSON object (config.json holds one object). Point model.path at a "
-            "Hugging Face "
-            "model directory.");
+            "config.json: no JSON object (config.json holds one object). Name a Hugging Face model "
+            "directory (config.json and safetensors files).");
   EXPECT_NE(message_of("{\"a\": 1, \"a\": 2}").find("duplicate key 'a'"), std::string::npos);
   EXPECT_NE(message_of(std::string(100000, '[')).find("nesting"), std::string::npos);
 }
@@ -391,7 +391,7 @@ TEST(ModelConfig, ReadsADirectory) {
   } catch (const Error& e) {
     EXPECT_EQ(e.code(), ExitCode::missing_input);
     EXPECT_NE(
-        std::string(e.what()).find("config.json' (No such file or directory). Point model.path"),
+        std::string(e.what()).find("config.json' (No such file or directory). Name a Hugging"),
         std::string::npos)
         << e.what();
   }

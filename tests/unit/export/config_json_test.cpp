@@ -162,7 +162,7 @@ TEST(RequireUniform, NamesTheLayerTheReasonAndTheFormThatWorks) {
       // 4 query heads on 2 KV heads by count, but not evenly: would load and compute nonsense.
       {1, {0, 1, 2, 4}, {0, 1, 2, 3, 4}, "cannot hold layer 1: its KV heads have groups [2, 1, 1]"},
       {1, {0, 2, 3}, {0, 1, 2, 3, 4}, "cannot hold layer 1: its KV heads have groups [1, 2]"},
-      {3, {0, 1}, {0, 1, 2, 3, 4}, "layer 3: it keeps 2 query heads, 1 KV heads and 5 channels"},
+      {3, {0, 1}, {0, 1, 2, 3, 4}, "layer 3: it keeps 2 query heads, 1 KV head and 5 channels"},
       {3,
        {0, 1, 2, 3},
        {0, 1, 2, 3},
