@@ -142,7 +142,6 @@ double print_iteration(const nlohmann::ordered_json& row, std::int64_t last, std
 
 namespace {
 
-/// Perplexity of one evaluation at the first and the last state that was evaluated.
 /// Tokens of the file's windows. The run is done: a file that is gone by now must not fail it, and
 /// counts as 0.
 std::int64_t window_of(const NamedTokens& data, std::int64_t vocabulary) {
@@ -154,6 +153,7 @@ std::int64_t window_of(const NamedTokens& data, std::int64_t vocabulary) {
   }
 }
 
+/// Perplexity of one evaluation at the first and the last state that was evaluated.
 struct BeforeAfter {
   std::string name;
   double before, after;
