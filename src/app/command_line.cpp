@@ -128,7 +128,9 @@ void define_local(CLI::App& app, CommandOptions& o,
                    "exact: widths per layer (remote code); uniform: one width, stock classes")
       ->check(CLI::IsMember({"exact", "uniform"}))
       ->capture_default_str();
-  exported->add_option("--sparsity", o.sparsity, "Largest plan not above this, in --measure");
+  exported->add_option(
+      "--sparsity", o.sparsity,
+      "Largest plan not above this, in --measure; not below what the run's source had lost");
   exported->add_option("--measure", o.measure, "Default: the run's own prune.measure")
       ->check(CLI::IsMember({"structures", "parameters", "total_parameters"}));
   commands.emplace_back(exported, command_export);

@@ -1,6 +1,7 @@
 #include "espalier/pipeline/run_report.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <map>
 
@@ -173,15 +174,20 @@ void print_end(const Source& source, const RunConfig& config, const PruneRules& 
   for (const auto& [phase, value] : phases) text += fmt::format(" {} {:.1f}", phase, value);
   text += "\n";
   for (const ExportConfig& target : config.exports) {
-    const fs::path out = target.path.is_absolute() ? target.path : directory.path() / target.path;
+    const fs::path out = directory.place_of(target);
     text += fmt::format("  export        {}\n", out.string());
     text += fmt::format("  load it with  AutoModelForCausalLM.from_pretrained(\"{}\"{})\n",
                         out.string(),
                         target.format == ExportFormat::exact ? ", trust_remote_code=True" : "");
   }
+  // Rounded to what can be had.
+  const double low = source.plan ? reached_target(source.config, rules, *source.plan) : 0;
+  const double high = reached_target(source.config, rules, plan);
   text += fmt::format(
-      "  smaller plans espalier export {} --sparsity X --out DIR   (any X up to {:.2f})\n",
-      directory.path().string(), sparsity.of(config.prune.measure));
+      "  smaller plans espalier export {} --sparsity X --out DIR   (any X {}up to {:.4f})\n",
+      directory.path().string(),
+      low > 0 ? fmt::format("from {:.4f} ", std::ceil(low * 1e4) / 1e4) : "",
+      std::floor(high * 1e4) / 1e4);
   std::fputs(text.c_str(), stdout);
   std::fflush(stdout);
 }
