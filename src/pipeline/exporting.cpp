@@ -240,7 +240,7 @@ Standing standing_at(const fs::path& out, const RunDirectory& run, ExportFormat 
 void add_refusal(Problems& problems, const fs::path& out, const std::string& why) {
   problems.add(ExitCode::cannot_create, "the place of an export is taken", why,
                "Remove it or move it away and give the same command again, or name another path "
-               "(--set export=... --allow-change export).",
+               "under export.",
                out.string());
 }
 

@@ -83,8 +83,7 @@ class Commits(Base):
             flip(run_dir / f"ckpt/iter-00000{number}/state.h5")
         arguments = ["run", self.config, "--run-dir", run_dir, "--set", "checkpoint.keep_last=1"]
         for number in (2, 3):
-            killed = run(*arguments, extra={"ESPALIER_FAULT": f"point=evaluate.enter;iter={number};action=kill9|"
-                                                              f"point=forward.enter;iter={number + 1};action=kill9"})
+            killed = run(*arguments, extra={"ESPALIER_FAULT": f"point=forward.enter;iter={number + 1};action=kill9"})
             self.assertEqual(killed.code, 137, killed)
             self.assertIn(f"iter-00000{number}", self.names(run_dir / "ckpt"))
             self.succeeds("verify", run_dir / "ckpt" / f"iter-00000{number}")
@@ -102,8 +101,8 @@ class Commits(Base):
         self.succeeds("run", self.config, "--run-dir", run_dir)
         self.assertEqual(
             self.names(ckpt),
-            ["LATEST", "iter-000001", "iter-000002", "iter-000003", "iter-0000007", "iter-000004", "iter-1", "iter-abc",
-             "rejected-iter-000009-0", "rejected-iter-999999999999-0"],
+            sorted(["LATEST", "iter-000001", "iter-000002", "iter-000003", "iter-0000007", "iter-000004", "iter-1",
+                    "iter-abc", "rejected-iter-000009-0", "rejected-iter-999999999999-0"]),
         )
 
 
@@ -321,11 +320,11 @@ class OnAnExport(Base):
         return float(low), float(high)
 
     def test_the_schedule_begins_at_the_source(self):
-        for number, (shape, expected) in enumerate((
+        for shape, expected in (
             ("linear", (0.3, 0.4, 0.5, 0.6)), ("gisp", (0.2, 1 / 3, 7 / 15, 0.6)),
             ("cosine", (0.2 + 0.2 * (1 - np.sqrt(0.5)), 0.4, 0.2 + 0.2 * (1 + np.sqrt(0.5)), 0.6)),
             ("geometric", tuple(1 - 0.8 * 0.5 ** (i / 4) for i in (1, 2, 3, 4))),
-        )):
+        ):
             with self.subTest(shape):
                 export, _ = self.source(target=23 / UNITS, iterations=2)
                 start = 23 / UNITS
