@@ -364,7 +364,7 @@ class OnAnExport(Base):
             ("global_by_kind", "structures", "kv_group"), ("global_by_kind", "parameters", "query_head"),
         )):
             with self.subTest(ranking=ranking, measure=measure, unit=unit):
-                rules = {"ranking": ranking, "measure": measure, "attention_unit": unit}
+                rules = {"ranking": ranking, "measure": measure, "attention_unit": unit, "protect": {"last_layers": 0}}
                 export, row = self.source(**rules, target=0.25, iterations=2)
                 run_dir = self.folder / f"part{number}"
                 self.succeeds("run", self.on(export, **rules, target=0.5, iterations=2), "--run-dir", run_dir)
