@@ -182,7 +182,8 @@ void define_reading(CLI::App& app, CommandOptions& o, Commands& commands) {
       ->capture_default_str();
   exported
       ->add_option("--sparsity", o.sparsity,
-                   "Largest plan not above this, in --measure (default: all that the run removed)")
+                   "Largest plan not above this, in --measure (default: all that the run removed); "
+                   "not below what the run's source had lost")
       ->transform(real_number(kRatio))
       ->type_name("RATIO");
   exported->add_option("--measure", o.measure, "Of --sparsity (default: the run's prune.measure)")

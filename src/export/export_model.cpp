@@ -122,7 +122,7 @@ ExportReport export_model(ExportFormat format, const CheckpointReader& source,
                           const ModelWidths& kept, const ExportOptions& options) {
   ExportReport report;
   const Preparation prepared = prepare(format, source, dense, held, kept, options, report);
-  StagingDirectory staging(options.out);
+  StagingDirectory staging(options.out, options.replace);
   report.directory = staging.destination();
   require_free_space(staging.path(), bytes_needed(source, prepared, report));
   report.sha256 = export_detail::write_weights(source, prepared.jobs, staging.path(),

@@ -23,8 +23,8 @@ inline constexpr const char* kConfigFile = "config.json";
 /// by one rename, removed when it was not published.
 class StagingDirectory {
  public:
-  /// Throws Error(cannot_create) when `out` exists.
-  explicit StagingDirectory(const std::filesystem::path& out);
+  /// Throws Error(cannot_create) when `out` exists, unless it is to be replaced.
+  StagingDirectory(const std::filesystem::path& out, bool replace);
   ~StagingDirectory();
   StagingDirectory(const StagingDirectory&) = delete;
   StagingDirectory& operator=(const StagingDirectory&) = delete;
@@ -34,10 +34,14 @@ class StagingDirectory {
   const std::filesystem::path& destination() const { return out_; }
   /// Makes directories below path().
   void make_subdirectories(const std::filesystem::path& relative);
-  /// Flushes every directory to disk and renames.
+  /// Flushes every directory to disk and renames. What stands there already makes way first, and is
+  /// removed afterwards.
   void publish();
 
  private:
+  void exchange(const std::filesystem::path& old);
+
+  bool replace_;
   std::filesystem::path out_;
   std::filesystem::path staging_;
   bool published_ = false;

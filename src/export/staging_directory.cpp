@@ -50,11 +50,12 @@ void make_directories(const fs::path& path) {
 
 }  // namespace
 
-StagingDirectory::StagingDirectory(const fs::path& out)
-    : out_(without_trailing_slash(out)),
+StagingDirectory::StagingDirectory(const fs::path& out, bool replace)
+    : replace_(replace),
+      out_(without_trailing_slash(out)),
       staging_(out_.parent_path() /
                fmt::format("{}.tmp-{}", out_.filename().string(), ::getpid())) {
-  require_absent(out_);
+  if (!replace_) require_absent(out_);
   make_directories(out_.parent_path());
   // Only an earlier process of the same number can have left it.
   if (is_there(staging_)) remove_tree(staging_, WriteScope::export_model);
@@ -80,10 +81,30 @@ void StagingDirectory::publish() {
   for (const fs::directory_entry& entry : fs::recursive_directory_iterator(staging_))
     if (entry.is_directory()) fsync_directory(entry.path(), WriteScope::export_model);
   fsync_directory(staging_, WriteScope::export_model);
-  require_absent(out_);
-  rename_path(staging_, out_, WriteScope::export_model);
+  if (!replace_) require_absent(out_);
+  const fs::path old =
+      out_.parent_path() / fmt::format("{}.trash-{}", out_.filename().string(), ::getpid());
+  const bool has_old = is_there(out_);
+  if (has_old)
+    exchange(old);
+  else
+    rename_path(staging_, out_, WriteScope::export_model);
   published_ = true;
   fsync_directory(out_.parent_path(), WriteScope::export_model);
+  if (has_old) remove_tree(old, WriteScope::export_model);
+}
+
+void StagingDirectory::exchange(const fs::path& old) {
+  // Only an earlier process of the same number can have left it.
+  if (is_there(old)) remove_tree(old, WriteScope::export_model);
+  rename_path(out_, old, WriteScope::export_model);
+  try {
+    rename_path(staging_, out_, WriteScope::export_model);
+  } catch (...) {
+    std::error_code ignored;
+    if (!is_there(out_)) fs::rename(old, out_, ignored);
+    throw;
+  }
 }
 
 }  // namespace espalier::export_detail

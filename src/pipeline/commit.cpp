@@ -59,7 +59,9 @@ std::optional<std::int64_t> iteration_of(const std::string& name, CommitKind kin
   std::int64_t value = 0;
   const char* end = name.data() + name.size();
   const auto result = std::from_chars(name.data() + 5, end, value);
-  if (result.ec != std::errc() || result.ptr != end) return std::nullopt;
+  if (result.ec != std::errc() || result.ptr != end || value < 0) return std::nullopt;
+  // iter-1 and iter-0000001 are not names that a commit is published under.
+  if (CommitStore::directory_name(value, kind) != name) return std::nullopt;
   return value;
 }
 
@@ -67,11 +69,39 @@ std::string numbers_text(const std::vector<std::int64_t>& numbers) {
   return numbers.empty() ? "none" : fmt::format("{}", fmt::join(numbers, ", "));
 }
 
+bool is_there(const fs::path& path) {
+  std::error_code ignored;
+  return fs::exists(fs::symlink_status(path, ignored));
+}
+
+/// Names of the entries of a directory that is there; none where there is no directory.
+std::vector<std::string> names_in(const fs::path& directory) {
+  std::vector<std::string> names;
+  if (!is_there(directory)) return names;
+  std::error_code failure;
+  for (fs::directory_iterator at(directory, failure), end; !failure && at != end;
+       at.increment(failure))
+    names.push_back(at->path().filename().string());
+  if (failure)
+    throw Error(
+        failure == std::errc::permission_denied ? ExitCode::permission : ExitCode::bad_content,
+        "the commits cannot be listed", failure.message(),
+        "Make it a directory that can be read, or choose another run directory.",
+        directory.string());
+  return names;
+}
+
+/// `prefix`N beside `path` with the first N that is free.
+fs::path free_name(const fs::path& path, const std::string& prefix) {
+  for (int i = 0;; ++i) {
+    const fs::path name = path.parent_path() / fmt::format("{}{}", prefix, i);
+    if (!is_there(name)) return name;
+  }
+}
+
 /// Out of sight first: a crash between the two steps leaves only what the next start sweeps.
 void discard(const fs::path& path) {
-  fs::path trash;
-  for (int i = 0; trash.empty() || fs::exists(trash); ++i)
-    trash = path.parent_path() / fmt::format(".trash-{}-{}", path.filename().string(), i);
+  const fs::path trash = free_name(path, fmt::format(".trash-{}-", path.filename().string()));
   rename_path(path, trash, WriteScope::save);
   remove_tree(trash, WriteScope::save);
 }
@@ -101,7 +131,7 @@ void CommitStore::publish(const Commit& commit, int attempt) {
   const fs::path final_path = directory_ / name;
   const fs::path temporary = directory_ / fmt::format(".tmp-{:06}-{}", commit.iteration, attempt);
   require_free_space(directory_, commit.state.size() + commit.state.size() / 5 + (1u << 20));
-  if (fs::exists(temporary)) discard(temporary);
+  if (is_there(temporary)) discard(temporary);
   fs::create_directory(temporary);
   // Read back and compared before it is closed (store/files.h).
   write_new_file(temporary / state, commit.state, WriteScope::save);
@@ -112,13 +142,16 @@ void CommitStore::publish(const Commit& commit, int attempt) {
   fault::hit("save.manifest");
   write_new_file(temporary / kManifest, sealed(std::move(manifest)), WriteScope::save);
   fsync_directory(temporary, WriteScope::save);
-  if (fs::exists(final_path)) discard(final_path);
+  if (is_there(final_path)) discard(final_path);
   rename_path(temporary, final_path, WriteScope::save);
+  if (commit.kind == CommitKind::iteration) good_.insert(commit.iteration);
   fsync_directory(directory_, WriteScope::save);
   replace_file(directory_ / "LATEST", name + "\n", WriteScope::save);
 }
 
-Commit read_commit(const fs::path& directory) {
+namespace {
+
+Commit read_parts(const fs::path& directory) {
   Commit commit;
   const fs::path manifest_path = directory / kManifest;
   commit.manifest = unsealed(read_file(manifest_path, std::size_t{64} << 20), manifest_path);
@@ -161,19 +194,28 @@ Commit read_commit(const fs::path& directory) {
   return commit;
 }
 
+}  // namespace
+
+Commit read_commit(const fs::path& directory) {
+  try {
+    return read_parts(directory);
+  } catch (const nlohmann::json::exception& error) {
+    throw Error(ExitCode::bad_content, "the manifest is incomplete", error.what(), {},
+                (directory / kManifest).string());
+  }
+}
+
 std::vector<std::int64_t> CommitStore::iterations(CommitKind kind) const {
   std::vector<std::int64_t> found;
-  if (!fs::exists(directory_)) return found;
-  for (const auto& entry : fs::directory_iterator(directory_))
-    if (const auto iteration = iteration_of(entry.path().filename().string(), kind))
-      found.push_back(*iteration);
+  for (const std::string& name : names_in(directory_))
+    if (const auto iteration = iteration_of(name, kind)) found.push_back(*iteration);
   std::sort(found.begin(), found.end());
   return found;
 }
 
 Commit CommitStore::read(std::int64_t iteration, CommitKind kind) const {
   const fs::path path = directory_ / directory_name(iteration, kind);
-  if (!fs::exists(path))
+  if (!is_there(path))
     throw Error(
         ExitCode::missing_input, fmt::format("there is no commit of iteration {}", iteration),
         "old commits are removed, see checkpoint.keep_last and keep_every",
@@ -189,39 +231,62 @@ std::optional<Commit> CommitStore::newest_valid(std::vector<std::string>& reject
     try {
       return read(*it, kind);
     } catch (const Error& error) {
+      // What may not be read is not damaged: going back would do work again that is there.
+      if (error.code() == ExitCode::permission || error.code() == ExitCode::unsuitable) throw;
       rejected.push_back(
           fmt::format("{} is not used: {}", directory_name(*it, kind), error.what()));
-    } catch (const nlohmann::json::exception& error) {
-      rejected.push_back(fmt::format("{} is not used: its manifest is incomplete ({})",
-                                     directory_name(*it, kind), error.what()));
     }
   }
   return std::nullopt;
 }
 
-void CommitStore::sweep() const {
-  if (!fs::exists(directory_)) return;
-  std::vector<fs::path> leftovers;
-  for (const auto& entry : fs::directory_iterator(directory_)) {
-    const std::string name = entry.path().filename().string();
-    if (name.starts_with(".tmp-") || name.starts_with(".trash-") ||
-        name.starts_with(".LATEST.tmp-"))
-      leftovers.push_back(entry.path());
+std::vector<std::string> CommitStore::set_aside_newer(std::int64_t iteration,
+                                                      CommitKind kind) const {
+  std::vector<std::string> lines;
+  for (const std::int64_t newer : iterations(kind)) {
+    if (newer <= iteration) continue;
+    const std::string name = directory_name(newer, kind);
+    const fs::path aside = free_name(directory_ / name, fmt::format("rejected-{}-", name));
+    rename_path(directory_ / name, aside, WriteScope::save);
+    lines.push_back(fmt::format("{} is set aside as {}: look at it, then remove it",
+                                (directory_ / name).string(), aside.filename().string()));
   }
-  for (const fs::path& path : leftovers) remove_tree(path, WriteScope::save);
+  if (!lines.empty()) fsync_directory(directory_, WriteScope::save);
+  return lines;
 }
 
-void CommitStore::prune(std::int64_t keep_last, std::int64_t keep_every) const {
+void CommitStore::sweep() const {
+  for (const std::string& name : names_in(directory_))
+    if (name.starts_with(".tmp-") || name.starts_with(".trash-") ||
+        name.starts_with(".LATEST.tmp-"))
+      remove_tree(directory_ / name, WriteScope::save);
+}
+
+bool CommitStore::is_good(std::int64_t iteration) {
+  if (good_.contains(iteration)) return true;
+  try {
+    read(iteration);
+  } catch (const Error&) {
+    return false;  // newest_valid says why when a run starts
+  }
+  good_.insert(iteration);
+  return true;
+}
+
+void CommitStore::prune(std::int64_t keep_last, std::int64_t keep_every) {
   const std::vector<std::int64_t> all = iterations();
-  const auto count = static_cast<std::int64_t>(all.size());
-  for (std::int64_t i = 0; i < count - std::max<std::int64_t>(keep_last, 1); ++i) {
-    const std::int64_t iteration = all[static_cast<std::size_t>(i)];
-    if (keep_every > 0 && iteration % keep_every == 0) continue;
-    discard(directory_ / directory_name(iteration));
+  std::int64_t kept = 0;
+  std::int64_t newest_good = -1;
+  for (auto it = all.rbegin(); it != all.rend(); ++it) {
+    if (kept < std::max<std::int64_t>(keep_last, 1)) {
+      if (!is_good(*it)) continue;
+      if (kept++ == 0) newest_good = *it;
+    } else if (keep_every == 0 || *it % keep_every != 0) {
+      discard(directory_ / directory_name(*it));
+    }
   }
   for (const std::int64_t pass : iterations(CommitKind::pass))
-    if (count > 0 && pass <= all.back())
-      discard(directory_ / directory_name(pass, CommitKind::pass));
+    if (pass <= newest_good) discard(directory_ / directory_name(pass, CommitKind::pass));
 }
 
 }  // namespace espalier

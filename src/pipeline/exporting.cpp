@@ -1,8 +1,14 @@
 #include "espalier/pipeline/exporting.h"
 
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
 #include <fmt/format.h>
 
 #include "espalier/core/error.h"
+#include "espalier/core/hash.h"
 #include "espalier/core/json.h"
 #include "espalier/core/log.h"
 #include "espalier/pipeline/run_directory.h"
@@ -61,6 +67,7 @@ ExportReport export_plan(const Source& source, const PruneRules& rules, ExportFo
   options.provenance = facts.provenance.dump(2);
   options.card = card_of(source, rules, facts);
   options.between_tensors = facts.between_tensors;
+  options.replace = facts.replace;
   const ModelWidths kept = widths_of(source.config, facts.plan);
   return export_model(format, source.reader, source.config, source.widths, kept, options);
 }
@@ -107,7 +114,11 @@ Origin origin_of_plan(const fs::path& plan, const fs::path& model) {
     throw Error(ExitCode::usage, "a plan file without --model", "a plan names units, not weights",
                 "Name the checkpoint it belongs to with --model DIR.");
   Origin origin{open_source(model), {}, {}};
-  origin.rules = prune_rules(origin.source.config, PruneConfig{});
+  // A plan file knows no rules: its smaller plans are the beginnings of its order.
+  PruneConfig prune;
+  prune.protect.first_layers = 0;
+  prune.protect.last_layers = 0;
+  origin.rules = prune_rules(origin.source.config, prune);
   origin.facts.plan = read_plan(Hdf5Reader::open(plan), "", origin.source.config);
   origin.facts.provenance = {{"schema", 1},
                              {"model", fs::absolute(model).string()},
@@ -121,11 +132,182 @@ ExportOutcome export_run(const ExportRequest& request) {
   Origin origin = fs::is_regular_file(request.from) ? origin_of_plan(request.from, request.model)
                                                     : origin_of_run(request.from, request.model);
   if (request.measure) origin.rules.measure = *request.measure;
+  const PruningPlan base = base_of(origin.source, origin.facts.plan);
   if (request.sparsity)
-    origin.facts.plan =
-        truncate_plan(origin.source.config, origin.facts.plan, *request.sparsity, origin.rules);
+    origin.facts.plan = truncate_plan(origin.source.config, origin.facts.plan, base,
+                                      *request.sparsity, origin.rules);
   return {export_plan(origin.source, origin.rules, request.format, request.out, origin.facts),
           sparsity_of(origin.source.config, origin.rules, origin.facts.plan)};
+}
+
+namespace {
+
+constexpr const char* kProvenance = "provenance.json";
+
+/// What stands where an export of a run goes.
+struct Standing {
+  enum class Kind {
+    absent,
+    current,      ///< whole, of this plan and in this form
+    replaceable,  ///< this run wrote all of it, and it is another plan, another form or not whole
+    kept          ///< anything else: not ours to remove
+  };
+  Kind kind = Kind::absent;
+  std::string why;  ///< of the last two
+};
+
+bool is_there(const fs::path& path) {
+  std::error_code ignored;
+  return fs::exists(fs::symlink_status(path, ignored));
+}
+
+/// Its provenance.json, or null: without one nobody can tell what wrote the directory.
+nlohmann::ordered_json provenance_of_export(const fs::path& out) {
+  const fs::path file = out / kProvenance;
+  if (fs::is_symlink(fs::symlink_status(out)) || !fs::is_directory(out) ||
+      !fs::is_regular_file(file))
+    return nullptr;
+  nlohmann::ordered_json facts = nlohmann::ordered_json::parse(read_file(file), nullptr, false);
+  const bool usable = facts.is_object() && facts.contains("files") && facts["files"].is_object();
+  return usable ? facts : nlohmann::ordered_json(nullptr);
+}
+
+/// Compares an export's files with the hashes that were written with it.
+struct FilesOfExport {
+  std::string missing, changed, added;  // the first of each
+
+  FilesOfExport(const fs::path& out, const nlohmann::ordered_json& hashes) {
+    for (const auto& [name, hash] : hashes.items()) {
+      if (!fs::is_regular_file(out / name)) {
+        if (missing.empty()) missing = name;
+      } else if (changed.empty() && sha256_of_file(out / name) != hash) {
+        changed = name;
+      }
+    }
+    for (const auto& entry : fs::recursive_directory_iterator(out)) {
+      const std::string name = entry.path().lexically_relative(out).generic_string();
+      const bool directory = entry.is_directory() && !entry.is_symlink();
+      if (!directory && name != kProvenance && !hashes.contains(name) && added.empty())
+        added = name;
+    }
+  }
+};
+
+/// Empty when the whole export in `out` holds this plan in this form, else what it holds.
+std::string other_content(const fs::path& out, const std::string& digest, ExportFormat format) {
+  const fs::path file = out / "config.json";
+  const nlohmann::ordered_json config = parse_json(read_file(file), file.string());
+  const std::string theirs = config.value("espalier_plan_digest", "");
+  if (theirs != digest)
+    return fmt::format("it holds the plan {}, this run's is {}", theirs.substr(0, 16),
+                       digest.substr(0, 16));
+  const bool exact = config.contains("espalier");
+  if (exact == (format == ExportFormat::exact)) return "";
+  return fmt::format("it is of the form {}", exact ? "exact" : "uniform");
+}
+
+/// Without a plan, which is not known before the end, nothing is current.
+Standing look_at(const fs::path& out, const RunDirectory& run, ExportFormat format,
+                 const std::string& digest) {
+  using Kind = Standing::Kind;
+  const nlohmann::ordered_json facts = provenance_of_export(out);
+  if (facts.is_null()) return {Kind::kept, "it is no export that espalier wrote"};
+  const FilesOfExport files(out, facts["files"]);
+  if (!files.changed.empty())
+    return {Kind::kept, fmt::format("its {} is not what was written there", files.changed)};
+  std::string why = fmt::format("its {} is missing", files.missing);
+  if (files.missing.empty()) {
+    why = digest.empty() ? "it is of an earlier plan" : other_content(out, digest, format);
+    if (why.empty()) return {Kind::current, ""};
+  }
+  if (!run.holds(out)) return {Kind::kept, why + ", and it lies outside the run directory"};
+  if (facts.value("run", "") != run.identity())
+    return {Kind::kept, why + ", and another run wrote it"};
+  if (!files.added.empty())
+    return {Kind::kept, fmt::format("{}, and its {} was added by others", why, files.added)};
+  return {Kind::replaceable, why};
+}
+
+Standing standing_at(const fs::path& out, const RunDirectory& run, ExportFormat format,
+                     const std::string& digest) {
+  if (!is_there(out)) return {};
+  try {
+    return look_at(out, run, format, digest);
+  } catch (const fs::filesystem_error& error) {
+    return {Standing::Kind::kept, fmt::format("it cannot be read ({})", error.code().message())};
+  } catch (const nlohmann::json::exception&) {
+    return {Standing::Kind::kept, "its config.json or provenance.json is not one of an export"};
+  }
+}
+
+void add_refusal(Problems& problems, const fs::path& out, const std::string& why) {
+  problems.add(ExitCode::cannot_create, "the place of an export is taken", why,
+               "Remove it or move it away and give the same command again, or name another path "
+               "under export.",
+               out.string());
+}
+
+/// Whether `inner` is `outer` or lies below it.
+bool is_within(const fs::path& inner, const fs::path& outer) {
+  const fs::path relative = inner.lexically_relative(outer);
+  return !relative.empty() && *relative.begin() != "..";
+}
+
+/// A directory must be possible there; the last part is made by the export itself.
+void check_parents(Problems& problems, const fs::path& out) {
+  fs::path parent = out.parent_path();
+  while (!is_there(parent) && parent.has_relative_path()) parent = parent.parent_path();
+  if (!fs::is_directory(parent))
+    problems.add(ExitCode::cannot_create, fmt::format("{} is no directory", parent.string()),
+                 "an export is to lie below it", "Name another path for the export.", out.string());
+  else if (::access(parent.c_str(), W_OK | X_OK) != 0)
+    problems.add(ExitCode::permission, fmt::format("{} cannot be written", parent.string()),
+                 std::strerror(errno), "Name another path for the export, or change its mode.",
+                 out.string());
+}
+
+}  // namespace
+
+void require_export_places(const RunDirectory& run, const RunConfig& config, bool is_done) {
+  Problems problems;
+  std::vector<fs::path> places;
+  for (const ExportConfig& target : config.exports) {
+    const fs::path out = run.place_of(target);
+    for (const fs::path& other : places)
+      if (is_within(out, other) || is_within(other, out))
+        problems.add(ExitCode::config, fmt::format("two exports go to {}", out.string()),
+                     fmt::format("{} is another's", other.string()),
+                     "Give every export a directory of its own.");
+    places.push_back(out);
+    if (is_within(run.path(), out))
+      problems.add(ExitCode::config, fmt::format("an export goes to {}", out.string()),
+                   "the run directory lies there", "Give the export a directory of its own.");
+    check_parents(problems, out);
+    if (is_done) continue;  // what is there may be what this run wrote: write_run_export looks
+    const Standing standing = standing_at(out, run, target.format, "");
+    if (standing.kind == Standing::Kind::kept) add_refusal(problems, out, standing.why);
+  }
+  problems.throw_if_any();
+}
+
+void write_run_export(const Source& source, const PruneRules& rules, const RunDirectory& run,
+                      const ExportConfig& target, ExportFacts facts) {
+  const fs::path out = run.place_of(target);
+  run.sweep_unfinished_export(out);
+  const Standing standing = standing_at(out, run, target.format, facts.plan.digest());
+  if (standing.kind == Standing::Kind::current) {
+    log::info("export {} is there already, whole and of this plan", out.string());
+    return;
+  }
+  if (standing.kind == Standing::Kind::kept) {
+    Problems problems;
+    add_refusal(problems, out, standing.why);
+    problems.throw_if_any();
+  }
+  facts.replace = standing.kind == Standing::Kind::replaceable;
+  if (facts.replace) log::info("export {} is written anew: {}", out.string(), standing.why);
+  for (const std::string& note : export_plan(source, rules, target.format, out, facts).notes)
+    log::info("{}", note);
 }
 
 }  // namespace espalier

@@ -92,8 +92,8 @@ class PruningRun {
       rules_ = prune_rules(source_->config, config_.prune);
       start_ = start_plan(*source_, config_.prune.attention_unit);
       plan_ = start_;
-      require_reachable(source_->config, rules_, plan_.attention_unit,
-                        config_.prune.target.value());
+      require_reachable(source_->config, rules_, start_, config_.prune.target.value());
+      require_work(source_->config, rules_, start_, config_.prune.target.value());
       options_ = compute_options(config_, *source_, runtime_);
       // A wrong token file must not be found after an hour.
       check_token_files(config_, ConfigUse::run, *source_, world_);
@@ -150,13 +150,31 @@ class PruningRun {
     fault::hit("resume.exit");
     provenance_ = make_provenance(config_, *source_, inputs_, grid_, device_name(options_));
     on_root("open the run directory", [&] {
+      require_continuing();
       directory_->begin(config_);
+      provenance_["run"] = directory_->identity();
       // The process before may have died between a commit and this copy of its plan.
       if (directory_->start()) write_plan_file();
       directory_->write_provenance(provenance_);
       print_start(*source_, config_, rules_, plan_, start_.iteration, grid_, options_, *directory_);
     });
     monitor_.leave();
+  }
+
+  /// The cumulative target after iteration `i`.
+  double target_of(std::int64_t i) const {
+    return scheduled_target(config_.prune, reached_target(source_->config, rules_, start_),
+                            i - start_.iteration);
+  }
+
+  /// What speaks against going on from here, before anything is scored or written.
+  void require_continuing() const {
+    require_part(start_, plan_);
+    const std::int64_t done = plan_.iteration - start_.iteration;
+    if (directory_->start())
+      require_continuable(config_.prune, reached_target(source_->config, rules_, start_), done,
+                          directory_->start()->manifest.at("metrics").at("target").get<double>());
+    require_export_places(*directory_, config_, done >= config_.prune.iterations);
   }
 
   static std::string text_of(const std::vector<std::byte>& bytes) {
@@ -233,6 +251,7 @@ class PruningRun {
     slice(step.plan);
     plan_ = step.plan;
     nlohmann::ordered_json row = describe(i);
+    row["target"] = target_of(i);
     add_step(row, pass, step, tensor, data, world);
     commit(pass.table, row);
     row["seconds"] = monitor_.take_seconds();
@@ -279,10 +298,9 @@ class PruningRun {
   Advance rank_units(const ScoreTable& scores, std::int64_t i) {
     monitor_.enter("rank");
     Advance step;
-    const double target = scheduled_target(config_.prune, i - start_.iteration);
     together(world_, "rank", [&] {
       fault::hit("rank.enter");
-      step = advance(source_->config, plan_, scores, target, rules_, i);
+      step = advance(source_->config, plan_, scores, target_of(i), rules_, i);
     });
     const std::string mine = step.plan.digest();
     const std::string root = world_.broadcast_text(mine, 0);
@@ -417,17 +435,10 @@ class PruningRun {
     for (const ExportConfig& target : config_.exports) {
       agree_to_continue(world_, "export", {}, monitor_.hooks());
       on_root("export", [&] {
-        const fs::path out =
-            target.path.is_absolute() ? target.path : directory_->path() / target.path;
-        directory_->sweep_unfinished_export(out);
-        if (fs::exists(out)) {
-          log::info("export {} is there already", out.string());
-          return;
-        }
         try {
-          ExportFacts facts{plan_, provenance_, directory_->metrics(), [&] { leave_on_request(); }};
-          const ExportReport report = export_plan(*source_, rules_, target.format, out, facts);
-          for (const std::string& note : report.notes) log::info("{}", note);
+          write_run_export(
+              *source_, rules_, *directory_, target,
+              {plan_, provenance_, directory_->metrics(), [&] { leave_on_request(); }});
         } catch (const stop::Stopped&) {
           // The agreement below tells the others.
         }

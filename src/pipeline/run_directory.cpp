@@ -14,6 +14,7 @@
 #include <fmt/format.h>
 
 #include "espalier/core/error.h"
+#include "espalier/core/hash.h"
 #include "espalier/core/json.h"
 #include "espalier/core/log.h"
 #include "espalier/core/text.h"
@@ -107,6 +108,32 @@ void RunDirectory::begin(const RunConfig& config) {
   cut_metrics(start_ ? start_->iteration : paused_pass_ ? paused_pass_->iteration - 1 : -1);
 }
 
+std::string RunDirectory::identity() const {
+  const fs::path file = path_ / "provenance.json";
+  if (fs::exists(file)) {
+    const nlohmann::ordered_json before =
+        nlohmann::ordered_json::parse(read_file(file), nullptr, false);
+    if (before.is_object() && before.contains("run") && before["run"].is_string())
+      return before["run"];
+  }
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  return sha256_hex(std::string_view(fmt::format("{} {} {} {}", host_name(), ::getpid(),
+                                                 now.count(), path_.string())))
+      .substr(0, 32);
+}
+
+fs::path RunDirectory::place_of(const ExportConfig& target) const {
+  const fs::path out = (path_ / target.path).lexically_normal();
+  return out.has_filename() ? out : out.parent_path();
+}
+
+bool RunDirectory::holds(const fs::path& out) const {
+  std::error_code failure;
+  const fs::path parent = fs::weakly_canonical(out.parent_path(), failure);
+  const fs::path inside = parent.lexically_relative(fs::weakly_canonical(path_, failure));
+  return !failure && !inside.empty() && *inside.begin() != "..";
+}
+
 fs::path RunDirectory::log_directory() const {
   return path_ / "logs" / fmt::format("attempt-{:03}", attempt_);
 }
@@ -155,15 +182,36 @@ bool RunDirectory::has_commits() const {
   return !commits_.iterations().empty() || !commits_.iterations(CommitKind::pass).empty();
 }
 
+// A pass continues the commit that was taken, and no other. Those of later iterations continue
+// commits that were rejected.
 void RunDirectory::choose_paused_pass(std::vector<std::string>& messages) {
-  paused_pass_ = commits_.newest_valid(messages, CommitKind::pass);
-  if (!paused_pass_ || !start_ || paused_pass_->iteration == start_->iteration + 1) return;
-  if (paused_pass_->iteration > start_->iteration)
-    messages.push_back(
-        fmt::format("{} is not used: it continues iteration {}",
-                    CommitStore::directory_name(paused_pass_->iteration, CommitKind::pass),
-                    paused_pass_->iteration - 1));
-  paused_pass_.reset();
+  if (!start_) {
+    paused_pass_ = commits_.newest_valid(messages, CommitKind::pass);
+    if (paused_pass_) set_aside_newer(paused_pass_->iteration, CommitKind::pass, messages);
+    return;
+  }
+  const std::int64_t next = start_->iteration + 1;
+  const std::vector<std::int64_t> passes = commits_.iterations(CommitKind::pass);
+  if (std::find(passes.begin(), passes.end(), next) != passes.end()) {
+    try {
+      paused_pass_ = commits_.read(next, CommitKind::pass);
+    } catch (const Error& error) {
+      messages.push_back(fmt::format(
+          "{} is not used: {}", CommitStore::directory_name(next, CommitKind::pass), error.what()));
+    }
+  }
+  for (const std::int64_t pass : passes)
+    if (pass > next)
+      messages.push_back(fmt::format("{} is not used: it continues iteration {}",
+                                     CommitStore::directory_name(pass, CommitKind::pass),
+                                     pass - 1));
+  set_aside_newer(paused_pass_ ? next : next - 1, CommitKind::pass, messages);
+}
+
+void RunDirectory::set_aside_newer(std::int64_t iteration, CommitKind kind,
+                                   std::vector<std::string>& messages) const {
+  const std::vector<std::string> lines = commits_.set_aside_newer(iteration, kind);
+  messages.insert(messages.end(), lines.begin(), lines.end());
 }
 
 void RunDirectory::choose_start(ResumeMode mode, std::vector<std::string>& messages) {
@@ -178,6 +226,7 @@ void RunDirectory::choose_start(ResumeMode mode, std::vector<std::string>& messa
   std::vector<std::string> rejected;
   start_ = commits_.newest_valid(rejected);
   messages.insert(messages.end(), rejected.begin(), rejected.end());
+  if (start_) set_aside_newer(start_->iteration, CommitKind::iteration, messages);
   if (start_ || existing.empty()) choose_paused_pass(messages);
   if (start_ || paused_pass_) return;
   if (mode == ResumeMode::require)
@@ -205,12 +254,12 @@ void RunDirectory::sweep() const {
 }
 
 void RunDirectory::sweep_unfinished_export(const fs::path& out) const {
-  const fs::path inside = out.lexically_normal().lexically_relative(path_);
-  if (inside.empty() || *inside.begin() == ".." || !fs::exists(out.parent_path())) return;
-  const std::string prefix = out.filename().string() + ".tmp-";
-  remove_entries(
-      out.parent_path(), [&](const std::string& name) { return name.starts_with(prefix); },
-      WriteScope::export_model);
+  if (!holds(out) || !fs::is_directory(out.parent_path())) return;
+  const std::string name = out.filename().string();
+  const auto chosen = [&](const std::string& entry) {
+    return entry.starts_with(name + ".tmp-") || entry.starts_with(name + ".trash-");
+  };
+  remove_entries(out.parent_path(), chosen, WriteScope::export_model);
 }
 
 bool RunDirectory::stop_requested() const { return fs::exists(path_ / "STOP"); }

@@ -187,9 +187,6 @@ std::map<std::string, double> seconds_of_phases(const std::vector<nlohmann::orde
   return phases;
 }
 
-/// Two decimals that `export --sparsity` accepts: rounded down.
-double exportable(double sparsity) { return std::floor(100 * sparsity + 1e-9) / 100; }
-
 std::string export_lines(const ExportConfig& target, const fs::path& out) {
   return fmt::format(
       "  export        {0}\n"
@@ -238,13 +235,17 @@ void print_end(const Source& source, const RunConfig& config, const PruneRules& 
   }
   block.text += "\n";
   for (const ExportConfig& target : config.exports) {
-    const fs::path out = target.path.is_absolute() ? target.path : directory.path() / target.path;
+    const fs::path out = directory.place_of(target);
     block.text += export_lines(target, out);
     block.facts["exports"].push_back(out.string());
   }
+  // Rounded to what can be had.
+  const double low = source.plan ? reached_target(source.config, rules, *source.plan) : 0;
+  const double high = reached_target(source.config, rules, plan);
   block.text += fmt::format(
-      "  smaller plans espalier export {} --sparsity X --out DIR   (any X up to {:.2f})\n", path,
-      exportable(sparsity.of(config.prune.measure)));
+      "  smaller plans espalier export {} --sparsity X --out DIR   (any X {}up to {:.4f})\n", path,
+      low > 0 ? fmt::format("from {:.4f} ", std::ceil(low * 1e4) / 1e4) : "",
+      std::floor(high * 1e4) / 1e4);
   log::write(log::Level::info, block, log::Stream::standard_output);
 }
 

@@ -69,6 +69,18 @@ std::int64_t kind_budget(const ModelConfig& config, const PruneRules& rules, Uni
   return floor_of(measured_parameters(config, rules.measure) * target * share);
 }
 
+const char* measure_in_words(Measure measure) {
+  switch (measure) {
+    case Measure::structures:
+      return "structures";
+    case Measure::parameters:
+      return "decoder parameters";
+    case Measure::total_parameters:
+      return "parameters";
+  }
+  return "";
+}
+
 void require_ratio(double target) {
   if (target >= 0 && target <= 1) return;
   throw Error(ExitCode::config, fmt::format("the pruning target is {}", target),

@@ -42,6 +42,9 @@ std::int64_t parameter_budget(const ModelConfig& config, Measure measure, double
 std::int64_t kind_budget(const ModelConfig& config, const PruneRules& rules, UnitKind kind,
                          double target);
 
+/// "structures", "decoder parameters", "parameters".
+const char* measure_in_words(Measure measure);
+
 /// Throws Error(config) unless 0 <= target <= 1.
 void require_ratio(double target);
 

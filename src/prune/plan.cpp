@@ -65,6 +65,19 @@ void check_shapes(const ModelConfig& config, const PruningPlan& plan) {
                              units, config.layers, config.channels));
 }
 
+/// Names the first unit that `base` removed and `plan` keeps.
+void require_removed(const char* kind, const UnitMatrix<std::int32_t>& base,
+                     const UnitMatrix<std::int32_t>& plan) {
+  for (std::int64_t layer = 0; layer < base.layers; ++layer)
+    for (std::int64_t unit = 0; unit < base.units; ++unit)
+      if (base.at(layer, unit) >= 0 && plan.at(layer, unit) < 0)
+        throw Error(ExitCode::bad_content,
+                    fmt::format("the plan keeps {} {} of layer {}, which the model has lost", kind,
+                                unit, layer),
+                    "a plan belongs to the model that its run started from",
+                    "Take that model, or the unpruned one.");
+}
+
 double share(std::int64_t left, std::int64_t dense) {
   return dense == 0 ? 0.0 : static_cast<double>(dense - left) / static_cast<double>(dense);
 }
@@ -109,6 +122,16 @@ ModelWidths widths_of(const ModelConfig& config, const PruningPlan& plan) {
     widths.layers.push_back(std::move(layer));
   }
   return widths;
+}
+
+void require_part(const PruningPlan& base, const PruningPlan& plan) {
+  if (base.attention_unit != plan.attention_unit)
+    throw Error(ExitCode::bad_content,
+                "the plan and the model were pruned in other attention units",
+                "query_head and kv_group number the units of a layer differently",
+                "Take the model that the plan's run started from, or the unpruned one.");
+  require_removed("attention unit", base.attention_removed_at, plan.attention_removed_at);
+  require_removed("channel", base.mlp_removed_at, plan.mlp_removed_at);
 }
 
 double Sparsity::of(Measure measure) const {

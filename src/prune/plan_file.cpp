@@ -15,6 +15,8 @@ namespace {
 
 constexpr const char* plan_format = "espalier-plan";
 constexpr std::int64_t plan_version = 1;
+/// removed_at is an int32, and a run that starts from the plan counts on.
+constexpr std::int64_t last_iteration = 1'000'000'000;
 
 std::string object(const std::string& group) { return group.empty() ? "/" : group; }
 
@@ -164,8 +166,9 @@ PruningPlan read_plan(const Hdf5Reader& file, const std::string& group, const Mo
   plan.attention_unit = parse_unit(top, file.attribute_string(top, "attention_unit"));
   plan.iteration = file.attribute_i64(top, "iteration");
   plan.model_config_sha256 = file.attribute_string(top, "model_config_sha256");
-  if (plan.iteration < 0)
-    refuse(top, fmt::format("iteration is {}", plan.iteration), "it counts from 0");
+  if (plan.iteration < 0 || plan.iteration > last_iteration)
+    refuse(top, fmt::format("iteration is {}", plan.iteration),
+           fmt::format("it counts from 0 and is at most {}", last_iteration));
   const std::int64_t units = units_per_layer(config, plan.attention_unit, UnitKind::attention);
   const auto i32 = [&](const std::string& path) { return file.read_i32(path); };
   const auto i64 = [&](const std::string& path) { return file.read_i64(path); };

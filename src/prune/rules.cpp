@@ -1,12 +1,15 @@
 #include <algorithm>
 #include <cmath>
-#include <limits>
+#include <functional>
+#include <iterator>
 
 #include <fmt/format.h>
 
 #include "budget.h"
 #include "espalier/core/error.h"
 #include "espalier/prune/plan.h"
+#include "ledger.h"
+#include "selection.h"
 
 namespace espalier {
 namespace {
@@ -42,72 +45,160 @@ void check_protection(const ModelConfig& config, const PruneConfig& prune) {
   problems.throw_if_any();
 }
 
-/// The most that unprotected layers can lose, and what the dense model has.
-struct Reach {
-  std::int64_t open_layers = 0;  ///< unprotected
-  AttentionUnit unit;
-  const ModelConfig& config;
-  const PruneRules& rules;
+/// What a plan removed, and the most that its unprotected layers can lose beside that.
+class Reach {
+ public:
+  Reach(const ModelConfig& model, const PruneRules& limits, const PruningPlan& plan)
+      : config(model),
+        rules(limits),
+        unit(plan.attention_unit),
+        gone(model, plan, {}),
+        widths_(widths_of(model, plan)) {
+    ESPALIER_CHECK(static_cast<std::int64_t>(rules.protected_layer.size()) == config.layers,
+                   fmt::format("rules for {} layers, a model of {}", rules.protected_layer.size(),
+                               config.layers));
+  }
 
-  std::int64_t units_in_layer(UnitKind kind) const {
-    if (kind == UnitKind::mlp) return config.channels - rules.min_channels;
-    const std::int64_t heads = config.heads - rules.min_heads;
+  std::int64_t open_layers() const {
+    return std::count(rules.protected_layer.begin(), rules.protected_layer.end(), false);
+  }
+
+  bool is_open(std::int64_t layer) const {
+    return !rules.protected_layer[static_cast<std::size_t>(layer)];
+  }
+
+  /// Units that one layer can lose; 0 where it is protected.
+  std::int64_t units(UnitKind kind, std::int64_t layer) const {
+    if (!is_open(layer)) return 0;
+    if (kind == UnitKind::mlp)
+      return std::max<std::int64_t>(0, count(widths(layer).channels) - rules.min_channels);
+    const std::int64_t heads =
+        std::max<std::int64_t>(0, count(widths(layer).query_heads) - rules.min_heads);
     return unit == AttentionUnit::kv_group ? heads / config.group_size() : heads;
   }
 
-  std::int64_t units(UnitKind kind) const { return open_layers * units_in_layer(kind); }
+  std::int64_t units(UnitKind kind) const {
+    return over_layers([&](std::int64_t layer) { return units(kind, layer); });
+  }
 
+  /// Units of one layer that are gone or can go.
+  std::int64_t most(UnitKind kind, std::int64_t layer) const {
+    return gone.units(kind, static_cast<std::int32_t>(layer)) + units(kind, layer);
+  }
+
+  /// Parameters that can go.
   std::int64_t parameters(UnitKind kind) const {
-    const UnitCosts costs = unit_costs(config);
-    const std::int64_t units_lost = units_in_layer(kind);
-    if (kind == UnitKind::mlp) return open_layers * units_lost * costs.channel;
-    const bool by_group = unit == AttentionUnit::kv_group;
-    const std::int64_t heads = units_lost * (by_group ? config.group_size() : 1);
-    const std::int64_t kept = config.heads - heads;
-    // The kept heads may all read the same few KV heads.
-    const std::int64_t kv_kept = (kept + config.group_size() - 1) / config.group_size();
-    return open_layers * (heads * costs.query_head + (config.kv_heads - kv_kept) * costs.kv_head);
+    return over_layers([&](std::int64_t layer) { return parameters(kind, layer); });
   }
 
   template <class Count>
-  std::int64_t over_kinds(Count count) const {
+  std::int64_t over_kinds(Count count_of) const {
     std::int64_t sum = 0;
     for (const UnitKind kind : kinds)
-      if (is_listed(rules, kind)) sum += count(kind);
+      if (is_listed(rules, kind)) sum += count_of(kind);
     return sum;
   }
-};
 
-Reach reach_of(const ModelConfig& config, const PruneRules& rules, AttentionUnit unit) {
-  ESPALIER_CHECK(static_cast<std::int64_t>(rules.protected_layer.size()) == config.layers,
-                 fmt::format("rules for {} layers, a model of {}", rules.protected_layer.size(),
-                             config.layers));
-  const auto open = std::count(rules.protected_layer.begin(), rules.protected_layer.end(), false);
-  return {open, unit, config, rules};
-}
+  const ModelConfig& config;
+  const PruneRules& rules;
+  const AttentionUnit unit;
+  const Ledger gone;
+
+ private:
+  static std::int64_t count(const std::vector<std::int32_t>& list) {
+    return static_cast<std::int64_t>(list.size());
+  }
+  const LayerWidths& widths(std::int64_t layer) const {
+    return widths_.layers[static_cast<std::size_t>(layer)];
+  }
+
+  template <class Count>
+  std::int64_t over_layers(Count count_of) const {
+    std::int64_t sum = 0;
+    for (std::int64_t layer = 0; layer < config.layers; ++layer) sum += count_of(layer);
+    return sum;
+  }
+
+  std::int64_t parameters(UnitKind kind, std::int64_t layer) const {
+    const UnitCosts costs = unit_costs(config);
+    if (kind == UnitKind::mlp) return units(kind, layer) * costs.channel;
+    const bool by_group = unit == AttentionUnit::kv_group;
+    const std::int64_t heads = units(kind, layer) * (by_group ? config.group_size() : 1);
+    const std::int64_t kv_lost = count(widths(layer).kv_heads) -
+                                 fewest_kv_heads(layer, count(widths(layer).query_heads) - heads);
+    return heads * costs.query_head + kv_lost * costs.kv_head;
+  }
+
+  /// The heads that stay may all be readers of the KV heads that are read most.
+  std::int64_t fewest_kv_heads(std::int64_t layer, std::int64_t heads_left) const {
+    std::vector<std::int64_t> groups = widths(layer).groups(config);
+    std::sort(groups.begin(), groups.end(), std::greater<>());
+    std::int64_t kv_heads = 0;
+    for (; heads_left > 0; ++kv_heads) heads_left -= groups[static_cast<std::size_t>(kv_heads)];
+    return kv_heads;
+  }
+
+  ModelWidths widths_;
+};
 
 double quotient(std::int64_t part, std::int64_t whole) {
   return whole == 0 ? 0.0 : static_cast<double>(part) / static_cast<double>(whole);
 }
 
-double reachable_structures(const Reach& reach) {
-  const auto per_layer = [&](UnitKind kind) {
-    return units_per_layer(reach.config, reach.unit, kind);
-  };
+std::int64_t units_of_layer(const Reach& reach, UnitKind kind) {
+  return units_per_layer(reach.config, reach.unit, kind);
+}
+
+/// A list of units that is cut by itself: what it has lost, what it can have lost, and all of it.
+struct List {
+  std::int64_t gone;
+  std::int64_t most;
+  std::int64_t units;
+};
+
+/// One for `global`, one per kind, or one per unprotected layer and kind. Each has to reach the
+/// target by itself.
+std::vector<List> lists_of(const Reach& reach) {
+  const auto all = [&](UnitKind kind) { return units_of_layer(reach, kind) * reach.config.layers; };
+  const auto gone = [&](UnitKind kind) { return reach.gone.units(kind); };
+  const auto most = [&](UnitKind kind) { return reach.gone.units(kind) + reach.units(kind); };
   if (reach.rules.ranking == Ranking::global)
-    return quotient(reach.over_kinds([&](UnitKind kind) { return reach.units(kind); }),
-                    rankable_units(reach.config, reach.rules, reach.unit));
-  // Each kind, or each unprotected layer and kind, has to reach the ratio by itself.
-  const bool local = reach.rules.ranking == Ranking::local;
-  if (reach.open_layers == 0) return 0;
-  double least = 1;
+    return {{reach.over_kinds(gone), reach.over_kinds(most), reach.over_kinds(all)}};
+  std::vector<List> lists;
   for (const UnitKind kind : kinds) {
     if (!is_listed(reach.rules, kind)) continue;
-    const double ratio = local ? quotient(reach.units_in_layer(kind), per_layer(kind))
-                               : quotient(reach.units(kind), per_layer(kind) * reach.config.layers);
-    least = std::min(least, ratio);
+    if (reach.rules.ranking == Ranking::global_by_kind) {
+      lists.push_back({gone(kind), most(kind), all(kind)});
+      continue;
+    }
+    for (std::int64_t layer = 0; layer < reach.config.layers; ++layer)
+      if (reach.is_open(layer))
+        lists.push_back({reach.gone.units(kind, static_cast<std::int32_t>(layer)),
+                         reach.most(kind, layer), units_of_layer(reach, kind)});
   }
+  return lists;
+}
+
+double reachable_structures(const Reach& reach) {
+  const std::vector<List> lists = lists_of(reach);
+  if (lists.empty()) return 0;
+  double least = 1;
+  for (const List& list : lists) least = std::min(least, quotient(list.most, list.units));
   return least;
+}
+
+/// The highest ratio of a list that makes no list lose more.
+double reached_structures(const Reach& reach) {
+  const std::vector<List> lists = lists_of(reach);
+  double highest = 0;
+  for (const List& one : lists) {
+    const double ratio = quotient(one.gone, one.units);
+    if (ratio > highest && std::all_of(lists.begin(), lists.end(), [&](const List& other) {
+          return floor_share(other.units, ratio) <= other.gone;
+        }))
+      highest = ratio;
+  }
+  return highest;
 }
 
 double measured(const ModelConfig& config, Measure measure) {
@@ -115,53 +206,49 @@ double measured(const ModelConfig& config, Measure measure) {
   return static_cast<double>(measure == Measure::total_parameters ? dense.total : dense.decoder);
 }
 
-double reachable_parameters(const Reach& reach) {
-  const auto most = [&](UnitKind kind) { return reach.parameters(kind); };
+/// The target that parameters lost make: of all together, or of the kind that is behind.
+template <class Lost>
+double ratio_of_parameters(const Reach& reach, Lost lost) {
   const auto dense = [&](UnitKind kind) { return unit_parameters(reach.config, kind); };
   const double whole = measured(reach.config, reach.rules.measure);
-  if (reach.rules.ranking != Ranking::global_by_kind)
-    return static_cast<double>(reach.over_kinds(most)) / whole;
   double least = 1;
   for (const UnitKind kind : kinds)
-    if (is_listed(reach.rules, kind)) least = std::min(least, quotient(most(kind), dense(kind)));
+    if (is_listed(reach.rules, kind)) least = std::min(least, quotient(lost(kind), dense(kind)));
   return least * static_cast<double>(reach.over_kinds(dense)) / whole;
 }
 
+double reachable_parameters(const Reach& reach) {
+  const auto open = [&](UnitKind kind) { return reach.parameters(kind); };
+  if (reach.rules.ranking != Ranking::global_by_kind)
+    return static_cast<double>(reach.gone.parameters() + reach.over_kinds(open)) /
+           measured(reach.config, reach.rules.measure);
+  return ratio_of_parameters(
+      reach, [&](UnitKind kind) { return reach.gone.parameters(kind) + open(kind); });
+}
+
+double reached_parameters(const Reach& reach) {
+  if (reach.rules.ranking != Ranking::global_by_kind)
+    return static_cast<double>(reach.gone.parameters()) /
+           measured(reach.config, reach.rules.measure);
+  return ratio_of_parameters(reach, [&](UnitKind kind) { return reach.gone.parameters(kind); });
+}
+
 bool structures_suffice(const Reach& reach, double target) {
-  const auto layer_units = [&](UnitKind kind) {
-    return units_per_layer(reach.config, reach.unit, kind);
-  };
-  if (reach.rules.ranking == Ranking::global)
-    return floor_share(rankable_units(reach.config, reach.rules, reach.unit), target) <=
-           reach.over_kinds([&](UnitKind kind) { return reach.units(kind); });
-  const bool local = reach.rules.ranking == Ranking::local;
-  return std::all_of(std::begin(kinds), std::end(kinds), [&](UnitKind kind) {
-    if (!is_listed(reach.rules, kind)) return true;
-    if (local) return floor_share(layer_units(kind), target) <= reach.units_in_layer(kind);
-    return floor_share(layer_units(kind) * reach.config.layers, target) <= reach.units(kind);
+  const std::vector<List> lists = lists_of(reach);
+  return std::all_of(lists.begin(), lists.end(), [&](const List& list) {
+    return floor_share(list.units, target) <= list.most;
   });
 }
 
 bool parameters_suffice(const Reach& reach, double target) {
-  const auto most = [&](UnitKind kind) { return reach.parameters(kind); };
+  const auto open = [&](UnitKind kind) { return reach.parameters(kind); };
   if (reach.rules.ranking != Ranking::global_by_kind)
-    return parameter_budget(reach.config, reach.rules.measure, target) <= reach.over_kinds(most);
+    return parameter_budget(reach.config, reach.rules.measure, target) <=
+           reach.gone.parameters() + reach.over_kinds(open);
   return std::all_of(std::begin(kinds), std::end(kinds), [&](UnitKind kind) {
-    return !is_listed(reach.rules, kind) ||
-           kind_budget(reach.config, reach.rules, kind, target) <= most(kind);
+    return !is_listed(reach.rules, kind) || kind_budget(reach.config, reach.rules, kind, target) <=
+                                                reach.gone.parameters(kind) + open(kind);
   });
-}
-
-const char* measure_in_words(Measure measure) {
-  switch (measure) {
-    case Measure::structures:
-      return "structures";
-    case Measure::parameters:
-      return "decoder parameters";
-    case Measure::total_parameters:
-      return "parameters";
-  }
-  return "";
 }
 
 }  // namespace
@@ -186,30 +273,57 @@ PruneRules prune_rules(const ModelConfig& config, const PruneConfig& prune) {
   return rules;
 }
 
-double reachable_target(const ModelConfig& config, const PruneRules& rules, AttentionUnit unit) {
-  const Reach reach = reach_of(config, rules, unit);
+double reachable_target(const ModelConfig& config, const PruneRules& rules,
+                        const PruningPlan& start) {
+  const Reach reach(config, rules, start);
   return rules.measure == Measure::structures ? reachable_structures(reach)
                                               : reachable_parameters(reach);
 }
 
+double reached_target(const ModelConfig& config, const PruneRules& rules, const PruningPlan& plan) {
+  const Reach reach(config, rules, plan);
+  return rules.measure == Measure::structures ? reached_structures(reach)
+                                              : reached_parameters(reach);
+}
+
 // Decided on the units or parameters that the target asks for, not on the quotient: 3 of 4 heads
 // are within reach of 0.8, which takes floor(3.2) of them.
-void require_reachable(const ModelConfig& config, const PruneRules& rules, AttentionUnit unit,
+void require_reachable(const ModelConfig& config, const PruneRules& rules, const PruningPlan& start,
                        double target) {
   require_ratio(target);
-  const Reach reach = reach_of(config, rules, unit);
-  const bool anything_open = reach.open_layers > 0 || target == 0;
+  const Reach reach(config, rules, start);
+  const bool anything_open = reach.open_layers() > 0 || target == 0;
   const bool suffices = rules.measure == Measure::structures ? structures_suffice(reach, target)
                                                              : parameters_suffice(reach, target);
   if (anything_open && suffices) return;
-  const double most = std::floor(reachable_target(config, rules, unit) * 1e4) / 1e4;
+  const double most = std::floor(reachable_target(config, rules, start) * 1e4) / 1e4;
   throw Error(ExitCode::config,
               fmt::format("prune.target {} cannot be reached: at most {:.4f} of the {} can go",
                           target, most, measure_in_words(rules.measure)),
               fmt::format("{} of {} layers are protected; min_heads is {}, min_channels is {}",
-                          config.layers - reach.open_layers, config.layers, rules.min_heads,
+                          config.layers - reach.open_layers(), config.layers, rules.min_heads,
                           rules.min_channels),
               fmt::format("lower prune.target to {:.4f} or protect less", most));
+}
+
+void require_work(const ModelConfig& config, const PruneRules& rules, const PruningPlan& start,
+                  double target) {
+  if (asks_for_units(config, rules, start, target)) return;
+  const double reached = reached_target(config, rules, start);
+  if (start.removed() == 0)
+    throw Error(ExitCode::config,
+                fmt::format("prune.target {} takes no unit of this model", target),
+                fmt::format("it is a share of the {}, rounded down to whole units",
+                            measure_in_words(rules.measure)),
+                "Raise prune.target.");
+  throw Error(
+      ExitCode::config,
+      fmt::format("prune.target {}: {:.6g} of the {} are gone from the model already", target,
+                  reached, measure_in_words(rules.measure)),
+      "removed stays removed, and no unit would fall in this run",
+      fmt::format("Raise prune.target above {:.6g} (it counts from the unpruned model), or use the "
+                  "model as it is.",
+                  reached));
 }
 
 }  // namespace espalier

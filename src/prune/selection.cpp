@@ -218,4 +218,29 @@ Selection select(const ModelConfig& config, const PruneRules& rules, AttentionUn
   return result;
 }
 
+// By parameters the first unit of an order may cost more than the target leaves: the cheapest units
+// come first here.
+bool asks_for_units(const ModelConfig& config, const PruneRules& rules, const PruningPlan& plan,
+                    double target) {
+  const Ledger ledger(config, plan, {rules.min_heads, rules.min_channels});
+  std::vector<Candidate> candidates;
+  const auto append = [&](UnitKind kind, const UnitMatrix<std::int32_t>& removed_at) {
+    if (!is_listed(rules, kind)) return;
+    for (std::int64_t layer = 0; layer < removed_at.layers; ++layer) {
+      if (rules.protected_layer[static_cast<std::size_t>(layer)]) continue;
+      for (std::int64_t unit = 0; unit < removed_at.units; ++unit) {
+        if (removed_at.at(layer, unit) >= 0) continue;
+        Candidate candidate{0, static_cast<std::int32_t>(layer), static_cast<std::int32_t>(unit),
+                            kind};
+        candidate.key = static_cast<double>(ledger.cost(candidate));
+        candidates.push_back(candidate);
+      }
+    }
+  };
+  append(UnitKind::attention, plan.attention_removed_at);
+  append(UnitKind::mlp, plan.mlp_removed_at);
+  std::sort(candidates.begin(), candidates.end(), falls_before);
+  return !select(config, rules, plan.attention_unit, candidates, ledger, target).fallen.empty();
+}
+
 }  // namespace espalier

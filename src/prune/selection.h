@@ -21,4 +21,8 @@ struct Selection {
 Selection select(const ModelConfig& config, const PruneRules& rules, AttentionUnit unit,
                  const std::vector<Candidate>& candidates, Ledger ledger, double target);
 
+/// Whether `target` takes any unit beyond those that `plan` removed, for some order of the units.
+bool asks_for_units(const ModelConfig& config, const PruneRules& rules, const PruningPlan& plan,
+                    double target);
+
 }  // namespace espalier

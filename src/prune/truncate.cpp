@@ -39,21 +39,40 @@ std::int64_t largest_step(const ModelConfig& config, const PruneRules& rules, At
   return (attention + mlp) * (rules.ranking == Ranking::local ? config.layers : 1);
 }
 
-[[noreturn]] void refuse(const ModelConfig& config, const PruningPlan& plan, double target,
-                         const PruneRules& rules) {
-  throw Error(ExitCode::config,
-              fmt::format("sparsity {} is above what the plan reached, {:.6f}", target,
-                          sparsity_of(config, rules, plan).of(rules.measure)),
-              "a smaller plan is a part of this one", "ask for less, or prune further");
+/// A smaller plan of `plan`, which continues `base`.
+struct Task {
+  const ModelConfig& config;
+  const PruneRules& rules;
+  const PruningPlan& plan;
+  const PruningPlan& base;
+  double target;
+};
+
+[[noreturn]] void refuse(const Task& task, const char* why, const char* remedy) {
+  throw Error(
+      ExitCode::config,
+      fmt::format("sparsity {:.6g} cannot be had from this plan: it holds those from {:.6f} "
+                  "to {:.6f} of the {}",
+                  task.target, reached_target(task.config, task.rules, task.base),
+                  reached_target(task.config, task.rules, task.plan),
+                  measure_in_words(task.rules.measure)),
+      why, remedy);
 }
 
-void check_reached(const ModelConfig& config, const PruningPlan& plan, double target,
-                   const PruneRules& rules) {
-  if (rules.measure == Measure::structures) return;  // the selection counts what is missing
-  const std::int64_t budget = parameter_budget(config, rules.measure, target);
-  const std::int64_t reached = Ledger(config, plan, {}).parameters();
-  if (budget - reached >= largest_step(config, rules, plan.attention_unit))
-    refuse(config, plan, target, rules);
+[[noreturn]] void refuse_more(const Task& task) {
+  refuse(task, "a smaller plan is a part of this one", "Ask for less, or prune further.");
+}
+
+void check_range(const Task& task) {
+  // The rounding of a quotient is no unit.
+  if (task.target + 1e-12 < reached_target(task.config, task.rules, task.base))
+    refuse(task, "the model that the plan started from had lost more: its weights are not there",
+           "Ask for more, or prune the unpruned model.");
+  if (task.rules.measure == Measure::structures) return;  // the selection counts what is missing
+  const std::int64_t budget = parameter_budget(task.config, task.rules.measure, task.target);
+  const std::int64_t reached = Ledger(task.config, task.plan, {}).parameters();
+  if (budget - reached >= largest_step(task.config, task.rules, task.plan.attention_unit))
+    refuse_more(task);
 }
 
 /// `plan` cut down to `units`, which are in the removal order. Places are counted anew, so that
@@ -78,24 +97,29 @@ PruningPlan only(const ModelConfig& config, const PruningPlan& plan,
 
 }  // namespace
 
-// Units that these rules do not rank (of protected layers, of a kind that is not listed) came with
-// the plan that the run started from; they stay removed.
-PruningPlan truncate_plan(const ModelConfig& config, const PruningPlan& plan, double target,
-                          const PruneRules& rules) {
+// Units that these rules do not rank (of protected layers, of a kind that is not listed) and those
+// of `base` came with the model that the run started from; they stay removed.
+PruningPlan truncate_plan(const ModelConfig& config, const PruningPlan& plan,
+                          const PruningPlan& base, double target, const PruneRules& rules) {
   require_ratio(target);
   (void)widths_of(config, plan);  // refuses a plan of another shape
-  check_reached(config, plan, target, rules);
+  require_part(base, plan);
+  const Task task{config, rules, plan, base, target};
+  check_range(task);
   std::vector<Candidate> ranked;
   std::vector<Candidate> result;
   Ledger ledger(config, dense_plan(config, plan.attention_unit), {});
   for (const Candidate& unit : removal_order(plan)) {
-    const bool is_ranked =
-        is_listed(rules, unit.kind) && !rules.protected_layer[static_cast<std::size_t>(unit.layer)];
+    const auto& of_base =
+        unit.kind == UnitKind::attention ? base.attention_removed_at : base.mlp_removed_at;
+    const bool is_ranked = is_listed(rules, unit.kind) &&
+                           !rules.protected_layer[static_cast<std::size_t>(unit.layer)] &&
+                           of_base.at(unit.layer, unit.unit) < 0;
     (is_ranked ? ranked : result).push_back(unit);
     if (!is_ranked) ledger.remove(unit);
   }
   const Selection selection = select(config, rules, plan.attention_unit, ranked, ledger, target);
-  if (selection.missing > 0) refuse(config, plan, target, rules);
+  if (selection.missing > 0) refuse_more(task);
   result.insert(result.end(), selection.fallen.begin(), selection.fallen.end());
   std::sort(result.begin(), result.end(), falls_before);
   return only(config, plan, result);

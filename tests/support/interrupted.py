@@ -86,16 +86,16 @@ class Interrupted(Case):
         extra = {"ESPALIER_FAULT": fault} if fault else None
         return Running(["run", self.config, "--run-dir", run_dir, "--tensor", tensor, *more], ranks, extra)
 
-    def continues_to_gold(self, run_dir, tensor=1, data=1):
+    def continues_to_gold(self, run_dir, tensor=1, data=1, set_aside=()):
         """Continues an interrupted run on this layout; the end is that of the uninterrupted one."""
         self.is_at_rest(run_dir, commits_only=False)
         arguments = ["run", self.config, "--run-dir", run_dir, "--tensor", tensor]
         result = run(*arguments, ranks=tensor * data)
         self.assertEqual(result.code, 0, result)
-        self.is_gold(run_dir, result)
+        self.is_gold(run_dir, result, set_aside)
         return result
 
-    def is_gold(self, run_dir, result=None):
+    def is_gold(self, run_dir, result=None, set_aside=()):
         self.assertEqual(digest_of(run_dir), self.gold["digest"], result)
         self.assertEqual(weights_of(run_dir / "export/exact"), self.gold["weights"], result)
         self.assertEqual(status_of(run_dir)["state"], "finished")
@@ -107,7 +107,7 @@ class Interrupted(Case):
                 self.assertAlmostEqual(row["loss"][name], loss, delta=1e-9)
         verified = run("verify", run_dir)
         self.assertEqual(verified.code, 0, verified)
-        self.is_at_rest(run_dir)
+        self.is_at_rest(run_dir, set_aside=set_aside)
         hidden = [p.name for p in run_dir.iterdir() if p.name.startswith(".") and p.name != ".lock"]
         self.assertEqual(hidden, [], "leftovers in the run directory")
         self.assertEqual([p.name for p in (run_dir / "export").iterdir()], ["exact"], "leftovers of exports")

@@ -286,8 +286,8 @@ class Case(unittest.TestCase):
         self.assertEqual(result.code, 0, result)
         return result
 
-    def is_at_rest(self, run_dir, commits_only=True):
-        """Lock free and, unless told otherwise, nothing in ckpt/ but commits and LATEST."""
+    def is_at_rest(self, run_dir, commits_only=True, set_aside=()):
+        """Lock free and, unless told otherwise, nothing in ckpt/ but commits, LATEST and exactly what was set aside."""
         deadline = time.monotonic() + 60  # ranks of a killed launcher live on for some seconds
         while not lock_is_free(run_dir) and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -295,7 +295,7 @@ class Case(unittest.TestCase):
         if commits_only:
             names = [p.name for p in (pathlib.Path(run_dir) / "ckpt").iterdir()]
             others = [n for n in names if not (n.startswith("iter-") or n == "LATEST")]
-            self.assertEqual(others, [], "leftovers in ckpt/")
+            self.assertEqual(sorted(others), sorted(set_aside), "leftovers in ckpt/")
 
 
 class LineResult(unittest.TextTestResult):

@@ -31,7 +31,8 @@ struct ModelCard {
 
 /// Where an export goes and what goes into it besides the weights.
 struct ExportOptions {
-  std::filesystem::path out;                      ///< must not exist; parents are made
+  std::filesystem::path out;  ///< must not exist; parents are made
+  bool replace = false;       ///< `out` may exist, and goes once the new is whole
   std::uint64_t max_shard_bytes = 5'000'000'000;  ///< a tensor larger than this gets its own file
   std::vector<std::byte> plan_image;              ///< bytes of espalier_plan.h5, see plan_image_of
   std::string plan_digest;                        ///< config.json repeats it; empty = left out
@@ -68,7 +69,9 @@ std::vector<std::byte> plan_image_of(const PruningPlan& plan);
 /// The stored dtype and bits of every tensor are kept. All other files of the source are copied,
 /// except weights, config.json and README.md. Streams: no more than 64 MiB of weights are held. The
 /// directory appears, complete and flushed to disk, by one rename from `<out>.tmp-<pid>`; on any
-/// error nothing of it is left.
+/// error nothing of it is left. With `replace` the directory before is then renamed to
+/// `<out>.trash-<pid>` first and removed afterwards: a process that dies in between leaves both
+/// whole, under these names.
 ///
 /// Not collective: one process alone. Throws Error: cannot_create when `out` exists; bad_content
 /// when a tensor is missing or has other shapes than `held` says (all at once); write_failed,

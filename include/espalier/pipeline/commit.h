@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -51,19 +52,29 @@ class CommitStore {
   /// One commit, verified; throws bad_content saying what is wrong, missing_input when there is
   /// none.
   Commit read(std::int64_t iteration, CommitKind kind = CommitKind::iteration) const;
-  /// Iterations that have a directory of the kind, ascending, valid or not.
+  /// Iterations that have an entry of the kind under exactly the name that publish gives it,
+  /// ascending, valid or not. Throws when the directory cannot be listed.
   std::vector<std::int64_t> iterations(CommitKind kind = CommitKind::iteration) const;
+  /// Gives everything of the kind that is newer than `iteration` the name rejected-NAME-N, out of
+  /// the way of what is written next and for good: damaged, it may still be all that is left of
+  /// hours. A line for each.
+  std::vector<std::string> set_aside_newer(std::int64_t iteration, CommitKind kind) const;
   /// Removes leftovers of writers that died.
   void sweep() const;
-  /// Keeps the last `keep_last` iterations and every `keep_every`-th; removes the others and the
-  /// passes that an iteration has overtaken, first out of sight, then for good.
-  void prune(std::int64_t keep_last, std::int64_t keep_every) const;
+  /// Keeps the last `keep_last` valid iterations and every `keep_every`-th. Removes what is older
+  /// than these, valid or not, and the passes that a valid iteration has overtaken, first out of
+  /// sight, then for good. What does not verify counts for nothing: the newest valid commit always
+  /// stays. A commit is verified once by each store, those that it published not at all.
+  void prune(std::int64_t keep_last, std::int64_t keep_every);
 
   static std::string directory_name(std::int64_t iteration,
                                     CommitKind kind = CommitKind::iteration);
 
  private:
+  bool is_good(std::int64_t iteration);
+
   std::filesystem::path directory_;
+  std::set<std::int64_t> good_;  // iterations that this store wrote or verified
 };
 
 /// Reads and verifies one commit directory: sizes and hashes before any library sees the bytes, the

@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "espalier/export/export_model.h"
+#include "espalier/pipeline/run_directory.h"
 #include "espalier/pipeline/source.h"
 #include "espalier/prune/plan.h"
 
@@ -20,11 +21,24 @@ struct ExportFacts {
   nlohmann::ordered_json provenance;
   std::vector<nlohmann::ordered_json> metrics;  ///< rows of metrics.jsonl; may be empty
   std::function<void()> between_tensors;
+  bool replace = false;  ///< what stands in the place is this run's own and goes
 };
 
 /// Writes one export of `facts.plan` with model card and provenance. One process alone.
 ExportReport export_plan(const Source& source, const PruneRules& rules, ExportFormat format,
                          const std::filesystem::path& out, const ExportFacts& facts);
+
+/// Looks at the places of a run's exports before hours of work go into them. Throws config when two
+/// share a place, cannot_create when something stands there that the run may not replace: anything
+/// but an export that this run wrote inside its directory and that nobody changed or added to.
+/// `is_done`: no iteration is left, and write_run_export follows at once.
+void require_export_places(const RunDirectory& run, const RunConfig& config, bool is_done);
+
+/// Writes one export of the run's plan, unless a whole one of this plan in this form is there. A
+/// stale or incomplete one of this run gives way once the new one is whole; anything else is
+/// refused with cannot_create. Only rank 0.
+void write_run_export(const Source& source, const PruneRules& rules, const RunDirectory& run,
+                      const ExportConfig& target, ExportFacts facts);
 
 /// What `espalier export` was asked to do.
 struct ExportRequest {
@@ -41,9 +55,9 @@ struct ExportOutcome {
   Sparsity reached;
 };
 /// Exports the newest valid commit of a finished or unfinished run, or what a plan file leaves of a
-/// model. Throws missing_input without one, config when sparsity is above what the run reached,
-/// bad_content when the model is not the one that the run began with, cannot_create when `out`
-/// exists.
+/// model. Throws missing_input without one, config when sparsity is above what the run reached or
+/// below what its source had lost, bad_content when the model is not the one that the run began
+/// with or a plan file is not of the model, cannot_create when `out` exists.
 ExportOutcome export_run(const ExportRequest& request);
 
 }  // namespace espalier

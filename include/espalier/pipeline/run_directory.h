@@ -40,8 +40,8 @@ class RunDirectory {
 
   /// Creates or opens: takes the lock (73 naming the owner when another process has it), refuses a
   /// directory of another configuration (78 with key, old and new value), sweeps leftovers, removes
-  /// a stale STOP file, finds the newest valid commit. Reads nothing but the directory. Lines worth
-  /// telling go to `messages`.
+  /// a stale STOP file, finds the newest valid commit and sets aside what is newer. Reads nothing
+  /// but the directory. Lines worth telling go to `messages`.
   static RunDirectory open(const std::filesystem::path& path, const RunConfig& config,
                            const Options& options, std::vector<std::string>& messages);
 
@@ -49,11 +49,18 @@ class RunDirectory {
   /// wrong leave nothing behind. Returns whether it did.
   bool abandon();
 
-  /// Once the inputs are found right: writes the configuration down and drops metrics beyond the
-  /// commit that the run continues from.
+  /// Once nothing speaks against going on: writes the configuration down and drops metrics beyond
+  /// the commit that the run continues from. A refused command leaves the run as it was.
   void begin(const RunConfig& config);
 
   const std::filesystem::path& path() const { return path_; }
+  /// A name of this run that its exports carry (`run` in provenance.json); a new one where there is
+  /// no such file yet.
+  std::string identity() const;
+  /// Where an export goes: relative paths start here; normal, without a trailing slash.
+  std::filesystem::path place_of(const ExportConfig& target) const;
+  /// Whether `out` lies below the run directory, links in its parents followed.
+  bool holds(const std::filesystem::path& out) const;
   CommitStore& commits() { return commits_; }
   const CommitStore& commits() const { return commits_; }
   /// The commit to continue from; empty when the run starts at the beginning.
@@ -65,8 +72,9 @@ class RunDirectory {
   int attempt() const { return attempt_; }
   std::filesystem::path log_directory() const;
 
-  /// Removes what writers of the export `out` left behind when they died; only inside this run
-  /// directory, where the lock says that nobody else is writing.
+  /// Removes what writers of the export `out` left behind when they died (a half-written new one, a
+  /// replaced old one); only inside this run directory, where the lock says that nobody else is
+  /// writing.
   void sweep_unfinished_export(const std::filesystem::path& out) const;
 
   bool stop_requested() const;
@@ -90,6 +98,8 @@ class RunDirectory {
   bool has_commits() const;
   void choose_start(ResumeMode mode, std::vector<std::string>& messages);
   void choose_paused_pass(std::vector<std::string>& messages);
+  void set_aside_newer(std::int64_t iteration, CommitKind kind,
+                       std::vector<std::string>& messages) const;
   void sweep() const;
   void write_metrics(const std::vector<nlohmann::ordered_json>& rows) const;
 

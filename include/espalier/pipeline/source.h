@@ -34,6 +34,10 @@ Source open_source(const std::filesystem::path& directory);
 /// the export was pruned with another attention unit.
 PruningPlan start_plan(const Source& source, AttentionUnit unit);
 
+/// What this source had lost before `plan` was made from it: nothing, or what the export's own plan
+/// says. Throws Error(bad_content) when `plan` keeps a unit that the source has not.
+PruningPlan base_of(const Source& source, const PruningPlan& plan);
+
 /// dtype and device of the computation on this rank: with CUDA one GPU per rank of the node. Throws
 /// Error(unsuitable) when `device: cuda` finds no GPU.
 ComputeOptions compute_options(const RunConfig& config, const Source& source,

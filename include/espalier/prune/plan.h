@@ -74,14 +74,34 @@ struct Sparsity {
 };
 Sparsity sparsity_of(const ModelConfig& config, const PruneRules& rules, const PruningPlan& plan);
 
-/// The cumulative target after iteration i of n: target x shape(i / n). arXiv 2510.18030.
-double scheduled_target(const PruneConfig& prune, std::int64_t iteration);
+/// The cumulative target after iteration i of n, for a run whose source has lost `start` already
+/// (reached_target; 0 = unpruned): start + (target - start) x shape(i / n), and for `geometric`
+/// 1 - (1 - start) x ((1 - target) / (1 - start))^(i / n), so that the kept share falls by one
+/// factor per iteration. start at i = 0, exactly the target at i >= n. arXiv 2510.18030.
+double scheduled_target(const PruneConfig& prune, double start, std::int64_t iteration);
 
-/// The highest ratio that the rules allow, in the rules' measure. A target above it is a
-/// configuration error (require_reachable throws Error(config) with both numbers).
-double reachable_target(const ModelConfig& config, const PruneRules& rules, AttentionUnit unit);
-void require_reachable(const ModelConfig& config, const PruneRules& rules, AttentionUnit unit,
+/// Throws Error(config) unless a run that went to the cumulative target `went_to` in its iteration
+/// `done` (counted from its start) can go on, or is complete, under this schedule: the next
+/// iteration must not ask for less, and where none is left the target must be what was gone to.
+void require_continuable(const PruneConfig& prune, double start, std::int64_t done, double went_to);
+
+/// The highest ratio that the rules allow a run that starts from `start`, in the rules' measure. A
+/// target above it is a configuration error (require_reachable throws Error(config) with both
+/// numbers).
+double reachable_target(const ModelConfig& config, const PruneRules& rules,
+                        const PruningPlan& start);
+void require_reachable(const ModelConfig& config, const PruneRules& rules, const PruningPlan& start,
                        double target);
+
+/// What `plan` has come to in the terms of a target: the highest ratio that asks for no unit more.
+/// Under `global` that is sparsity_of in the rules' measure; where lists are cut by themselves
+/// (kinds, or kinds and unprotected layers) that of the list that is behind. 0 for a dense plan.
+double reached_target(const ModelConfig& config, const PruneRules& rules, const PruningPlan& plan);
+
+/// Throws Error(config) when `target` takes no unit beyond those that `start` removed, with both
+/// numbers: the run would score everything for nothing.
+void require_work(const ModelConfig& config, const PruneRules& rules, const PruningPlan& start,
+                  double target);
 
 struct Advance {
   PruningPlan plan;
@@ -107,10 +127,15 @@ struct Advance {
 Advance advance(const ModelConfig& config, const PruningPlan& plan, const ScoreTable& scores,
                 double target, const PruneRules& rules, std::int64_t iteration);
 
+/// Throws Error(bad_content) naming a unit unless `plan` removes everything that `base` removed, in
+/// the same attention unit: what a checkpoint has lost no plan can use.
+void require_part(const PruningPlan& base, const PruningPlan& plan);
+
 /// The largest plan inside `plan` that does not exceed `target` in rules.measure: replays the
-/// removal order under the same rules. Throws Error(config) when target is above what the plan
-/// reached.
-PruningPlan truncate_plan(const ModelConfig& config, const PruningPlan& plan, double target,
-                          const PruneRules& rules);
+/// removal order under the same rules. `base` is what the model had lost before (dense_plan for an
+/// unpruned one), which is part of every result. Throws Error(config) with the range of what can be
+/// had when target is below what base or above what the plan reached, and as require_part does.
+PruningPlan truncate_plan(const ModelConfig& config, const PruningPlan& plan,
+                          const PruningPlan& base, double target, const PruneRules& rules);
 
 }  // namespace espalier

@@ -17,6 +17,7 @@ struct Sample {
   }
   void write() const {
     ExportOptions options = options_for(place.path() / "out");
+    options.replace = replace;
     options.max_shard_bytes = 2000;
     export_exact(source.open(), source.config, dense_widths(source.config),
                  uneven_widths(source.config), options);
@@ -30,8 +31,17 @@ struct Sample {
     EXPECT_TRUE(fs::exists(place.path() / "out/provenance.json"));
   }
 
+  /// An export before this one: what write() is to replace.
+  void put_old() {
+    fs::create_directory(place.path() / "out");
+    write_text(place.path() / "out/old.txt", "of an older plan");
+    replace = true;
+  }
+  bool is_old() const { return fs::exists(place.path() / "out/old.txt"); }
+
   TemporaryDirectory place;
   SampleCheckpoint source;
+  bool replace = false;
 };
 
 /// Exports in a child process with the fault armed; returns its wait status.
@@ -69,6 +79,38 @@ TEST(ExportFaults, KilledAnywhereThereIsEitherNothingOrEverything) {
       if (!sample.is_there()) sample.write();  // what a killed export left is not in the way
       sample.expect_complete();
     }
+}
+
+TEST(ExportFaults, KilledWhileItReplacesNothingIsHalfThere) {
+  for (const char* step : {"write", "fsync_dir", "pre_rename", "post_rename", "unlink"})
+    for (const int nth : {1, 2, 3}) {
+      SCOPED_TRACE(fmt::format("{} {}", step, nth));
+      Sample sample;
+      sample.put_old();
+      const int status =
+          status_with_fault(sample, fmt::format("point=export.{};nth={};action=kill9", step, nth));
+      EXPECT_TRUE(WIFSIGNALED(status) || nth > 2) << "the point is never passed";
+      // Between the two renames there is no export; both are whole under other names.
+      if (sample.is_there() && !sample.is_old()) sample.expect_complete();
+      sample.write();
+      EXPECT_FALSE(sample.is_old());
+      sample.expect_complete();
+    }
+}
+
+TEST(ExportFaults, AnErrorBeforeTheNewOneIsInPlaceKeepsTheOld) {
+  for (const char* fault :
+       {"point=export.write;action=errno:ENOSPC", "point=export.pre_rename;nth=1;action=errno:EIO",
+        "point=export.pre_rename;nth=2;action=errno:EIO"}) {
+    SCOPED_TRACE(fault);
+    Sample sample;
+    sample.put_old();
+    const int status = status_with_fault(sample, fault);
+    ASSERT_TRUE(WIFEXITED(status));
+    EXPECT_EQ(WEXITSTATUS(status), static_cast<int>(ExitCode::write_failed));
+    EXPECT_TRUE(sample.is_old());
+    EXPECT_EQ(std::distance(fs::directory_iterator(sample.place.path()), {}), 2);
+  }
 }
 
 TEST(ExportFaults, AFullDiskIsReportedAndNothingIsLeft) {

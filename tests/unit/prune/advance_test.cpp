@@ -331,7 +331,8 @@ TEST_P(AgainstNaive, EveryStepOfARunIsTheSame) {
   for (int round = 0; round < 30; ++round) {
     const ModelConfig config = drawn_config(draw);
     const PruneRules rules = drawn_rules(draw, config, c);
-    const double most = reachable_target(config, rules, c.unit) * draw.uniform();
+    const double most =
+        reachable_target(config, rules, dense_plan(config, c.unit)) * draw.uniform();
     PruningPlan plan = dense_plan(config, c.unit);
     const std::int64_t first = 1 + draw.below(3);
     for (std::int64_t i = 0; i < 4; ++i) {

@@ -1,3 +1,6 @@
+#include <functional>
+
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include "espalier/core/error.h"
@@ -64,25 +67,32 @@ TEST(Reachable, ByHand) {
   const ModelConfig config = shape(4, 5, 4, 2, 2, 6, 7);
   PruneRules rules = rules_with(config, Ranking::global, Measure::structures);
   rules.protected_layer[0] = true;
-  EXPECT_DOUBLE_EQ(reachable_target(config, rules, AttentionUnit::query_head), 24.0 / 40);
-  EXPECT_DOUBLE_EQ(reachable_target(config, rules, AttentionUnit::kv_group), 18.0 / 32);
+  EXPECT_DOUBLE_EQ(reachable_target(config, rules, dense_plan(config, AttentionUnit::query_head)),
+                   24.0 / 40);
+  EXPECT_DOUBLE_EQ(reachable_target(config, rules, dense_plan(config, AttentionUnit::kv_group)),
+                   18.0 / 32);
   rules.ranking = Ranking::global_by_kind;  // heads 9 of 16, channels 15 of 24
-  EXPECT_DOUBLE_EQ(reachable_target(config, rules, AttentionUnit::query_head), 9.0 / 16);
+  EXPECT_DOUBLE_EQ(reachable_target(config, rules, dense_plan(config, AttentionUnit::query_head)),
+                   9.0 / 16);
   rules.ranking = Ranking::local;  // 3 of 4 heads, 5 of 6 channels
-  EXPECT_DOUBLE_EQ(reachable_target(config, rules, AttentionUnit::query_head), 0.75);
+  EXPECT_DOUBLE_EQ(reachable_target(config, rules, dense_plan(config, AttentionUnit::query_head)),
+                   0.75);
   rules.ranking = Ranking::global;
   rules.measure = Measure::parameters;
   // A layer: 4 heads x 20 + 2 KV heads x 20 + 6 channels x 15 + 2 norms x 5 = 220; a layer keeps
   // one head with its KV head, one channel and the norms.
-  EXPECT_DOUBLE_EQ(reachable_target(config, rules, AttentionUnit::query_head),
+  EXPECT_DOUBLE_EQ(reachable_target(config, rules, dense_plan(config, AttentionUnit::query_head)),
                    3 * (220 - 20 - 20 - 15 - 10) / (4 * 220.0));
   rules.protected_layer.assign(4, true);
-  EXPECT_EQ(reachable_target(config, rules, AttentionUnit::query_head), 0);
-  EXPECT_THROW(require_reachable(config, rules, AttentionUnit::query_head, 0.1), Error);
+  EXPECT_EQ(reachable_target(config, rules, dense_plan(config, AttentionUnit::query_head)), 0);
+  EXPECT_THROW(require_reachable(config, rules, dense_plan(config, AttentionUnit::query_head), 0.1),
+               Error);
   rules.ranking = Ranking::local;
   rules.measure = Measure::structures;
-  EXPECT_THROW(require_reachable(config, rules, AttentionUnit::query_head, 0.1), Error);
-  EXPECT_NO_THROW(require_reachable(config, rules, AttentionUnit::query_head, 0));
+  EXPECT_THROW(require_reachable(config, rules, dense_plan(config, AttentionUnit::query_head), 0.1),
+               Error);
+  EXPECT_NO_THROW(
+      require_reachable(config, rules, dense_plan(config, AttentionUnit::query_head), 0));
 }
 
 TEST(Reachable, TheMessageHasBothNumbersAndAWayOut) {
@@ -90,7 +100,7 @@ TEST(Reachable, TheMessageHasBothNumbersAndAWayOut) {
   PruneRules rules = rules_with(config, Ranking::global, Measure::structures);
   rules.protected_layer[0] = true;
   try {
-    require_reachable(config, rules, AttentionUnit::query_head, 0.85);
+    require_reachable(config, rules, dense_plan(config, AttentionUnit::query_head), 0.85);
     FAIL();
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), ExitCode::config);
@@ -117,7 +127,7 @@ TEST(Reachable, AgreesWithAdvance) {
           const double target = k / 40.0;
           bool allowed = true;
           try {
-            require_reachable(config, rules, unit, target);
+            require_reachable(config, rules, dense_plan(config, unit), target);
           } catch (const Error&) {
             allowed = false;
           }
@@ -128,12 +138,13 @@ TEST(Reachable, AgreesWithAdvance) {
             reached = false;
           }
           EXPECT_EQ(allowed, reached) << target;
-          if (target <= reachable_target(config, rules, unit)) {
+          if (target <= reachable_target(config, rules, dense_plan(config, unit))) {
             EXPECT_TRUE(allowed) << target;
           }
         }
         EXPECT_NO_THROW(
-            require_reachable(config, rules, unit, reachable_target(config, rules, unit)));
+            require_reachable(config, rules, dense_plan(config, unit),
+                              reachable_target(config, rules, dense_plan(config, unit))));
       }
 }
 
@@ -143,9 +154,9 @@ TEST(Reachable, ByParametersTheWholeReachIsTaken) {
     for (AttentionUnit unit : {AttentionUnit::query_head, AttentionUnit::kv_group}) {
       const ModelConfig config = shape(3, 5, 6, 3, 2, 7, 7);
       const PruneRules rules = rules_with(config, ranking, Measure::total_parameters);
-      const double most = reachable_target(config, rules, unit);
-      EXPECT_NO_THROW(require_reachable(config, rules, unit, most));
-      EXPECT_THROW(require_reachable(config, rules, unit, most + 0.01), Error);
+      const double most = reachable_target(config, rules, dense_plan(config, unit));
+      EXPECT_NO_THROW(require_reachable(config, rules, dense_plan(config, unit), most));
+      EXPECT_THROW(require_reachable(config, rules, dense_plan(config, unit), most + 0.01), Error);
       const PruningPlan dense = dense_plan(config, unit);
       const PruningPlan plan =
           advance(config, dense, drawn_scores(draw, dense), most, rules, 1).plan;
@@ -155,6 +166,140 @@ TEST(Reachable, ByParametersTheWholeReachIsTaken) {
       else
         EXPECT_DOUBLE_EQ(reached, most);
     }
+}
+
+// Removed layer by layer beyond today's floors, or in layers that are protected today.
+TEST(Reachable, FromAPrunedStart) {
+  const ModelConfig config = shape(4, 5, 4, 2, 2, 6, 7);
+  PruneRules rules = rules_with(config, Ranking::global, Measure::structures);
+  PruningPlan start = dense_plan(config, AttentionUnit::query_head);
+  for (std::int64_t unit = 0; unit < 5; ++unit) start.mlp_removed_at.at(0, unit) = 1;
+  start.attention_removed_at.at(1, 0) = 1;
+  rules.min_channels = 3;
+  rules.protected_layer[0] = true;
+  // 6 gone; layers 1 to 3 can lose 3 channels and 2, 3, 3 heads more: 23 of 40.
+  EXPECT_DOUBLE_EQ(reachable_target(config, rules, start), 23.0 / 40);
+  EXPECT_DOUBLE_EQ(reached_target(config, rules, start), 6.0 / 40);
+  rules.protected_layer[0] = false;  // its channels are below the floor: 3 heads more
+  EXPECT_DOUBLE_EQ(reachable_target(config, rules, start), 26.0 / 40);
+  rules.ranking = Ranking::global_by_kind;  // heads 12 of 16, channels 14 of 24
+  EXPECT_DOUBLE_EQ(reachable_target(config, rules, start), 14.0 / 24);
+  EXPECT_DOUBLE_EQ(reached_target(config, rules, start), 1.0 / 16);
+  rules.ranking = Ranking::local;  // 3 of 6 channels in layers 1 to 3, and no layer is ahead of all
+  EXPECT_DOUBLE_EQ(reachable_target(config, rules, start), 0.5);
+  EXPECT_EQ(reached_target(config, rules, start), 0);
+  rules.ranking = Ranking::global;
+  rules.measure = Measure::parameters;
+  // A layer of 220: 5 channels of 15 and a head of 20 are gone. What can go: in every layer a head
+  // and its KV head stay, and 3 channels in layers 1 to 3.
+  EXPECT_DOUBLE_EQ(reached_target(config, rules, start), (75 + 20) / 880.0);
+  EXPECT_DOUBLE_EQ(reachable_target(config, rules, start),
+                   (75 + 4 * (3 * 20 + 20) + 3 * 45) / 880.0);
+}
+
+TEST(Work, ATargetThatTakesNoUnitIsRefused) {
+  const ModelConfig config = shape(4, 5, 4, 2, 2, 6, 7);
+  Draw draw(79);
+  for (Ranking ranking : {Ranking::global, Ranking::global_by_kind, Ranking::local})
+    for (Measure measure : {Measure::structures, Measure::parameters, Measure::total_parameters}) {
+      const PruneRules rules = rules_with(config, ranking, measure);
+      const PruningPlan dense = dense_plan(config, AttentionUnit::query_head);
+      const PruningPlan start =
+          advance(config, dense, drawn_scores(draw, dense), 0.5, rules, 1).plan;
+      const double reached = reached_target(config, rules, start);
+      EXPECT_GT(reached, 0.3);
+      for (const PruningPlan& plan : {dense, start})
+        for (double target : {1e-6, 0.2, reached, 0.7}) {
+          const bool takes = target > (plan == dense ? 1e-3 : 0.5);
+          try {
+            require_work(config, rules, plan, target);
+            EXPECT_TRUE(takes) << target;
+          } catch (const Error& error) {
+            EXPECT_FALSE(takes) << target << ": " << error.what();
+            EXPECT_EQ(error.code(), ExitCode::config);
+            if (plan == start) {
+              EXPECT_NE(std::string(error.what()).find(fmt::format("{:.6g}", reached)),
+                        std::string::npos)
+                  << error.what();
+            }
+          }
+        }
+    }
+}
+
+// Whatever is asked of whatever plan: an answer, or a message that names what is wrong with the
+// request. Never the message of a bug.
+TEST(Requests, NoneIsAnsweredWithAnInternalError) {
+  Draw draw(80);
+  const auto answered = [](const char* what, const std::function<void()>& request) {
+    try {
+      request();
+      return true;
+    } catch (const Error& error) {
+      const bool named = error.code() == ExitCode::config || error.code() == ExitCode::bad_content;
+      EXPECT_TRUE(named) << what << ": " << error.what();
+    }
+    return false;
+  };
+  int done = 0;
+  for (int round = 0; round < 600; ++round) {
+    const std::int64_t group = 1 + draw.below(3);
+    const std::int64_t kv_heads = 1 + draw.below(3);
+    const ModelConfig config =
+        shape(1 + draw.below(4), 4, kv_heads * group, kv_heads, 2, 1 + draw.below(7), 7);
+    const auto unit = draw.below(2) == 0 ? AttentionUnit::query_head : AttentionUnit::kv_group;
+    const auto drawn_rules = [&] {
+      PruneRules rules;
+      rules.ranking = static_cast<Ranking>(draw.below(3));
+      rules.measure = static_cast<Measure>(draw.below(3));
+      rules.attention = draw.below(4) > 0;
+      rules.mlp = !rules.attention || draw.below(4) > 0;
+      rules.min_heads = draw.below(config.heads + 1);
+      rules.min_channels = draw.below(config.channels + 1);
+      for (std::int64_t layer = 0; layer < config.layers; ++layer)
+        rules.protected_layer.push_back(draw.below(3) == 0);
+      return rules;
+    };
+    const auto step = [&](const PruningPlan& plan, double target, std::int64_t iteration) {
+      const PruneRules rules = drawn_rules();
+      PruningPlan next = plan;
+      answered("advance", [&] {
+        next = advance(config, plan, drawn_scores(draw, plan), target, rules, iteration).plan;
+      });
+      return next;
+    };
+    const PruningPlan dense = dense_plan(config, unit);
+    const PruningPlan base = step(dense, draw.uniform() / 2, 1);
+    const PruningPlan plan = step(base, draw.uniform(), 2);
+    const PruneRules rules = drawn_rules();
+    const double target = draw.below(8) == 0 ? 1.5 - draw.uniform() : draw.uniform();
+    answered("require_work", [&] { require_work(config, rules, base, target); });
+    const bool can =
+        answered("require_reachable", [&] { require_reachable(config, rules, base, target); });
+    const bool reached = answered(
+        "advance", [&] { advance(config, base, drawn_scores(draw, base), target, rules, 3); });
+    // A run is refused before it starts, not by its last iteration.
+    if (can) {
+      EXPECT_TRUE(reached) << "round " << round;
+    }
+    done += answered("truncate", [&] {
+      const PruningPlan part = truncate_plan(config, plan, base, target, rules);
+      require_part(base, part);
+      require_part(part, plan);
+      const ModelWidths widths = widths_of(config, part);
+      EXPECT_EQ(intersect({widths_of(config, base), {}}, widths).widths, widths);
+    });
+    answered("truncate to another", [&] { truncate_plan(config, base, plan, target, rules); });
+    if (rules.attention && rules.mlp)
+      for (const PruningPlan& each : {base, plan}) {
+        const double own = reached_target(config, rules, each);
+        EXPECT_LE(reached_target(config, rules, base), reached_target(config, rules, plan) + 1e-12);
+        EXPECT_TRUE(answered("truncate at the ends of the range",
+                             [&] { truncate_plan(config, plan, base, own, rules); }))
+            << "round " << round << ", " << own;
+      }
+  }
+  EXPECT_GT(done, 100);
 }
 
 TEST(Sparsity, ByHand) {

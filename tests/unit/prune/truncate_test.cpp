@@ -1,3 +1,4 @@
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include "espalier/core/error.h"
@@ -28,7 +29,7 @@ History drawn_run(Draw& draw, Ranking ranking, Measure measure, AttentionUnit un
   run.rules.protected_layer = {false, false, false, true};
   run.plans.push_back(dense_plan(run.config, unit));
   run.targets.push_back(0);
-  const double most = 0.9 * reachable_target(run.config, run.rules, unit);
+  const double most = 0.9 * reachable_target(run.config, run.rules, run.plans.front());
   for (int i = 1; i <= 5; ++i) {
     const ScoreTable scores = drawn_scores(draw, run.plans.back());
     run.targets.push_back(most * i / 5);
@@ -73,8 +74,8 @@ TEST(Truncate, ByStructuresGivesBackEveryEarlierPlan) {
       for (int round = 0; round < 5; ++round) {
         const History run = drawn_run(draw, ranking, Measure::structures, unit);
         for (std::size_t i = 0; i < run.plans.size(); ++i) {
-          const PruningPlan part =
-              truncate_plan(run.config, run.plans.back(), run.targets[i], run.rules);
+          const PruningPlan part = truncate_plan(run.config, run.plans.back(), run.plans.front(),
+                                                 run.targets[i], run.rules);
           EXPECT_EQ(part.attention_removed_at, run.plans[i].attention_removed_at);
           EXPECT_EQ(part.mlp_removed_at, run.plans[i].mlp_removed_at);
           EXPECT_EQ(part.attention_order, run.plans[i].attention_order);
@@ -91,13 +92,16 @@ TEST(Truncate, AtItsOwnTargetAndSparsityNothingChanges) {
       for (AttentionUnit unit : units) {
         const History run = drawn_run(draw, ranking, measure, unit);
         const PruningPlan& whole = run.plans.back();
-        EXPECT_EQ(truncate_plan(run.config, whole, run.targets.back(), run.rules).digest(),
+        EXPECT_EQ(truncate_plan(run.config, whole, run.plans.front(), run.targets.back(), run.rules)
+                      .digest(),
                   whole.digest());
         if (ranking == Ranking::global) {
           const double reached = sparsity_of(run.config, run.rules, whole).of(measure);
-          EXPECT_EQ(truncate_plan(run.config, whole, reached, run.rules).digest(), whole.digest());
+          EXPECT_EQ(
+              truncate_plan(run.config, whole, run.plans.front(), reached, run.rules).digest(),
+              whole.digest());
         }
-        EXPECT_THROW(truncate_plan(run.config, whole, 0.99, run.rules), Error);
+        EXPECT_THROW(truncate_plan(run.config, whole, run.plans.front(), 0.99, run.rules), Error);
       }
 }
 
@@ -108,7 +112,8 @@ TEST(Truncate, ByParametersTakesTheLongestPrefix) {
       const History run = drawn_run(draw, Ranking::global, Measure::parameters, unit);
       const PruningPlan& whole = run.plans.back();
       const double target = draw.uniform() * sparsity_of(run.config, run.rules, whole).parameters;
-      const PruningPlan part = truncate_plan(run.config, whole, target, run.rules);
+      const PruningPlan part =
+          truncate_plan(run.config, whole, run.plans.front(), target, run.rules);
       expect_part_of(part, whole);
       EXPECT_LE(sparsity_of(run.config, run.rules, part).parameters, target);
       PruningPlan longer = part;  // with the next unit of the order it would exceed the target
@@ -131,11 +136,12 @@ TEST(Truncate, PartsNestAndKeepARemovalOrderWithoutGaps) {
         PruningPlan larger = run.plans.back();
         for (int k = 9; k >= 0; --k) {
           const double target = run.targets.back() * k / 10;
-          const PruningPlan part = truncate_plan(run.config, run.plans.back(), target, run.rules);
+          const PruningPlan part =
+              truncate_plan(run.config, run.plans.back(), run.plans.front(), target, run.rules);
           expect_part_of(part, run.plans.back());
           expect_part_of(part, larger);
           // Of the part a part again: the way does not matter.
-          EXPECT_EQ(truncate_plan(run.config, larger, target, run.rules), part);
+          EXPECT_EQ(truncate_plan(run.config, larger, run.plans.front(), target, run.rules), part);
           EXPECT_EQ(widths_of(run.config, part).layers[3], dense_widths(run.config).layers[3]);
           larger = part;
         }
@@ -148,13 +154,14 @@ TEST(Truncate, WhatTheRulesDoNotRankStays) {
   const ModelConfig config = shape(2, 5, 4, 2, 2, 3, 7);
   PruneRules rules;
   rules.protected_layer = {true, false};
-  PruningPlan plan = dense_plan(config, AttentionUnit::query_head);
+  const PruningPlan dense = dense_plan(config, AttentionUnit::query_head);
+  PruningPlan plan = dense;
   plan.mlp_removed_at.at(0, 1) = 1;  // a protected layer of a plan that the run started from
   plan.mlp_order.at(0, 1) = 0;
   plan.mlp_removed_at.at(1, 2) = 2;
   plan.mlp_order.at(1, 2) = 1;
   plan.iteration = 2;
-  const PruningPlan part = truncate_plan(config, plan, 1.0 / 14, rules);
+  const PruningPlan part = truncate_plan(config, plan, dense, 1.0 / 14, rules);
   EXPECT_EQ(part.mlp_removed_at.at(0, 1), 1);
   EXPECT_EQ(part.removed(), 1);
   EXPECT_EQ(part.iteration, 1);
@@ -162,7 +169,101 @@ TEST(Truncate, WhatTheRulesDoNotRankStays) {
   plan.mlp_removed_at.at(1, 2) = 1;
   plan.mlp_order.at(1, 2) = 0;
   plan.mlp_order.at(0, 1) = 1;
-  EXPECT_EQ(truncate_plan(config, plan, 2.0 / 14, rules).mlp_order, plan.mlp_order);
+  EXPECT_EQ(truncate_plan(config, plan, dense, 2.0 / 14, rules).mlp_order, plan.mlp_order);
+}
+
+// --- a plan that began on a pruned model --------------------------------------------------------
+
+const Measure measures[] = {Measure::structures, Measure::parameters, Measure::total_parameters};
+
+/// Iterations 3 to 5 of `run` on a source that has what the first two removed, and a schedule that
+/// begins there.
+History continued_run(Draw& draw, Ranking ranking, Measure measure, AttentionUnit unit) {
+  History run = drawn_run(draw, ranking, measure, unit);
+  run.plans.resize(3);
+  run.plans.erase(run.plans.begin(), run.plans.begin() + 2);
+  const double start = reached_target(run.config, run.rules, run.plans.front());
+  PruneConfig prune;
+  prune.iterations = 3;
+  prune.target = 0.9 * reachable_target(run.config, run.rules, run.plans.front());
+  run.targets = {start};
+  for (int i = 1; i <= 3; ++i) {
+    run.targets.push_back(scheduled_target(prune, start, i));
+    const ScoreTable scores = drawn_scores(draw, run.plans.back());
+    run.plans.push_back(
+        advance(run.config, run.plans.back(), scores, run.targets.back(), run.rules, 2 + i).plan);
+  }
+  return run;
+}
+
+TEST(TruncateToASource, EveryIterationRemovesSomethingAndIsFoundAgain) {
+  Draw draw(35);
+  for (Ranking ranking : rankings)
+    for (Measure measure : measures)
+      for (AttentionUnit unit : units)
+        for (int round = 0; round < 4; ++round) {
+          const History run = continued_run(draw, ranking, measure, unit);
+          for (std::size_t i = 1; i < run.plans.size(); ++i) {
+            // `local` by parameters goes in steps of a unit in every layer, larger than these.
+            if (ranking != Ranking::local || measure == Measure::structures) {
+              EXPECT_GT(run.plans[i].removed(), run.plans[i - 1].removed());
+            }
+            if (measure == Measure::structures) {
+              EXPECT_EQ(truncate_plan(run.config, run.plans.back(), run.plans.front(),
+                                      run.targets[i], run.rules)
+                            .digest(),
+                        run.plans[i].digest());
+            }
+          }
+          EXPECT_EQ(truncate_plan(run.config, run.plans.back(), run.plans.front(), run.targets[0],
+                                  run.rules)
+                        .digest(),
+                    run.plans[0].digest());
+        }
+}
+
+TEST(TruncateToASource, BelowIsRefusedWithTheRange) {
+  Draw draw(36);
+  for (Ranking ranking : rankings)
+    for (Measure measure : measures)
+      for (AttentionUnit unit : units) {
+        const History run = continued_run(draw, ranking, measure, unit);
+        const double low = reached_target(run.config, run.rules, run.plans.front());
+        const double high = reached_target(run.config, run.rules, run.plans.back());
+        EXPECT_LT(low, high);
+        for (double target : {0.0, low / 2, low - 1e-6, high + 0.3}) {
+          try {
+            truncate_plan(run.config, run.plans.back(), run.plans.front(), target, run.rules);
+            ADD_FAILURE() << target << " of " << low << " to " << high;
+          } catch (const Error& error) {
+            EXPECT_EQ(error.code(), ExitCode::config);
+            const std::string range = fmt::format("from {:.6f} to {:.6f} of the", low, high);
+            EXPECT_NE(std::string(error.what()).find(range), std::string::npos) << error.what();
+          }
+        }
+      }
+}
+
+TEST(TruncateToASource, APlanOfAnotherModelIsRefused) {
+  const ModelConfig config = shape(2, 5, 4, 2, 2, 3, 7);
+  PruneRules rules;
+  rules.protected_layer = {false, false};
+  PruningPlan base = dense_plan(config, AttentionUnit::query_head);
+  base.mlp_removed_at.at(1, 2) = 1;
+  base.mlp_order.at(1, 2) = 0;
+  base.iteration = 1;
+  PruningPlan plan = dense_plan(config, AttentionUnit::query_head);
+  plan.mlp_removed_at.at(0, 2) = 1;
+  plan.mlp_order.at(0, 2) = 0;
+  plan.iteration = 1;
+  for (const PruningPlan& other : {plan, dense_plan(config, AttentionUnit::kv_group)}) {
+    try {
+      truncate_plan(config, other, base, 1.0 / 14, rules);
+      ADD_FAILURE();
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ExitCode::bad_content) << error.what();
+    }
+  }
 }
 
 }  // namespace
