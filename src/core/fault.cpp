@@ -301,8 +301,12 @@ const std::vector<Point>& points() {
                     false, true});
     list.push_back(
         {"save.manifest", "before the manifest of a commit is written", false, false, false, true});
+    list.push_back({"layer.forward", "after a half layer, before its output is added", true});
+    list.push_back({"layer.backward", "after the gradient of a half layer's input", true});
+    list.push_back({"weight.gradient", "after the gradient of a weight", true});
+    list.push_back({"score.value", "before scores are looked at", true});
     for (Point& point : list)
-      point.offers_nan = point.name == "forward.exit" || point.name == "backward.enter";
+      point.offers_nan |= point.name == "forward.exit" || point.name == "backward.enter";
     std::sort(list.begin(), list.end(),
               [](const Point& a, const Point& b) { return a.name < b.name; });
     return list;

@@ -6,6 +6,7 @@
 #include <optional>
 
 #include <ATen/ATen.h>
+#include <fmt/format.h>
 
 #include "espalier/calib/calibration.h"
 
@@ -29,6 +30,8 @@ Perplexity evaluate_perplexity(const CausalLM& model, const NamedTokens& data,
     std::iota(rows.begin(), rows.end(), j * size);
     std::vector<std::int64_t> predictions;
     batch = make_batch(file->read(rows), 1.0, model.options().device, predictions);
+    batch.origin = fmt::format("micro-batch {} of {}, evaluation '{}', data rank {}", j + 1, count,
+                               data.name, grid.data_index());
   };
   const auto compute = [&] {
     TokenLosses losses = token_losses(model, batch, grid.tensor());

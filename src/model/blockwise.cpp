@@ -1,11 +1,15 @@
 #include "espalier/model/blockwise.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
+#include <map>
+#include <optional>
 
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <torch/csrc/autograd/autograd.h>
 
 #include "espalier/core/error.h"
@@ -24,10 +28,169 @@ HalfOutput run_half(const CausalLM& model, std::int64_t half, const at::Tensor& 
                                               : model.mlp_half(half / 2, x_BTD);
 }
 
+/// This rank's part of a half's output, as a function of the half and its input.
+auto run_partial(const CausalLM& model) {
+  return [&model](std::int64_t half, const at::Tensor& x_BTD) {
+    return run_half(model, half, x_BTD).partial_BTD;
+  };
+}
+
 std::string half_name(std::int64_t half) {
   return fmt::format("{} of layer {}", kind_of(half) == UnitKind::attention ? "attention" : "MLP",
                      half / 2);
 }
+
+std::string tensor_name(const CausalLM& model, std::int64_t half, TensorRole role) {
+  for (const TensorSpec& spec : tensor_catalog(model.config()))
+    if (spec.layer == half / 2 && spec.role == role) return fmt::format("'{}'", spec.name);
+  throw Error(ExitCode::internal, "a layer has no tensor of a role that was observed in it");
+}
+
+void poison(at::Tensor& tensor) {
+  tensor = tensor.clone();
+  tensor.view(-1).narrow(0, 0, 1).fill_(std::numeric_limits<double>::quiet_NaN());
+}
+
+void poison_at(std::string_view point, at::Tensor& tensor) {
+  if (fault::hit(point).effect == fault::Effect::nan && tensor.defined() && tensor.numel() > 0)
+    poison(tensor);
+}
+
+/// Remembers whether values were finite, in the order in which they arose, and so where one first
+/// was not: what is made from it is not finite either. Every tensor rank counts the same steps; in
+/// each it looks at values of its own. Reads the device when asked, and each value once.
+class FiniteWatch {
+ public:
+  static constexpr std::int64_t kNever = std::numeric_limits<std::int64_t>::max();
+
+  enum class Value { hidden, output, sum, gate_gradient, weight_gradient, input_gradient };
+  struct Place {
+    Value value = Value::hidden;
+    std::int64_t half = -1;  // -1: before or after the layers
+    TensorRole role = TensorRole::embedding;
+  };
+
+  void next_step() { ++step_; }
+  void see(const at::Tensor& value, const Place& place) {
+    if (!value.defined() || value.numel() == 0) return;
+    flags_.push_back(finite_flag(value));
+    seen_.emplace_back(step_, place);
+  }
+
+  /// The step of this rank's first value that was not finite.
+  std::int64_t first_step() {
+    read();
+    return first_ ? first_->first : kNever;
+  }
+  const Place& first_place() const { return first_->second; }
+
+ private:
+  void read() {
+    if (flags_.empty()) return;
+    const at::Tensor finite = at::stack(flags_).to(at::kCPU);
+    const bool* begin = finite.const_data_ptr<bool>();
+    const auto place =
+        static_cast<std::size_t>(std::find(begin, begin + seen_.size(), false) - begin);
+    if (!first_ && place < seen_.size()) first_ = seen_[place];
+    flags_.clear();
+    seen_.clear();
+  }
+
+  std::int64_t step_ = 0;
+  std::vector<at::Tensor> flags_;
+  std::vector<std::pair<std::int64_t, Place>> seen_;
+  std::optional<std::pair<std::int64_t, Place>> first_;
+};
+
+std::string describe(const CausalLM& model, const FiniteWatch::Place& place) {
+  using Value = FiniteWatch::Value;
+  const bool attention = place.half >= 0 && kind_of(place.half) == UnitKind::attention;
+  const TensorRole reader = attention ? TensorRole::o : TensorRole::down;
+  switch (place.value) {
+    case Value::hidden:
+      return place.role == TensorRole::embedding
+                 ? "the embedding"
+                 : fmt::format("the hidden states after layer {}", model.layers() - 1);
+    case Value::output:
+      return fmt::format("the output of the {} (tensor {})", half_name(place.half),
+                         tensor_name(model, place.half, reader));
+    case Value::sum:
+      return fmt::format("the residual after the {}", half_name(place.half));
+    case Value::gate_gradient:
+      return fmt::format("the gradient at the gate of the {} (input of tensor {})",
+                         half_name(place.half), tensor_name(model, place.half, reader));
+    case Value::weight_gradient:
+      return fmt::format("the gradient of tensor {}, {}",
+                         tensor_name(model, place.half, place.role), half_name(place.half));
+    case Value::input_gradient:
+      break;
+  }
+  if (place.half < 0)
+    return fmt::format("the gradient at the input of tensor 'model.norm.weight', after layer {}",
+                       model.layers() - 1);
+  return fmt::format(
+      "the gradient at the input of tensor {}, {}",
+      tensor_name(model, place.half, attention ? TensorRole::attention_norm : TensorRole::mlp_norm),
+      half_name(place.half));
+}
+
+/// Where the first value that is not finite appeared, and on which tensor ranks: the same on all of
+/// them. Collective.
+Problem non_finite(const CausalLM& model, const TokenBatch& batch, const std::string& what,
+                   FiniteWatch& watch, Communicator& tensor) {
+  const std::int64_t mine = watch.first_step(), first = tensor.min(mine);
+  const bool guilty = mine == first && first != FiniteWatch::kNever;
+  const std::vector<std::string> told =
+      tensor.gather_text(guilty ? describe(model, watch.first_place()) : std::string());
+  std::map<std::string, std::vector<int>> ranks_of;
+  for (std::size_t rank = 0; rank < told.size(); ++rank)
+    if (!told[rank].empty()) ranks_of[told[rank]].push_back(static_cast<int>(rank));
+  std::vector<std::string> places;
+  for (const auto& [place, ranks] : ranks_of)
+    places.push_back(fmt::format("{} on tensor rank{} {}", place, ranks.size() > 1 ? "s" : "",
+                                 fmt::join(ranks, ", ")));
+  if (places.empty()) places.emplace_back("the output projection or the loss");
+  return {ExitCode::bad_content, what,
+          fmt::format("the first value that is not finite is in {}", fmt::join(places, " and ")),
+          "Use a wider model.dtype (float16 overflows easily), or check the weights of that layer "
+          "and the calibration data.",
+          batch.origin};
+}
+
+/// The losses on the host, and what is wrong with them. Collective.
+TokenLosses checked_losses(const CausalLM& model, const TokenBatch& batch, const at::Tensor& nll_N,
+                           FiniteWatch& watch, Communicator& tensor) {
+  TokenLosses losses{nll_N.to(at::kCPU), {}};
+  if (!all_finite(losses.nll_N))
+    losses.problems.add(non_finite(model, batch, "the loss is NaN or infinite", watch, tensor));
+  return losses;
+}
+
+/// The power of two by which the coefficients of a micro-batch are multiplied before they meet
+/// float16, whose smallest normal number is 2^-14: the largest coefficient becomes 1 to 2. Other
+/// types have the range of float32 and need none. A function of the batch alone, so that all ranks
+/// choose the same whoever computes it.
+class LossScale {
+ public:
+  LossScale(const TokenBatch& batch, at::ScalarType dtype) : narrow_(dtype == at::kHalf) {
+    if (!narrow_ || batch.weights_N.numel() == 0) return;
+    const double largest = batch.weights_N.max().item<double>();
+    if (largest > 0) exponent_ = std::max(0, -std::ilogb(largest));
+  }
+  double factor() const { return std::ldexp(1.0, exponent_); }
+  /// A gradient may overflow for no other reason than the scale.
+  bool may_overflow() const { return narrow_; }
+  /// 256 times less, down to the loss itself; false when that is what it was.
+  bool lower() {
+    if (exponent_ == 0) return false;
+    exponent_ = std::max(0, exponent_ - 8);
+    return true;
+  }
+
+ private:
+  bool narrow_;
+  int exponent_ = 0;
+};
 
 at::Tensor embed(const CausalLM& model, const at::Tensor& tokens_BT, Communicator& tensor) {
   at::Tensor x_BTD = model.embed_partial(tokens_BT);
@@ -35,12 +198,25 @@ at::Tensor embed(const CausalLM& model, const at::Tensor& tokens_BT, Communicato
   return x_BTD;
 }
 
-/// x + sum over tensor ranks of the half's partial output. Collective.
-at::Tensor advance_half(const CausalLM& model, std::int64_t half, const at::Tensor& x_BTD,
-                        Communicator& tensor) {
-  at::Tensor partial_BTD = run_half(model, half, x_BTD).partial_BTD;
-  all_reduce_sum(partial_BTD, tensor);
-  return x_BTD + partial_BTD;
+/// The hidden states after the last layer; `partial_of(half, x)` gives this rank's part of a half's
+/// output. Collective.
+template <class F>
+at::Tensor through_layers(const CausalLM& model, const at::Tensor& tokens_BT, Communicator& tensor,
+                          FiniteWatch& watch, F&& partial_of) {
+  using Value = FiniteWatch::Value;
+  at::Tensor x_BTD = embed(model, tokens_BT, tensor);
+  watch.see(x_BTD, {Value::hidden, -1, TensorRole::embedding});
+  for (std::int64_t half = 0; half < 2 * model.layers(); ++half) {
+    at::Tensor partial_BTD = partial_of(half, x_BTD);
+    poison_at("layer.forward", partial_BTD);
+    watch.next_step();
+    watch.see(partial_BTD, {Value::output, half});
+    all_reduce_sum(partial_BTD, tensor);
+    x_BTD = x_BTD + partial_BTD;
+    watch.next_step();
+    watch.see(x_BTD, {Value::sum, half});
+  }
+  return x_BTD;
 }
 
 /// Turns gradients on for some weights of a layer as long as it lives.
@@ -66,8 +242,7 @@ class HalfGraph {
  public:
   HalfGraph(const CausalLM& model, std::int64_t half, const at::Tensor& x_BTD,
             const BackwardObserver& observer)
-      : half_(half),
-        wants_gate_(observer.wants_gate(half / 2, kind_of(half))),
+      : wants_gate_(observer.wants_gate(half / 2, kind_of(half))),
         roles_(observer.wants_weights(half / 2, kind_of(half))),
         weights_(model.layer(half / 2), roles_),
         leaf_BTD_(x_BTD.detach().requires_grad_(true)) {
@@ -77,12 +252,21 @@ class HalfGraph {
 
   at::Tensor partial_BTD() const { return out_.partial_BTD.detach(); }
 
-  /// Shows the observer what it wants; returns d/dx of this rank's part (zero where the rank holds
-  /// no unit). Once only.
-  at::Tensor backward(const at::Tensor& dy_BTD, bool needs_input, BackwardObserver& observer) {
-    if (!needs_input && !wants_gate_ && roles_.empty()) return {};
-    if (!out_.partial_BTD.requires_grad())
-      return needs_input ? at::zeros_like(leaf_BTD_) : at::Tensor();
+  struct Gradients {
+    at::Tensor dx_BTD;  // of this rank's part; zero where it holds no unit; undefined if not needed
+    std::optional<HalfGradients>
+        observed;  // what the observer wants, if anything, of a rank's units
+  };
+
+  /// Gradients of the input, where needed, and of what the observer wants. Once only.
+  Gradients backward(const at::Tensor& dy_BTD, bool needs_input) {
+    Gradients result;
+    const bool is_observed = wants_gate_ || !roles_.empty();
+    if (!needs_input && !is_observed) return result;
+    if (!out_.partial_BTD.requires_grad()) {
+      if (needs_input) result.dx_BTD = at::zeros_like(leaf_BTD_);
+      return result;
+    }
     const c10::AutoGradMode mode(true);
     std::vector<at::Tensor> inputs;
     if (needs_input) inputs.push_back(leaf_BTD_);
@@ -91,21 +275,17 @@ class HalfGraph {
     std::vector<at::Tensor> gradients = torch::autograd::grad({out_.partial_BTD}, inputs, {dy_BTD});
 
     std::size_t next = 0;
-    const at::Tensor dx_BTD = needs_input ? gradients[next++] : at::Tensor();
-    HalfGradients observed;
+    if (needs_input) result.dx_BTD = gradients[next++];
+    if (!is_observed) return result;
+    HalfGradients& observed = result.observed.emplace();
     observed.gate = out_.gate.detach();
     if (wants_gate_) observed.gate_gradient = gradients[next++];
     for (const TensorRole role : roles_)
       observed.weight_gradients.emplace_back(role, gradients[next++]);
-    if (wants_gate_ || !roles_.empty()) {
-      const c10::NoGradGuard no_gradient;
-      observer.observe(half_ / 2, kind_of(half_), observed);
-    }
-    return dx_BTD;
+    return result;
   }
 
  private:
-  std::int64_t half_;
   bool wants_gate_;
   std::vector<TensorRole> roles_;
   GradientScope weights_;
@@ -170,99 +350,123 @@ class Tape {
   std::int64_t repeated_ = 0;
 };
 
-/// Runs forward once more and says where the first value that is not finite appeared. Collective,
-/// and the same on every tensor rank, since residuals are.
-Problem non_finite_loss(const CausalLM& model, const TokenBatch& batch, Communicator& tensor) {
-  std::string place = "the output projection or the loss";
-  at::Tensor x_BTD = embed(model, batch.tokens_BT, tensor);
-  if (!all_finite(x_BTD)) place = "the embedding";
-  for (std::int64_t half = 0; half < 2 * model.layers(); ++half) {
-    if (place == "the embedding") break;
-    x_BTD = advance_half(model, half, x_BTD, tensor);
-    if (all_finite(x_BTD)) continue;
-    place = half_name(half);
-    break;
-  }
-  return {ExitCode::bad_content,
-          "the loss is NaN or infinite",
-          fmt::format("the first value that is not finite is an activation after the {}", place),
-          "Use a wider model.dtype (float16 overflows easily), or check the weights of that layer.",
-          {}};
-}
-
-/// The losses on the host, and what is wrong with them: the same on every tensor rank. Collective.
-TokenLosses checked_losses(const CausalLM& model, const TokenBatch& batch, const at::Tensor& nll_N,
-                           Communicator& tensor) {
-  TokenLosses losses{nll_N.to(at::kCPU), {}};
-  if (!all_finite(losses.nll_N)) losses.problems.add(non_finite_loss(model, batch, tensor));
-  return losses;
-}
-
-/// Remembers, on this rank alone, where a gradient first is NaN or infinite: the sum over tensor
-/// ranks carries it to all of them. Reads the device once, at the end.
-class GradientWatch {
+/// One micro-batch forward and backward at one scale of its loss.
+class Attempt {
  public:
-  /// `part` was made from `incoming`; what came in broken is somebody else's.
-  void see(const at::Tensor& part, const at::Tensor& incoming, std::int64_t half) {
-    if (!part.defined()) return;
-    const at::Tensor finite = at::isfinite(part).all();
-    innocent_.push_back(incoming.defined()
-                            ? at::logical_or(finite, at::isfinite(incoming).all().logical_not())
-                            : finite);
-    half_.push_back(half);
+  Attempt(const CausalLM& model, const TokenBatch& batch, const BackwardScope& scope,
+          BackwardObserver& observer, Communicator& tensor)
+      : model_(model),
+        batch_(batch),
+        lowest_(scope.lowest_half),
+        observer_(observer),
+        tensor_(tensor),
+        tape_(model, lowest_, scope.graph_bytes - loss_bytes(model, batch.targets_N.numel()),
+              observer) {}
+
+  /// Shows the observer the halves below `unobserved` and lowers it to the last one shown.
+  /// Collective.
+  BackwardPass run(const LossScale& scale, std::int64_t& unobserved) {
+    fault::hit("forward.enter");
+    at::Tensor x_BTD = through_layers(
+        model_, batch_.tokens_BT, tensor_, watch_,
+        [&](std::int64_t half, const at::Tensor& in_BTD) { return tape_.forward(half, in_BTD); });
+    poison_at("forward.exit", x_BTD);
+    watch_.next_step();
+    watch_.see(x_BTD, {FiniteWatch::Value::hidden, -1, TensorRole::final_norm});
+    const bool differentiate = lowest_ < 2 * model_.layers();
+    VocabularyLoss loss =
+        vocabulary_loss(model_, x_BTD, batch_.positions_N, batch_.targets_N,
+                        differentiate ? batch_.weights_N * scale.factor() : at::Tensor(), tensor_);
+    TokenLosses losses = checked_losses(model_, batch_, loss.nll_N, watch_, tensor_);
+    BackwardPass pass{std::move(losses.nll_N), 0, std::move(losses.problems)};
+    if (!pass.problems.empty()) return pass;
+    x_BTD.reset();
+    poison_at("backward.enter", loss.dx_BTD);
+    if (differentiate) backward(std::move(loss.dx_BTD), scale, unobserved);
+    gradients_finite_ = !differentiate || tensor_.min(watch_.first_step()) == FiniteWatch::kNever;
+    fault::hit("backward.exit");
+    pass.repeated_halves = tape_.repeated();
+    return pass;
   }
 
-  /// What arose on this rank; empty when all is finite.
-  Problems problems(std::int64_t halves) const {
-    if (innocent_.empty()) return {};
-    const at::Tensor innocent = at::stack(innocent_).to(at::kCPU);
-    const bool* begin = innocent.const_data_ptr<bool>();
-    const auto first =
-        static_cast<std::size_t>(std::find(begin, begin + half_.size(), false) - begin);
-    if (first == half_.size()) return {};
-    const std::int64_t half = half_[first];
-    const std::string place =
-        half == halves
-            ? fmt::format("'model.norm.weight', after layer {}", halves / 2 - 1)
-            : fmt::format("'model.layers.{}.{}.weight', {}", half / 2,
-                          kind_of(half) == UnitKind::attention ? "input_layernorm"
-                                                               : "post_attention_layernorm",
-                          half_name(half));
-    return Problems({{ExitCode::bad_content,
-                      "a gradient is NaN or infinite: at the input of tensor " + place,
-                      "it is the first such value on the way back from the loss",
-                      "Use a wider model.dtype (float16 overflows easily), or check the weights of "
-                      "that layer.",
-                      {}}});
+  /// The same on every tensor rank; true when the pass ended before it.
+  bool gradients_are_finite() const { return gradients_finite_; }
+  /// Collective, when they are not.
+  Problem non_finite_gradient() {
+    return non_finite(model_, batch_, "a gradient is NaN or infinite", watch_, tensor_);
   }
 
  private:
-  std::vector<at::Tensor> innocent_;
-  std::vector<std::int64_t> half_;
-};
+  void backward(at::Tensor dx_BTD, const LossScale& scale, std::int64_t& unobserved) {
+    using Value = FiniteWatch::Value;
+    watch_.next_step();
+    watch_.see(dx_BTD, {Value::input_gradient, -1});
+    for (std::int64_t half = 2 * model_.layers() - 1; half >= lowest_; --half) {
+      const bool needs_input = half > lowest_;
+      HalfGraph::Gradients gradients = tape_.take(half)->backward(dx_BTD, needs_input);
+      see(half, gradients);
+      if (gradients.observed) observe(half, *gradients.observed, scale, unobserved);
+      if (!needs_input) break;
+      all_reduce_sum(gradients.dx_BTD, tensor_);
+      dx_BTD = dx_BTD + gradients.dx_BTD;
+      watch_.next_step();
+      watch_.see(dx_BTD, {Value::input_gradient, half});
+    }
+  }
 
-void poison(at::Tensor& tensor) {
-  tensor = tensor.clone();
-  tensor.view(-1).narrow(0, 0, 1).fill_(std::numeric_limits<double>::quiet_NaN());
-}
+  void see(std::int64_t half, HalfGraph::Gradients& gradients) {
+    using Value = FiniteWatch::Value;
+    watch_.next_step();
+    if (gradients.observed) {
+      watch_.see(gradients.observed->gate_gradient, {Value::gate_gradient, half});
+      for (auto& [role, gradient] : gradients.observed->weight_gradients) {
+        poison_at("weight.gradient", gradient);
+        watch_.see(gradient, {Value::weight_gradient, half, role});
+      }
+    }
+    poison_at("layer.backward", gradients.dx_BTD);
+    watch_.see(gradients.dx_BTD, {Value::input_gradient, half});
+  }
+
+  /// Each half once, at the first scale at which nothing on the way to it overflowed on this rank:
+  /// what was observed is right whatever the scale, since the scale is taken out of it exactly.
+  void observe(std::int64_t half, HalfGradients& observed, const LossScale& scale,
+               std::int64_t& unobserved) {
+    if (half >= unobserved) return;
+    if (scale.may_overflow() && watch_.first_step() != FiniteWatch::kNever) return;
+    observed.scale = scale.factor();
+    observer_.observe(half / 2, kind_of(half), observed);
+    unobserved = half;
+  }
+
+  const CausalLM& model_;
+  const TokenBatch& batch_;
+  std::int64_t lowest_;
+  BackwardObserver& observer_;
+  Communicator& tensor_;
+  FiniteWatch watch_;
+  Tape tape_;
+  bool gradients_finite_ = true;
+};
 
 }  // namespace
 
 at::Tensor forward_hidden(const CausalLM& model, const at::Tensor& tokens_BT,
                           Communicator& tensor) {
   const c10::NoGradGuard no_gradient;
-  at::Tensor x_BTD = embed(model, tokens_BT, tensor);
-  for (std::int64_t half = 0; half < 2 * model.layers(); ++half)
-    x_BTD = advance_half(model, half, x_BTD, tensor);
-  return x_BTD;
+  FiniteWatch unread;
+  return through_layers(model, tokens_BT, tensor, unread, run_partial(model));
 }
 
 TokenLosses token_losses(const CausalLM& model, const TokenBatch& batch, Communicator& tensor) {
   const c10::NoGradGuard no_gradient;
-  const at::Tensor x_BTD = forward_hidden(model, batch.tokens_BT, tensor);
+  FiniteWatch watch;
+  const at::Tensor x_BTD =
+      through_layers(model, batch.tokens_BT, tensor, watch, run_partial(model));
   return checked_losses(
       model, batch,
-      vocabulary_loss(model, x_BTD, batch.positions_N, batch.targets_N, {}, tensor).nll_N, tensor);
+      vocabulary_loss(model, x_BTD, batch.positions_N, batch.targets_N, {}, tensor).nll_N, watch,
+      tensor);
 }
 
 at::Tensor logits_at(const CausalLM& model, const at::Tensor& hidden_BTD,
@@ -282,40 +486,16 @@ BackwardPass blockwise_backward(const CausalLM& model, const TokenBatch& batch,
                                 const BackwardScope& scope, BackwardObserver& observer,
                                 Communicator& tensor) {
   const c10::NoGradGuard no_gradient;
-  const std::int64_t halves = 2 * model.layers();
-  const std::int64_t lowest = scope.lowest_half;
-  Tape tape(model, lowest, scope.graph_bytes - loss_bytes(model, batch.targets_N.numel()),
-            observer);
-  fault::hit("forward.enter");
-  at::Tensor x_BTD = embed(model, batch.tokens_BT, tensor);
-  for (std::int64_t half = 0; half < halves; ++half) {
-    at::Tensor partial_BTD = tape.forward(half, x_BTD);
-    all_reduce_sum(partial_BTD, tensor);
-    x_BTD = x_BTD + partial_BTD;
+  LossScale scale(batch, model.options().dtype);
+  std::int64_t unobserved = 2 * model.layers();
+  for (;;) {
+    Attempt attempt(model, batch, scope, observer, tensor);
+    BackwardPass pass = attempt.run(scale, unobserved);
+    if (attempt.gradients_are_finite()) return pass;
+    if (scale.lower()) continue;
+    pass.problems.add(attempt.non_finite_gradient());
+    return pass;
   }
-  if (fault::hit("forward.exit").effect == fault::Effect::nan) poison(x_BTD);
-  VocabularyLoss loss = vocabulary_loss(model, x_BTD, batch.positions_N, batch.targets_N,
-                                        lowest < halves ? batch.weights_N : at::Tensor(), tensor);
-  TokenLosses losses = checked_losses(model, batch, loss.nll_N, tensor);
-  BackwardPass pass{std::move(losses.nll_N), 0, std::move(losses.problems)};
-  if (!pass.problems.empty()) return pass;
-  x_BTD.reset();
-  at::Tensor dx_BTD = loss.dx_BTD;
-  if (fault::hit("backward.enter").effect == fault::Effect::nan && dx_BTD.defined()) poison(dx_BTD);
-  GradientWatch watch;
-  watch.see(dx_BTD, {}, halves);
-  for (std::int64_t half = halves - 1; half >= lowest; --half) {
-    const bool needs_input = half > lowest;
-    at::Tensor part_BTD = tape.take(half)->backward(dx_BTD, needs_input, observer);
-    if (!needs_input) break;
-    watch.see(part_BTD, dx_BTD, half);
-    all_reduce_sum(part_BTD, tensor);
-    dx_BTD = dx_BTD + part_BTD;
-  }
-  pass.problems = watch.problems(halves);
-  fault::hit("backward.exit");
-  pass.repeated_halves = tape.repeated();
-  return pass;
 }
 
 }  // namespace espalier

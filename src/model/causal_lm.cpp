@@ -8,6 +8,20 @@
 #include "espalier/model/tensor_ops.h"
 
 namespace espalier {
+namespace {
+
+/// Each KV head once per query head that reads it, [B, K, T, E] to [B, H, T, E]. Its gradient is a
+/// sum over the group's heads, in the accumulator's width and in one order; that of index_select
+/// would be added head by head in the tensor's own type, and on a device in any order.
+at::Tensor repeat_groups(const at::Tensor& x_BKTE, const std::vector<std::int64_t>& heads_K) {
+  std::vector<at::Tensor> groups;
+  const std::vector<at::Tensor> kv_heads = x_BKTE.split(1, 1);
+  for (std::size_t k = 0; k < kv_heads.size(); ++k)
+    groups.push_back(kv_heads[k].expand({-1, heads_K[k], -1, -1}));
+  return at::cat(groups, 1);
+}
+
+}  // namespace
 
 at::Tensor& LayerWeights::by_role(TensorRole role) {
   switch (role) {
@@ -110,10 +124,9 @@ at::Tensor CausalLM::attention(std::int64_t layer, at::Tensor q_BHTE, at::Tensor
   const std::int64_t tokens = q_BHTE.size(2);
   const bool grouped = w.query_heads.size() != w.kv_heads.size();
   if (grouped && !w.even_groups(config_)) {
-    // Heads of uneven groups read their KV head through an explicit map.
-    const at::Tensor map_H = at::tensor(w.reader_map(config_), at::kLong).to(options_.device);
-    k_BKTE = k_BKTE.index_select(1, map_H);
-    v_BKTE = v_BKTE.index_select(1, map_H);
+    const std::vector<std::int64_t> heads_K = w.groups(config_);
+    k_BKTE = repeat_groups(k_BKTE, heads_K);
+    v_BKTE = repeat_groups(v_BKTE, heads_K);
   }
   const bool shared_kv = q_BHTE.size(1) != k_BKTE.size(1);
   const std::int64_t window = config_.sliding_window[static_cast<std::size_t>(layer)];

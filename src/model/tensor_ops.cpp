@@ -7,14 +7,15 @@
 namespace espalier {
 namespace {
 
-/// The type in which `type` crosses ranks: 16-bit floats have no sum in MPI and would lose bits.
-at::ScalarType wire_type(at::ScalarType type) {
+/// The type in which `type` is summed, on this rank and across ranks: 16-bit floats have no sum in
+/// MPI and would lose bits.
+at::ScalarType wide_type(at::ScalarType type) {
   return type == at::kBFloat16 || type == at::kHalf ? at::kFloat : type;
 }
 
 void all_reduce(at::Tensor& tensor, Communicator& comm, ReduceOp op) {
   if (comm.size() == 1 || tensor.numel() == 0) return;
-  const at::ScalarType wire = wire_type(tensor.scalar_type());
+  const at::ScalarType wire = wide_type(tensor.scalar_type());
   const bool in_place =
       tensor.device().is_cpu() && tensor.is_contiguous() && wire == tensor.scalar_type();
   at::Tensor host = tensor;
@@ -24,7 +25,12 @@ void all_reduce(at::Tensor& tensor, Communicator& comm, ReduceOp op) {
     host.copy_(tensor);
   }
   comm.all_reduce({host.data_ptr(), static_cast<std::size_t>(host.numel()), to_dtype(wire)}, op);
-  if (!in_place) tensor.copy_(host);
+  if (in_place)
+    // Autograd does not see what MPI writes: a graph that saved the value must refuse it, not use
+    // it.
+    tensor.unsafeGetTensorImpl()->bump_version();
+  else
+    tensor.copy_(host);
 }
 
 }  // namespace
@@ -102,6 +108,10 @@ at::Tensor take(const at::Tensor& tensor, std::int64_t dim, const IndexRuns& ind
 bool all_finite(const at::Tensor& tensor) {
   if (tensor.numel() == 0) return true;
   return at::isfinite(tensor).all().item<bool>();
+}
+
+at::Tensor finite_flag(const at::Tensor& tensor) {
+  return at::isfinite(tensor.sum(wide_type(tensor.scalar_type())));
 }
 
 std::vector<double> to_doubles(const at::Tensor& tensor) {

@@ -48,8 +48,11 @@ Chunk chunk_loss(const at::Tensor& logits_CV, const at::Tensor& targets_C,
   if (weights_C.defined() && vocabulary.size() > 0) {
     const at::Tensor w_C = weights_C.to(logits_CV.scalar_type());
     exp_CV.mul_((w_C / sum_C).unsqueeze(-1));
-    const at::Tensor at_target_C1 = w_C.masked_fill(elsewhere_C, 0).neg().unsqueeze(-1);
-    result.gradient_CV = exp_CV.scatter_add_(-1, local_C.unsqueeze(-1), at_target_C1);
+    // One target a row: read and written, not added atomically.
+    const at::Tensor local_C1 = local_C.unsqueeze(-1);
+    const at::Tensor at_target_C1 =
+        exp_CV.gather(-1, local_C1) - w_C.masked_fill(elsewhere_C, 0).unsqueeze(-1);
+    result.gradient_CV = exp_CV.scatter_(-1, local_C1, at_target_C1);
   }
   return result;
 }
@@ -108,7 +111,7 @@ VocabularyLoss vocabulary_loss(const CausalLM& model, const at::Tensor& x_BTD,
   loss.nll_N =
       losses.empty() ? at::zeros({0}, x_BTD.options().dtype(at::kDouble)) : at::cat(losses);
   if (!with_gradient) return loss;
-  // A position predicts once, so rows are copied back, not added.
+  // A position predicts once, so rows are copied back, not added, and in no order that matters.
   at::Tensor dnorm_BTD = at::zeros_like(norm_BTD);
   dnorm_BTD.view({-1, D}).index_copy_(0, positions_N, drows_ND);
   loss.dx_BTD = torch::autograd::grad({norm_BTD}, {leaf_BTD}, {dnorm_BTD})[0];

@@ -1,6 +1,7 @@
 #include "espalier/score/score.h"
 
 #include <chrono>
+#include <limits>
 #include <utility>
 
 #include <ATen/ATen.h>
@@ -10,6 +11,7 @@
 #include "espalier/core/fault.h"
 #include "espalier/core/hash.h"
 #include "espalier/core/stop.h"
+#include "espalier/model/tensor_ops.h"
 #include "espalier/score/normalize.h"
 #include "espalier/score/unit_sums.h"
 #include "scored_units.h"
@@ -58,7 +60,7 @@ class Pass {
 
   ScorePass run() {
     ScorePass pass;
-    work_ = work();
+    work_ = work_of(model_, data_, request_);
     if (request_.paused && is_continued_by_this(*request_.paused)) {
       continue_from(*request_.paused);
       pass.continued_tokens = request_.paused->tokens;
@@ -112,9 +114,9 @@ class Pass {
     }
     UnitSums sums;
     together(grid_.world(), "score", [&] {
-      sums = options_.criterion == Criterion::magnitude
-                 ? magnitude_sums(model_, options_)
-                 : random_sums(model_, options_, request_.seed, request_.iteration);
+      sums = checked(options_.criterion == Criterion::magnitude
+                         ? magnitude_sums(model_, options_)
+                         : random_sums(model_, options_, request_.seed, request_.iteration));
     });
     raw_.push_back(std::move(sums));
   }
@@ -129,6 +131,9 @@ class Pass {
         [&](std::int64_t j) {
           batch = data_.read(order[static_cast<std::size_t>(j)], !per_domain(),
                              model_.options().device);
+          batch.batch.origin =
+              fmt::format("micro-batch {} of {}, domain '{}', data rank {}", j + 1, order.size(),
+                          data_.domains()[batch.domain].name, grid_.data_index());
         },
         [&] {
           BackwardPass pass = blockwise_backward(model_, batch.batch, {lowest, graph_bytes_},
@@ -141,20 +146,6 @@ class Pass {
     done_ = 0;
     fault::hit("calibrate.exit");
     seconds_["calibrate"] += seconds_since(begin);
-  }
-
-  /// What must be the same for sums to be continued; files and weights are the caller's concern.
-  std::string work() const {
-    std::string text = fmt::format("{} {} ", name_of(options_.criterion), per_domain());
-    text += units_.description();
-    for (const MicroBatch& batch : data_.micro_batches(-1)) {
-      const DomainDraw& domain = data_.domains()[batch.domain];
-      text +=
-          fmt::format("|{} {} {}", domain.name, domain.weight, static_cast<int>(domain.objective));
-      for (std::size_t i = batch.begin; i < batch.end; ++i)
-        text += fmt::format(" {}", domain.rows[i]);
-    }
-    return sha256_hex(std::string_view(text));
   }
 
   std::size_t traversals() const {
@@ -218,10 +209,30 @@ class Pass {
     UnitSums sums;
     // Where a value was born knows its tensor; what the sum over data ranks carries on does not.
     agree(grid_.world(), "reduce", statistics.reduce(grid_.data()));
-    together(grid_.world(), "reduce", [&] { sums = statistics.finish(); });
+    together(grid_.world(), "reduce", [&] { sums = checked(statistics.finish()); });
     fault::hit("reduce.exit");
     seconds_["reduce"] += seconds_since(begin);
     return sums;
+  }
+
+  /// Nothing that is not finite leaves the pass.
+  UnitSums checked(UnitSums sums) const {
+    if (fault::hit("score.value").effect == fault::Effect::nan) poison(sums);
+    std::string domain = "all domains";
+    if (per_domain() && needs_gradients())
+      domain = fmt::format("domain '{}'", data_.domains()[raw_.size()].name);
+    require_finite_sums(model_, request_.unit, sums,
+                        fmt::format("{}, tensor rank {}, data rank {}", domain,
+                                    grid_.tensor_index(), grid_.data_index()));
+    return sums;
+  }
+  static void poison(UnitSums& sums) {
+    for (auto& layer : sums)
+      for (std::vector<double>& values : layer)
+        if (!values.empty()) {
+          values.back() = std::numeric_limits<double>::quiet_NaN();
+          return;
+        }
   }
 
   ScoreTable finished_table() {
@@ -305,6 +316,27 @@ ScoredHalves prunable_halves(const ModelConfig& config, const PruneRules& rules)
   for (std::size_t l = 0; l < scored.size(); ++l)
     if (!rules.protected_layer[l]) scored[l] = {rules.attention, rules.mlp};
   return scored;
+}
+
+std::string work_of(const CausalLM& model, const Calibration& data, const ScoreRequest& request) {
+  const ImportanceConfig& importance = request.importance;
+  std::string text =
+      fmt::format("criterion {}, reduction {}, accumulate {}, combine {}, dtype {}, iteration {}, ",
+                  name_of(importance.criterion), static_cast<int>(importance.reduction),
+                  static_cast<int>(importance.accumulate), static_cast<int>(request.combine),
+                  safetensors_name(to_dtype(model.options().dtype)), request.iteration);
+  text += ScoredUnits(model, request.unit, request.scored).description();
+  // In their order, which is that of losses and rows; a name with its length, so that none can look
+  // like what follows it.
+  for (const DomainDraw& domain : data.domains())
+    text += fmt::format("|{} {}: {} {}", domain.name.size(), domain.name, domain.weight,
+                        static_cast<int>(domain.objective));
+  for (const MicroBatch& batch : data.micro_batches(-1)) {
+    text += fmt::format("|{}:", batch.domain);
+    const std::vector<std::int64_t>& rows = data.domains()[batch.domain].rows;
+    for (std::size_t i = batch.begin; i < batch.end; ++i) text += fmt::format(" {}", rows[i]);
+  }
+  return sha256_hex(std::string_view(text));
 }
 
 ScorePass score(const CausalLM& model, const Calibration& data, const ScoreRequest& request,

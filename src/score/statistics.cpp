@@ -54,10 +54,12 @@ class TaylorStatistics final : public Statistics {
   void observe(std::int64_t layer, UnitKind, const HalfGradients& gradients) override {
     for (const auto& [role, gradient] : gradients.weight_gradients) {
       at::Tensor& sum = gradients_[static_cast<std::size_t>(layer)][role];
-      if (sum.defined())
-        sum.add_(gradient);
-      else
+      if (sum.defined()) {
+        sum.add_(gradient, 1 / gradients.scale);  // in the wider of both types
+      } else {
         sum = gradient.to(type_);
+        if (gradients.scale != 1) sum.mul_(1 / gradients.scale);
+      }
     }
   }
   void clear() override {
@@ -81,10 +83,7 @@ class TaylorStatistics final : public Statistics {
     unit_sums_ = sums_of_own_gradients(problems);
     return problems;
   }
-  UnitSums finish() const override {
-    require_finite_sums(unit_sums_, "sum of |w.g|");
-    return unit_sums_;
-  }
+  UnitSums finish() const override { return unit_sums_; }
   std::optional<UnitSums> sums_so_far() const override { return std::nullopt; }
   void restore(const UnitSums&) override {
     throw Error(ExitCode::internal, "gradients of weights cannot be restored from sums");
@@ -154,7 +153,7 @@ class GateStatistics final : public Statistics {
   void observe(std::int64_t layer, UnitKind half, const HalfGradients& gradients) override {
     const at::ScalarType wide = model_.options().dtype == at::kDouble ? at::kDouble : at::kFloat;
     const at::Tensor product_BTU = gradients.gate.to(wide) * gradients.gate_gradient.to(wide);
-    const at::Tensor entry_BU = product_BTU.sum(1).to(at::kDouble);
+    const at::Tensor entry_BU = product_BTU.sum(1).to(at::kDouble).mul_(1 / gradients.scale);
     at::Tensor units_BU = half == UnitKind::mlp ? entry_BU : sum_heads(layer, entry_BU);
     if (options_.criterion == Criterion::taylor_gate_sample) units_BU = units_BU.abs();
     at::Tensor& sum = sums_[static_cast<std::size_t>(layer)][static_cast<std::size_t>(half)];
@@ -179,7 +178,6 @@ class GateStatistics final : public Statistics {
     for (std::size_t l = 0; l < sums.size(); ++l)
       for (std::size_t k = 0; k < 2; ++k)
         for (double& value : sums[l][k]) value = std::abs(value);
-    require_finite_sums(sums, "gate sums h.dh");
     return sums;
   }
   std::optional<UnitSums> sums_so_far() const override { return host_sums(); }

@@ -1,7 +1,7 @@
 #include "espalier/score/unit_sums.h"
 
+#include <algorithm>
 #include <cmath>
-#include <utility>
 
 #include <ATen/ATen.h>
 #include <fmt/format.h>
@@ -46,7 +46,7 @@ Problem non_finite(std::int64_t layer, TensorRole role) {
   return {
       ExitCode::bad_content,
       fmt::format("a score is not finite: tensor 'model.layers.{}.{}'", layer, projection(role)),
-      fmt::format("layer {}: its weights or their gradients hold NaN or infinity", layer),
+      fmt::format("layer {}: sums over its weights and their gradients are NaN or infinite", layer),
       "Use a wider model.dtype or importance.accumulate, or check the calibration data.",
       {}};
 }
@@ -72,18 +72,18 @@ at::Tensor heads_to_units(const CausalLM& model, AttentionUnit unit, std::int64_
                           const at::Tensor& heads) {
   if (unit == AttentionUnit::query_head) return heads;
   const LayerWidths& widths = model.widths(layer);
-  std::vector<std::int64_t> shape = heads.sizes().vec();
-  shape.back() = static_cast<std::int64_t>(widths.kv_heads.size());
-  const at::Tensor map =
-      at::tensor(widths.reader_map(model.config()), at::kLong).to(heads.device());
-  return at::zeros(shape, heads.options()).index_add_(-1, map, heads);
+  // Heads are in order of their groups. A sum per group has one order; index_add_ on a device has
+  // none.
+  const std::vector<std::int64_t> groups = widths.groups(model.config());
+  std::vector<at::Tensor> sums;
+  for (const at::Tensor& group : heads.split_with_sizes(groups, -1)) sums.push_back(group.sum(-1));
+  return at::stack(sums, -1);
 }
 
 std::vector<double> sum_over_unit_tensors(const CausalLM& model, AttentionUnit unit,
                                           std::int64_t layer, UnitKind half,
                                           const std::function<at::Tensor(TensorRole)>& of_role,
                                           Problems& problems) {
-  bool reported = false;
   std::vector<double> total(static_cast<std::size_t>(unit_count(model, unit, layer, half)), 0.0);
   const std::int64_t width = half == UnitKind::mlp ? 1 : model.config().head_dim;
   for (const TensorRole role : scored_roles(model.config(), unit, half)) {
@@ -92,11 +92,9 @@ std::vector<double> sum_over_unit_tensors(const CausalLM& model, AttentionUnit u
       slices = heads_to_units(model, unit, layer, slices);
     const std::vector<double> values = to_doubles(slices);
     ESPALIER_CHECK(values.size() == total.size(), "a tensor has not one slice per unit");
-    for (std::size_t u = 0; u < values.size(); ++u) {
-      if (!std::isfinite(values[u]) && !std::exchange(reported, true))
-        problems.add(non_finite(layer, role));
-      total[u] += values[u];
-    }
+    for (std::size_t u = 0; u < values.size(); ++u) total[u] += values[u];
+    if (!std::all_of(values.begin(), values.end(), [](double v) { return std::isfinite(v); }))
+      problems.add(non_finite(layer, role));
   }
   return total;
 }
@@ -115,20 +113,27 @@ void reduce_unit_sums(UnitSums& sums, Communicator& data) {
     }
 }
 
-void require_finite_sums(const UnitSums& sums, const std::string& what) {
+void require_finite_sums(const CausalLM& model, AttentionUnit unit, const UnitSums& sums,
+                         const std::string& where) {
   for (std::size_t l = 0; l < sums.size(); ++l)
-    for (std::size_t k = 0; k < 2; ++k)
-      for (std::size_t u = 0; u < sums[l][k].size(); ++u)
-        if (!std::isfinite(sums[l][k][u])) {
-          const char* tensor = k == 0 ? "self_attn.o_proj" : "mlp.down_proj";
-          throw Error(
-              ExitCode::bad_content,
-              fmt::format(
-                  "a score is not finite: {} of unit {} at the input of 'model.layers.{}.{}'", what,
-                  u, l, tensor),
-              fmt::format("layer {}, {}", l, name_of(static_cast<UnitKind>(k))),
-              "Use a wider model.dtype, or check the calibration data.");
-        }
+    for (const UnitKind half : {UnitKind::attention, UnitKind::mlp}) {
+      const std::vector<double>& values = sums[l][static_cast<std::size_t>(half)];
+      const auto bad =
+          std::find_if_not(values.begin(), values.end(), [](double v) { return std::isfinite(v); });
+      if (bad == values.end()) continue;
+      const auto layer = static_cast<std::int64_t>(l);
+      const auto place = static_cast<std::size_t>(bad - values.begin());
+      throw Error(
+          ExitCode::bad_content,
+          fmt::format("a score is not finite: {} of unit {} of the {} of layer {}", *bad,
+                      unit_numbers(model.widths(layer), unit, half)[place],
+                      half == UnitKind::attention ? "attention" : "MLP", l),
+          fmt::format("its values enter tensor 'model.layers.{}.{}'", l,
+                      projection(half == UnitKind::attention ? TensorRole::o : TensorRole::down)),
+          "Use a wider model.dtype, or check the weights of that layer and the calibration "
+          "data.",
+          where);
+    }
 }
 
 }  // namespace espalier

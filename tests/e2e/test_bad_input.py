@@ -297,6 +297,42 @@ def nan_in_forward(row):
     row.arguments = ["--tensor", "RANKS"]
 
 
+def nan_in_a_layer(row):
+    """Three domains' worth of micro-batches come before: 8 halves each, then the third of the second one."""
+    row.extra = {"ESPALIER_FAULT": "point=layer.forward;rank=RANK;iter=1;nth=11;action=nan"}
+    row.arguments = ["--tensor", "RANKS"]
+
+
+def nan_in_a_layer_of_an_evaluation(row):
+    row.extra = {"ESPALIER_FAULT": "point=layer.forward;rank=RANK;iter=0;nth=4;action=nan"}
+    row.arguments = ["--tensor", "RANKS"]
+
+
+def nan_in_a_layers_gradient(row):
+    row.extra = {"ESPALIER_FAULT": "point=layer.backward;rank=RANK;iter=1;nth=3;action=nan"}
+    row.arguments = ["--tensor", "RANKS"]
+
+
+def nan_in_a_weight_gradient(row):
+    row.extra = {"ESPALIER_FAULT": "point=weight.gradient;rank=RANK;iter=1;nth=2;action=nan"}
+    row.arguments = ["--tensor", "RANKS"]
+
+
+def nan_in_a_score(row):
+    row.set(importance={"criterion": "taylor_gate"})
+    row.extra = {"ESPALIER_FAULT": "point=score.value;rank=RANK;iter=1;action=nan"}
+
+
+def nan_in_a_score_of_a_domain(row):
+    row.set(calibration={"combine": "weighted_mean"})
+    row.extra = {"ESPALIER_FAULT": "point=score.value;rank=RANK;iter=1;nth=2;action=nan"}
+
+
+def nan_in_a_magnitude(row):
+    row.set(importance={"criterion": "magnitude"})
+    row.extra = {"ESPALIER_FAULT": "point=score.value;rank=RANK;iter=1;action=nan"}
+
+
 def throw_between_collectives(row):
     """The other tensor ranks wait in a sum that will not come."""
     row.arguments = ["--tensor", "RANKS"]
@@ -369,7 +405,18 @@ TABLE = [
     (nan_in_backward, 65, ["model.norm.weight", "layer 3", "RANK"], BEGUN),
     (nan_on_one_data_rank, 65, ["model.norm.weight", "layer 3", "RANK"], BEGUN),
     (nan_in_gates, 65, ["model.norm.weight", "layer 3", "RANK"], BEGUN),
-    (nan_in_forward, 65, ["NaN", "rank"], BEGUN),
+    (nan_in_forward, 65, ["NaN", "hidden states after layer 3", "tensor rank LAST", "micro-batch 1 of 6", "domain 'a'"], BEGUN),
+    (nan_in_a_layer, 65, ["NaN", "output of the attention of layer 1", "model.layers.1.self_attn.o_proj.weight",
+                          "tensor rank LAST", "micro-batch 2 of 6", "domain 'b'"], BEGUN),
+    (nan_in_a_layer_of_an_evaluation, 65, ["NaN", "output of the MLP of layer 1", "tensor rank LAST", "micro-batch 1 of 2",
+                                           "evaluation 'held'"], BEGUN),
+    (nan_in_a_layers_gradient, 65, ["model.layers.2.post_attention_layernorm.weight", "MLP of layer 2", "tensor rank LAST",
+                                    "micro-batch 1 of 6", "domain 'a'"], BEGUN),
+    (nan_in_a_weight_gradient, 65, ["model.layers.2.mlp.up_proj.weight", "tensor rank LAST", "micro-batch 1 of 6"], BEGUN),
+    (nan_in_a_score, 65, ["a score is not finite", "of the attention of layer 0", "self_attn.o_proj", "data rank LAST",
+                          "all domains", "RANK"], BEGUN),
+    (nan_in_a_score_of_a_domain, 65, ["a score is not finite", "layer 0", "data rank LAST", "domain 'b'", "RANK"], BEGUN),
+    (nan_in_a_magnitude, 65, ["a score is not finite", "layer 0", "data rank LAST", "RANK"], BEGUN),
     (throw_between_collectives, 70, ["fault injected at backward.enter", "RANK"], BEGUN),
     (throw_on_one_rank, 70, ["fault injected at slice.enter", "RANK"], BEGUN),
     (require_without_commit, 66, ["commit"], BEGUN),
@@ -397,7 +444,7 @@ class BadInput(Refused):
         arguments = [str(a).replace("RANKS", str(ranks)) for a in row.arguments]
         was_there = row.run_dir.exists()
         result = run("run", row.config, "--run-dir", row.run_dir, *arguments, ranks=ranks, extra=extra)
-        words = [w if w != "RANK" else f"rank {last}" for w in words]
+        words = [w.replace("LAST", last) if w != "RANK" else f"rank {last}" for w in words]
         if ranks == 1:  # one process calls itself no rank everywhere
             words = [w for w in words if w not in ("rank", "rank 0")]
         self.fails(result, code, words)

@@ -21,8 +21,8 @@ def tensor_group(ranks, wire, rows=1):
     collectives, size = 2, 2 * 8 + 8 * rows * SCORED * (HEADS + CHANNELS) // ranks
     for sequences, tokens, predictions in BATCHES:
         hidden = sequences * tokens * HIDDEN * wire
-        collectives += 1 + 2 * LAYERS + 2 * math.ceil(predictions / chunk) + 1 + 2 * LAYERS - 1
-        size += (1 + 2 * LAYERS) * hidden + 3 * predictions * wire + hidden + (2 * LAYERS - 1) * hidden
+        collectives += 1 + 2 * LAYERS + 2 * math.ceil(predictions / chunk) + 1 + 2 * LAYERS - 1 + 1
+        size += (1 + 2 * LAYERS) * hidden + 3 * predictions * wire + hidden + (2 * LAYERS - 1) * hidden + 8
     return collectives, size
 
 

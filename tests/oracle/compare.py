@@ -4,9 +4,10 @@
   compare.py --espalier build/ci/bin/espalier --model DIR --tokens a.h5 b.h5
   compare.py --espalier build/ci/bin/espalier --model DIR --tokens a.h5 --layouts 1x1,2x2 --criteria taylor --units kv_group
 
-float64: the largest difference must stay below 1e-9 of the largest score of its kind. float32: below four times the
-largest error that transformers' own float32 has against float64 on the same case. Prints a table; exit code 1 when
-anything is outside.
+float64: the largest difference must stay below 1e-9 of the largest score of its kind. Narrower types: below four times the
+largest error that transformers' own float32 (bfloat16, float16) has against float64 on the same case; for a loss, which is a
+mean over tokens, below four times the mean error of its tokens, since their errors may cancel by luck. Prints a table; exit
+code 1 when anything is outside.
 """
 
 import argparse
@@ -42,11 +43,12 @@ def run(espalier, ranks, *words):
 class Case:
     """One checkpoint with its token files, in a scratch directory."""
 
-    def __init__(self, espalier, model, tokens, scratch, weights=None, objectives=None):
+    def __init__(self, espalier, model, tokens, scratch, weights=None, objectives=None, micro_batch_tokens=64):
         self.espalier, self.model, self.scratch = espalier, pathlib.Path(model), pathlib.Path(scratch)
         self.tokens = [pathlib.Path(t).absolute() for t in tokens]
         self.weights = weights or [1.0 + 0.5 * i for i in range(len(tokens))]
         self.objectives = objectives or ["causal_lm"] * len(tokens)
+        self.micro_batch_tokens = micro_batch_tokens
         self.count = 0
 
     def domains(self):
@@ -60,7 +62,7 @@ class Case:
                 "domains": [{"name": f"d{i}", "tokens": str(t), "weight": w, "objective": o}
                             for i, (t, w, o) in enumerate(zip(self.tokens, self.weights, self.objectives))],
                 "combine": combine,
-                "micro_batch_tokens": 64,
+                "micro_batch_tokens": self.micro_batch_tokens,
             },
             "importance": {"criterion": criterion, "normalization": normalization, **(extra or {})},
             "prune": {"attention_unit": unit},
@@ -119,11 +121,12 @@ def compare_evaluation(case, table, dtype, layouts, rows=2):
         model = exact if dtype == "float64" else reference.load(case.model, torch.float32)
     expected = []
     for path in case.tokens:
-        true_loss, true_logits = reference.perplexity_loss(exact, path), reference.logits(exact, path, rows)
+        true_losses, true_logits = reference.token_losses(exact, path), reference.logits(exact, path, rows)
+        true_loss = true_losses.mean().item()
         if dtype == "float64":
             loss_bound, logit_bound = 1e-9 * abs(true_loss), 1e-9 * true_logits.abs().max().item()
         else:
-            loss_bound = 4 * abs(reference.perplexity_loss(model, path) - true_loss) + 2e-7 * abs(true_loss)
+            loss_bound = 4 * (reference.token_losses(model, path) - true_losses).abs().mean().item()
             logit_bound = 4 * difference(reference.logits(model, path, rows), true_logits)
         expected.append((true_loss, loss_bound, true_logits, logit_bound))
     for layout in layouts:

@@ -144,6 +144,48 @@ def raw_scores(model, domains, criterion, unit="query_head", pooled=True):
     return absolute, losses
 
 
+def many_rows_scores(model, domain, unit="query_head", scale=1.0, at_once=64):
+    """{criterion: {kind: [L, units]}} of the criteria with gradients, for a domain whose rows are equally long and count whole.
+
+    Rows go through the model together, and gradients and gate sums are added in float64, so that all that is narrow is what
+    the model computes. `scale`, a power of two, multiplies the loss and is taken out of the sums."""
+    layers = range(model.config.num_hidden_layers)
+    rows = torch.stack([row for row, _ in domain.rows])
+    parameters = list(model.parameters())
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    gradients = [torch.zeros(p.shape, dtype=torch.float64) for p in parameters]
+    gates, signed, absolute = Gates(model), None, None
+    for begin in range(0, len(rows), at_once):
+        batch = rows[begin : begin + at_once]
+        logits = model(batch).logits
+        wide = logits if logits.dtype == torch.float64 else logits.float()
+        nll = torch.nn.functional.cross_entropy(wide[:, :-1].transpose(1, 2), batch[:, 1:], reduction="none")
+        model.zero_grad()
+        (nll.mean(1).sum() * (scale / len(rows))).backward()
+        for total, parameter in zip(gradients, parameters):
+            total += parameter.grad.double() / scale
+        one = stack([row_gate_sums(model, gates, l, unit, scale) for l in layers])
+        signed = {k: one[k].sum(1) + (signed[k] if signed else 0) for k in one}
+        absolute = {k: one[k].abs().sum(1) + (absolute[k] if absolute else 0) for k in one}
+    gates.close()
+    of = {id(p): g for p, g in zip(parameters, gradients)}
+    taylor = [unit_sums(model, l, lambda m: (m.weight.detach().double() * of[id(m.weight)]).abs(), unit) for l in layers]
+    return {"taylor": stack(taylor), "taylor_gate": {k: v.abs() for k, v in signed.items()}, "taylor_gate_sample": absolute}
+
+
+def row_gate_sums(model, gates, layer_index, unit, scale):
+    """{kind: [rows, units]}: sum over a row's tokens of h . dL/dh, products and sums in float64."""
+    heads, kv_heads, dim = shape_of(model.config)
+    sums = {}
+    for kind in ("attention", "mlp"):
+        h = gates.tensors[layer_index, kind]
+        sums[kind] = (h.detach().double() * h.grad.double()).sum(1) / scale
+    groups = kv_heads if unit == "kv_group" else heads
+    sums["attention"] = sums["attention"].reshape(len(sums["attention"]), groups, -1).sum(2)
+    return sums
+
+
 def domain_loss(model, domain):
     with torch.no_grad():
         return sum(sequence_loss(model, row, mask)[0].item() for row, mask in domain.rows) / len(domain.rows)
@@ -153,16 +195,14 @@ def stack(per_layer):
     return {k: torch.stack([layer[k] for layer in per_layer]).double() for k in per_layer[0]}
 
 
-def perplexity_loss(model, path):
-    """Nats per counted token over all rows of a token file."""
+def token_losses(model, path):
+    """Nats of every counted token of a token file, in float64; their mean is what an evaluation reports."""
     tokens, length, mask = read_tokens(path)
-    total, count = 0.0, 0
     with torch.no_grad():
-        for i in range(len(tokens)):
-            _, nll = sequence_loss(model, tokens[i, : length[i]], None if mask is None else mask[i, : length[i]])
-            total += nll.double().sum().item()
-            count += nll.numel()
-    return total / count
+        return torch.cat([
+            sequence_loss(model, tokens[i, : length[i]], None if mask is None else mask[i, : length[i]])[1].double()
+            for i in range(len(tokens))
+        ])
 
 
 def logits(model, path, rows):

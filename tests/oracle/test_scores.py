@@ -1,6 +1,8 @@
 """Losses, logits and scores of espalier against transformers + autograd, on random models of every family and on trained
-ones, at several layouts. The whole matrix of layouts, criteria, units and dtypes runs with ESPALIER_TEST_FULL=1; without it
-every layout, criterion, unit, normalisation and dtype occurs, but not every combination.
+ones, at several layouts. With ESPALIER_TEST_FULL=1 the whole product of layouts, criteria, units and the dtypes float64 and
+float32 runs on every checkpoint, each combination under one normalisation; without it every layout, criterion, unit,
+normalisation and dtype occurs, but not every combination. bfloat16 and float16 are compared in test_narrow.py, on two
+checkpoints and some layouts.
 
   ESPALIER=build/ci/bin/espalier .venv/bin/python -m unittest discover -s tests/oracle -p test_scores.py
 """
@@ -21,6 +23,7 @@ import compare  # noqa: E402
 import token_files  # noqa: E402
 from make_random import make  # noqa: E402
 
+UNITS = ("query_head", "kv_group")
 FULL = os.environ.get("ESPALIER_TEST_FULL") == "1"
 SOME = compare.LAYOUTS[:1] + compare.LAYOUTS[-1:]  # 1x1 and 3x1: an uneven cut, and a rank without heads
 
@@ -46,26 +49,28 @@ class Comparison:
         compare.compare_evaluation(self.case, self.table, "float64", compare.LAYOUTS)
         compare.compare_evaluation(self.case, self.table, "float32", compare.LAYOUTS if FULL else SOME)
 
+    def scores(self, criterion, some):
+        """`some`: (dtype, unit, layouts, normalization) of the combinations that always run; the others under `none`."""
+        rows = [(d, u, compare.LAYOUTS if FULL else layouts, n) for d, u, layouts, n in some]
+        if FULL:
+            done = {(d, u) for d, u, _, _ in some}
+            rows += [(d, u, compare.LAYOUTS, "none") for d in compare.DTYPES for u in UNITS if (d, u) not in done]
+        for dtype, unit, layouts, normalization in rows:
+            compare.compare_scores(self.case, self.table, dtype, criterion, unit, layouts, normalization)
+
     def test_taylor(self):
-        compare.compare_scores(self.case, self.table, "float64", "taylor", "query_head", compare.LAYOUTS, "param_mean")
-        compare.compare_scores(self.case, self.table, "float64", "taylor", "kv_group", compare.LAYOUTS if FULL else SOME, "gisp")
-        compare.compare_scores(self.case, self.table, "float32", "taylor", "query_head", compare.LAYOUTS if FULL else SOME)
+        self.scores("taylor", [("float64", "query_head", compare.LAYOUTS, "param_mean"), ("float64", "kv_group", SOME, "gisp"),
+                               ("float32", "query_head", SOME, "none")])
 
     def test_taylor_gate(self):
-        compare.compare_scores(self.case, self.table, "float64", "taylor_gate", "query_head", compare.LAYOUTS, "block_mean")
-        compare.compare_scores(self.case, self.table, "float32", "taylor_gate", "kv_group", compare.LAYOUTS if FULL else SOME)
+        self.scores("taylor_gate", [("float64", "query_head", compare.LAYOUTS, "block_mean"), ("float32", "kv_group", SOME, "none")])
 
     def test_taylor_gate_sample(self):
-        layouts = compare.LAYOUTS if FULL else ((2, 2),)
-        compare.compare_scores(self.case, self.table, "float64", "taylor_gate_sample", "query_head", layouts, "block_l2")
-        compare.compare_scores(self.case, self.table, "float64", "taylor_gate_sample", "kv_group", layouts, "block_standardize")
-        if FULL:
-            compare.compare_scores(self.case, self.table, "float32", "taylor_gate_sample", "query_head", layouts)
+        self.scores("taylor_gate_sample", [("float64", "query_head", ((2, 2),), "block_l2"),
+                                           ("float64", "kv_group", ((2, 2),), "block_standardize")])
 
     def test_magnitude(self):
-        layouts = compare.LAYOUTS if FULL else ((4, 1),)
-        compare.compare_scores(self.case, self.table, "float64", "magnitude", "query_head", layouts, "param_mean")
-        compare.compare_scores(self.case, self.table, "float64", "magnitude", "kv_group", layouts, "param_mean")
+        self.scores("magnitude", [("float64", "query_head", ((4, 1),), "param_mean"), ("float64", "kv_group", ((4, 1),), "param_mean")])
 
     def test_weighted_mean(self):
         compare.compare_weighted_mean(self.case, self.table, "taylor", compare.LAYOUTS if FULL else ((1, 2),))

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <string>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
@@ -20,14 +21,18 @@ struct TokenBatch {
   at::Tensor positions_N;  ///< int64, b * T + t of the predicting position
   at::Tensor targets_N;    ///< int64, the token predicted there
   at::Tensor weights_N;  ///< float64, coefficient of -log p in the objective that is differentiated
+  std::string origin{};  ///< for messages: "micro-batch 3 of 12, domain 'a', data rank 0"
 };
 
-/// What the backward pass hands over for one half of a layer.
+/// What the backward pass hands over for one half of a layer. Gradients are those of `scale` times
+/// the objective, a power of two that is not 1 under float16 only: an observer divides by it what
+/// it has summed in a wider type.
 struct HalfGradients {
   at::Tensor gate;           ///< [B, T, units]: input of o_proj or down_proj
   at::Tensor gate_gradient;  ///< same shape; undefined unless asked for
   std::vector<std::pair<TensorRole, at::Tensor>>
       weight_gradients;  ///< of this micro-batch, in the weights' dtype
+  double scale = 1.0;
 };
 
 /// Receives gradients as the backward pass meets them; knows what they are for, which the pass does
@@ -50,9 +55,9 @@ struct BackwardScope {
 struct BackwardPass {
   at::Tensor nll_N;  ///< negative log likelihoods, float64 on the host, same on every tensor rank
   std::int64_t repeated_halves = 0;  ///< halves that ran forward twice on this rank
-  /// What this rank found wrong (bad_content): a loss that is not finite, on every tensor rank,
-  /// naming the first layer whose output was not; a gradient that is not finite, on the ranks where
-  /// it arose. For the caller's next agreement.
+  /// A loss or a gradient that is not finite (bad_content), the same on every tensor rank: the
+  /// layer and half or the tensor where the first such value arose, on which tensor ranks, and the
+  /// batch's origin. For the caller's next agreement.
   Problems problems;
 };
 struct TokenLosses {
@@ -67,10 +72,16 @@ struct TokenLosses {
 /// gradients. Collective over `tensor`; collectives run on the calling thread only, in the same
 /// order on every rank.
 ///
-/// Collectives per call (T ranks > 1): 1 + 2L all-reduces of [B, T, D] forward, two per chunk of
-/// the loss ([chunk] and [2, chunk]), 1 + (2L - 1 - lowest_half) of [B, T, D] backward.
-/// Values that are not finite end the pass early, on all tensor ranks alike, or are reported at its
-/// end.
+/// Under float16 the objective is multiplied by a power of two, chosen from the batch, that makes
+/// its largest coefficient 1 to 2: coefficients are 1 / (sequences x tokens), which float16 cannot
+/// hold. If a gradient overflows on any tensor rank, the whole pass runs again at 1/256 of the
+/// scale, down to the objective itself. Each half is observed once all the same: at the first scale
+/// at which it and all above it were finite on the rank.
+///
+/// Collectives per call and pass (T ranks > 1): 1 + 2L all-reduces of [B, T, D] forward, two per
+/// chunk of the loss ([chunk] and [2, chunk]), 1 + (2L - 1 - lowest_half) of [B, T, D] backward,
+/// and one of a number: whether all gradients are finite. A loss that is not finite ends the pass
+/// early, on all tensor ranks alike. Where something is not, two more say where it arose.
 BackwardPass blockwise_backward(const CausalLM& model, const TokenBatch& batch,
                                 const BackwardScope& scope, BackwardObserver& observer,
                                 Communicator& tensor);

@@ -13,7 +13,8 @@ DType to_dtype(at::ScalarType type);
 
 /// Sums `tensor` over the ranks of `comm`, in place. Collective. Device tensors are staged through
 /// pinned host memory unless the communicator takes device memory; 16-bit floats travel and are
-/// added as float32.
+/// added as float32. Counts as a change of the tensor for autograd: a graph that saved its value
+/// throws when it is differentiated.
 void all_reduce_sum(at::Tensor& tensor, Communicator& comm);
 /// Element-wise maximum over the ranks, in place. Collective.
 void all_reduce_max(at::Tensor& tensor, Communicator& comm);
@@ -24,6 +25,10 @@ at::Tensor take(const at::Tensor& tensor, std::int64_t dim, const IndexRuns& ind
 
 /// All elements finite. Reads the device once.
 bool all_finite(const at::Tensor& tensor);
+/// A boolean on the tensor's device: whether the sum of all elements, in float32 or wider, is
+/// finite. NaN and infinities survive a sum, which needs no tensor of flags; it is also false when
+/// the sum itself leaves the range of float32.
+at::Tensor finite_flag(const at::Tensor& tensor);
 
 /// The values as doubles on the host, in row-major order.
 std::vector<double> to_doubles(const at::Tensor& tensor);

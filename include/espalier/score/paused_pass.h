@@ -13,7 +13,7 @@ namespace espalier {
 /// any layout. Only criteria whose sums are a number per unit can be paused; `taylor` holds a
 /// gradient per weight.
 struct PausedPass {
-  std::string work;  ///< hash of the criterion, the model's units and the order of micro-batches
+  std::string work;                ///< work_of (score.h): sums of other work cannot be continued
   std::int64_t iteration = 0;      ///< the one under way
   std::int64_t micro_batches = 0;  ///< done in the traversal under way: a prefix of the order
   /// One row per traversal of data, the last one under way, before them the finished ones; scored

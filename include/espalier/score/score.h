@@ -41,6 +41,12 @@ struct ScorePass {
   std::int64_t repeated_halves = 0;       ///< most halves that ran forward twice in a micro-batch
 };
 
+/// A hash of all that makes sums of a pass comparable beside weights and token files, which are the
+/// caller's concern: criterion, reduction, accumulator, dtype, combination, iteration, scored
+/// units, and domains (name, weight, objective, rows) as micro-batches cut them. Not what comes
+/// after the sums: normalisation, ranking, layout.
+std::string work_of(const CausalLM& model, const Calibration& data, const ScoreRequest& request);
+
 /// Scores the model's surviving units on the calibration data. Collective over grid.world(); every
 /// rank gets the whole table, bit for bit the same. Units are gathered over tensor ranks,
 /// statistics summed over data ranks: one collective for the gate criteria, one per weight tensor

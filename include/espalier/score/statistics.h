@@ -31,8 +31,7 @@ class Statistics : public BackwardObserver {
   /// those of this rank that are not finite are returned with tensor and layer, for the caller's
   /// next agreement.
   virtual Problems reduce(Communicator& data) = 0;
-  /// The criterion's value per local unit. Throws Error(bad_content) naming layer and unit for a
-  /// sum over data ranks that is not finite.
+  /// The criterion's value per local unit, finite or not.
   virtual UnitSums finish() const = 0;
   /// The sums of this rank so far, on the host, or nothing when they are too large to keep.
   virtual std::optional<UnitSums> sums_so_far() const = 0;

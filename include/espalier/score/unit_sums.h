@@ -28,7 +28,7 @@ at::Tensor heads_to_units(const CausalLM& model, AttentionUnit unit, std::int64_
 
 /// Sums, per unit of one half, the values that `of_role` gives for every scored tensor (same shape
 /// as the weight): rows of q, k, v, gate and up, columns of o and down. Under multi-head attention
-/// head h takes k and v rows h. `problems` receives the first tensor of the half with a sum that is
+/// head h takes k and v rows h. `problems` receives every tensor of the half with a sum that is
 /// not finite (bad_content).
 std::vector<double> sum_over_unit_tensors(const CausalLM& model, AttentionUnit unit,
                                           std::int64_t layer, UnitKind half,
@@ -38,7 +38,9 @@ std::vector<double> sum_over_unit_tensors(const CausalLM& model, AttentionUnit u
 /// Adds up over the ranks of `data` in one collective. Collective.
 void reduce_unit_sums(UnitSums& sums, Communicator& data);
 
-/// Throws Error(bad_content) naming layer, kind and place of the first value that is not finite.
-void require_finite_sums(const UnitSums& sums, const std::string& what);
+/// Throws Error(bad_content) naming layer, kind, unit and the tensor that reads it for the first
+/// value that is not finite; `where` goes into the message.
+void require_finite_sums(const CausalLM& model, AttentionUnit unit, const UnitSums& sums,
+                         const std::string& where);
 
 }  // namespace espalier

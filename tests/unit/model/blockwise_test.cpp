@@ -1,9 +1,11 @@
 #include <cmath>
+#include <cstdlib>
 #include <map>
 
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include "espalier/core/fault.h"
 #include "espalier/score/statistics.h"
 #include "espalier/score/unit_sums.h"
 #include "model_case.h"
@@ -211,12 +213,76 @@ TEST_P(Blockwise, CollectivesAreThoseOfTheDocumentedFormula) {
   const CommCounters counted = world.counters();
   const std::int64_t halves = 2 * model.layers(), N = c.batch().targets_N.numel(), chunks = 1;
   const auto collectives =
-      static_cast<std::uint64_t>(1 + halves + 2 * chunks + 1 + (halves - 1 - lowest));
+      static_cast<std::uint64_t>(1 + halves + 2 * chunks + 1 + (halves - 1 - lowest) + 1);
   const auto numbers = static_cast<std::uint64_t>(
       (1 + halves + 1 + halves - 1 - lowest) * c.batch().tokens_BT.numel() * c.config().hidden +
-      3 * N);
+      3 * N + 1);
   EXPECT_EQ(counted.collectives, world.size() > 1 ? collectives : 0u);
   EXPECT_EQ(counted.bytes, world.size() > 1 ? 8 * numbers : 0u);
+}
+
+/// Arms a fault on the last rank for as long as it lives.
+class Fault {
+ public:
+  Fault(const std::string& point, int nth, Communicator& world) {
+    const std::string text = "point=" + point + ";rank=" + std::to_string(world.size() - 1) +
+                             ";nth=" + std::to_string(nth) + ";action=nan";
+    ::setenv("ESPALIER_FAULT", text.c_str(), 1);
+    fault::initialise(world.rank());
+  }
+  ~Fault() {
+    ::unsetenv("ESPALIER_FAULT");
+    fault::initialise(0);
+  }
+  Fault(const Fault&) = delete;
+  Fault& operator=(const Fault&) = delete;
+};
+
+TEST(NonFinite, IsFoundWhereItWasBorn) {
+  Communicator& world = testing::world();
+  const ModelCase c(ModelFamily::llama);
+  struct Row {
+    const char* point;
+    int nth;
+    std::vector<const char*> words;
+  };
+  const std::vector<Row> rows{
+      {"layer.forward", 4, {"loss", "output of the MLP of layer 1", "layers.1.mlp.down_proj"}},
+      {"layer.forward", 5, {"loss", "attention of layer 2", "layers.2.self_attn.o_proj"}},
+      {"layer.backward", 2, {"gradient", "layers.2.input_layernorm", "attention of layer 2"}},
+      {"layer.backward", 3, {"gradient", "layers.1.post_attention_layernorm", "MLP of layer 1"}},
+      {"backward.enter", 1, {"gradient", "model.norm.weight", "layer 2"}},
+      {"forward.exit", 1, {"loss", "hidden states after layer 2"}},
+  };
+  for (const at::ScalarType dtype : {at::kDouble, at::kFloat, at::kBFloat16})
+    for (const std::int64_t graph_bytes : {std::int64_t{0}, std::int64_t{1} << 30})
+      for (const Row& row : rows) {
+        const CausalLM model = c.load(dense_widths(c.config()), world, dtype);
+        TokenBatch batch = c.batch();
+        batch.origin = "micro-batch 3 of 7, domain 'a'";
+        Recorder recorder(model);
+        const Fault fault(row.point, row.nth, world);
+        const std::string text = testing::text_of(
+            blockwise_backward(model, batch, {0, graph_bytes}, recorder, world).problems);
+        EXPECT_NE(text, "") << row.point << ": a value that is not finite passed";
+        std::vector<std::string> words(row.words.begin(), row.words.end());
+        words.push_back("tensor rank " + std::to_string(world.size() - 1));
+        words.push_back(batch.origin);
+        for (const std::string& word : words)
+          EXPECT_NE(text.find(word), std::string::npos) << word << " is not in: " << text;
+      }
+}
+
+TEST(NonFinite, AGradientOfAWeightIsNamed) {
+  Communicator& world = testing::world();
+  const ModelCase c(ModelFamily::llama);
+  const CausalLM model = c.load(dense_widths(c.config()), world);
+  Recorder recorder(model);
+  const Fault fault("weight.gradient", 2, world);  // the MLP of the last layer: gate, then up
+  const std::string text =
+      testing::text_of(blockwise_backward(model, c.batch(), {}, recorder, world).problems);
+  EXPECT_NE(text.find("'model.layers.2.mlp.up_proj.weight'"), std::string::npos) << text;
+  EXPECT_NE(text.find("tensor rank " + std::to_string(world.size() - 1)), std::string::npos);
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, Blockwise, ::testing::ValuesIn(testing::all_families()),

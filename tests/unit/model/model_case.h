@@ -33,9 +33,10 @@ class ModelCase {
   WeightSource source() const { return {&*reader_, dense_widths(config_)}; }
 
   /// Loads this rank's share of `widths`.
-  CausalLM load(const ModelWidths& widths, Communicator& tensor) const {
+  CausalLM load(const ModelWidths& widths, Communicator& tensor,
+                at::ScalarType dtype = at::kDouble) const {
     ComputeOptions options;
-    options.dtype = at::kDouble;
+    options.dtype = dtype;
     return load_causal_lm(config_, widths, source(), options, tensor.size(), tensor.rank());
   }
 
@@ -55,6 +56,13 @@ inline const std::vector<ModelFamily>& all_families() {
   static const std::vector<ModelFamily> families{ModelFamily::llama, ModelFamily::mistral,
                                                  ModelFamily::qwen2, ModelFamily::qwen3};
   return families;
+}
+
+/// All messages in one text.
+inline std::string text_of(const Problems& problems) {
+  std::string text;
+  for (const Problem& problem : problems.list()) text += problem.message() + "\n";
+  return text;
 }
 
 /// 2 x terms x epsilon of float64, relative to `scale`.
