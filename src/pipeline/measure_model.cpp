@@ -70,6 +70,7 @@ ChosenModel open_model(CommRuntime& runtime, const ProcessGrid& grid, const RunC
     options = compute_options(config, chosen->source, runtime);
   });
   for (const std::string& note : chosen->source.notes) log::info("note: {}", note);
+  for (const std::string& warning : chosen->source.warnings) log::warning("model: {}", warning);
   monitor.enter("load");
   const std::int64_t read_before = kernel_bytes_read();
   fault::hit("load.enter");

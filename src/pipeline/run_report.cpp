@@ -88,6 +88,7 @@ void print_start(const Source& source, const RunConfig& config, const PruneRules
       m.kv_heads, m.head_dim, m.channels, m.vocabulary,
       count_text(count_parameters(m, source.widths).total));
   for (const std::string& note : source.notes) log::info("note     {}", note);
+  for (const std::string& warning : source.warnings) log::warning("model    {}", warning);
   const auto kept = std::count(rules.protected_layer.begin(), rules.protected_layer.end(), true);
   log::info("target   {:.1f}% of {} in {} iterations; {} layers protected",
             100 * *config.prune.target, name_of(config.prune.measure), config.prune.iterations,
