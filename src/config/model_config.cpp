@@ -8,6 +8,8 @@
 #include "espalier/core/error.h"
 #include "espalier/core/hash.h"
 #include "espalier/core/json.h"
+#include "espalier/core/placeholder.h"
+#include "espalier/core/remedy.h"
 #include "espalier/core/text.h"
 #include "model_fields.h"
 #include "text_file.h"
@@ -28,6 +30,7 @@ constexpr std::int64_t kMaxChannels = std::int64_t{1} << 24;
 constexpr std::int64_t kMaxVocabulary = std::int64_t{1} << 30;  // token ids are int32
 constexpr std::int64_t kMaxPositions = std::int64_t{1} << 31;
 constexpr std::size_t kMaxFileBytes = std::size_t{16} << 20;
+constexpr std::size_t kPlaceholderBytes = 1024;
 
 /// What transformers' configuration class of a family fills in for an absent field.
 struct ClassDefaults {
@@ -65,7 +68,10 @@ std::optional<ModelFamily> read_family(const ModelFields& fields) {
   if (!name) return std::nullopt;
   for (const ModelFamily family : kFamilies)
     if (*name == defaults_of(family).model_type) return family;
-  fields.problem("model_type", kWorking);
+  fields.problem("model_type", kWorking,
+                 fields.has("text_config")
+                     ? fmt::format("It has a text_config. {}", config_detail::kTakeLanguageModel)
+                     : "Use a model of one of these types.");
   return std::nullopt;
 }
 
@@ -173,6 +179,7 @@ void read_windows(const ModelFields& fields, ModelConfig& config) {
 std::optional<DType> read_one_dtype(const ModelFields& fields, const char* name) {
   std::optional<std::string> text = fields.text(name);
   if (!text) return std::nullopt;
+  if (*text == "auto") return std::nullopt;  // whatever the tensors are stored in
   constexpr std::string_view kPrefix = "torch.";
   if (text->starts_with(kPrefix)) text->erase(0, kPrefix.size());
   const std::optional<DType> dtype = dtype_from_torch(*text);
@@ -259,6 +266,9 @@ void read_all(const ModelFields& fields, ModelConfig& config) {
   read_head_dim(fields, config);
   config.max_positions = fields.integer("max_position_embeddings", 1, kMaxPositions)
                              .value_or(defaults_of(config.family).max_positions);
+  // Absent means the class's default; null means nothing that could be added to a variance.
+  if (fields.find("rms_norm_eps") != nullptr && !fields.has("rms_norm_eps"))
+    fields.problem("rms_norm_eps", "a number of at least 0 is needed");
   config.rms_norm_eps = fields.number("rms_norm_eps", 0.0, true).value_or(kDefaultEps);
   config.rope = config_detail::read_rope(fields, config.max_positions);
   config.tied_embeddings = fields.boolean("tie_word_embeddings", false);
@@ -274,7 +284,10 @@ void read_all(const ModelFields& fields, ModelConfig& config) {
 const char* name_of(ModelFamily family) { return defaults_of(family).model_type; }
 
 ModelConfig parse_model_config(std::string text, const std::string& origin) {
-  const Json root = parse_json(text, origin, {.depth = 32, .bytes = kMaxFileBytes});
+  refuse_placeholder(std::string_view(text).substr(0, kPlaceholderBytes), text.size(), origin);
+  const Json root = with_remedy("Correct it, or download it again.", [&] {
+    return parse_json(text, origin, {.depth = 32, .bytes = kMaxFileBytes});
+  });
   if (!root.is_object())
     throw Error(ExitCode::bad_content, "no JSON object", "config.json holds one object",
                 "Name a Hugging Face model directory (config.json and safetensors files).", origin);

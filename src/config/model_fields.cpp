@@ -28,17 +28,32 @@ enum class Neutral {
   null_or_zero
 };
 
+constexpr const char* kCorrectValue =
+    "Correct config.json: take the value that the checkpoint was saved with.";
+constexpr const char* kPlainModel =
+    "Use a checkpoint without it; take the field out only if the weights were trained without it.";
+constexpr const char* kDequantize =
+    "Use the checkpoint before quantization, or dequantize it with the tool that made it.";
+
 struct RefusedField {
   const char* name;
   Neutral neutral;
   const char* meaning;
+  const char* remedy = kPlainModel;
 };
 
 constexpr const char* kAbsent = "a field that changes the arithmetic and is not implemented";
+constexpr const char* kMultimodal = "a language model inside a model of several kinds of input";
 
-constexpr std::array<RefusedField, 33> kRefused{{
-    {"quantization_config", Neutral::only_null, "quantized weights are not supported"},
-    {"compression_config", Neutral::only_null, "compressed weights are not supported"},
+constexpr std::array<RefusedField, 37> kRefused{{
+    {"quantization_config", Neutral::only_null, "quantized weights are not supported", kDequantize},
+    {"compression_config", Neutral::only_null, "compressed weights are not supported", kDequantize},
+    {"text_config", Neutral::only_null, kMultimodal, kTakeLanguageModel},
+    {"vision_config", Neutral::only_null, kMultimodal, kTakeLanguageModel},
+    {"audio_config", Neutral::only_null, kMultimodal, kTakeLanguageModel},
+    {"transformers_weights", Neutral::only_null,
+     "weights are read from model.safetensors or by its index",
+     "Rename the file that it names to model.safetensors, and take the field out."},
     {"attn_logit_softcapping", Neutral::only_null, "soft caps are not implemented"},
     {"final_logit_softcapping", Neutral::only_null, "soft caps are not implemented"},
     {"logit_softcapping", Neutral::only_null, "soft caps are not implemented"},
@@ -95,16 +110,18 @@ bool is_neutral(const Json& value, Neutral neutral) {
   return false;
 }
 
+constexpr const char* kGatedSilu = "Use a checkpoint with a gated SiLU MLP.";
+
 void refuse_activation(const ModelFields& fields, const char* name) {
   if (!fields.has(name)) return;
   const std::optional<std::string> act = fields.text(name);
   if (act && *act != "silu" && *act != "swish")
-    fields.problem(name, "only silu is implemented", "Use a checkpoint with a gated SiLU MLP.");
+    fields.problem(name, "only silu is implemented", kGatedSilu);
 }
 
 /// True in a boolean field of a family whose class would add tensors for it.
 void refuse_true(const ModelFields& fields, const char* name, const char* rule) {
-  if (fields.has(name) && fields.boolean(name, false)) fields.problem(name, rule);
+  if (fields.has(name) && fields.boolean(name, false)) fields.problem(name, rule, kPlainModel);
 }
 
 }  // namespace
@@ -127,7 +144,10 @@ std::optional<std::int64_t> ModelFields::integer(std::string_view name, std::int
                         ? value.get<std::uint64_t>() <= static_cast<std::uint64_t>(max)
                         : value.is_number_integer();
   if (!fits || value.get<std::int64_t>() < min || value.get<std::int64_t>() > max) {
-    problem(name, fmt::format("an integer from {} to {} is needed", min, max));
+    problem(name, fmt::format("an integer from {} to {} is needed", min, max),
+            value.is_number_float() || value.is_string()
+                ? "Write it as a JSON integer: no quotes, no fraction."
+                : "");
     return std::nullopt;
   }
   return value.get<std::int64_t>();
@@ -150,7 +170,8 @@ std::optional<double> ModelFields::number(std::string_view name, double above,
   const double x = value.is_number() ? value.get<double>() : std::nan("");
   if (!std::isfinite(x) || (inclusive ? x < above : x <= above)) {
     problem(name,
-            fmt::format("a number {} {} is needed", inclusive ? "of at least" : "above", above));
+            fmt::format("a number {} {} is needed", inclusive ? "of at least" : "above", above),
+            value.is_string() ? "Write it as a JSON number, without quotes." : "");
     return std::nullopt;
   }
   return x;
@@ -185,6 +206,7 @@ void ModelFields::problem(std::string_view name, std::string rule, std::string r
 }
 
 void ModelFields::problem_text(std::string what, std::string rule, std::string remedy) const {
+  if (remedy.empty()) remedy = kCorrectValue;
   problems_.add(ExitCode::bad_content, std::move(what), std::move(rule), std::move(remedy),
                 origin_);
 }
@@ -192,9 +214,13 @@ void ModelFields::problem_text(std::string what, std::string rule, std::string r
 void refuse_unsupported_fields(const ModelFields& fields, ModelFamily family) {
   for (const RefusedField& row : kRefused) {
     const Json* value = fields.find(row.name);
-    if (value != nullptr && !is_neutral(*value, row.neutral)) fields.problem(row.name, row.meaning);
+    if (value != nullptr && !is_neutral(*value, row.neutral))
+      fields.problem(row.name, row.meaning, row.remedy);
   }
   refuse_activation(fields, "hidden_act");
+  // An absent hidden_act is silu in all four classes; a null one is no activation at all.
+  if (fields.find("hidden_act") != nullptr && !fields.has("hidden_act"))
+    fields.problem("hidden_act", "only silu is implemented", kGatedSilu);
   refuse_activation(fields, "hidden_activation");
   if (family != ModelFamily::qwen2) {
     refuse_true(fields, "attention_bias", "biases in attention are implemented for qwen2 only");

@@ -47,7 +47,7 @@ class ModelFields {
   /// The nested object's fields. Precondition: the field is an object.
   ModelFields nested(std::string_view name) const;
 
-  /// Records "field = value (rule). remedy".
+  /// Records "field = value (rule). remedy"; without a remedy, that config.json is to be corrected.
   void problem(std::string_view name, std::string rule, std::string remedy = {}) const;
   /// Records a problem that no single value shows.
   void problem_text(std::string what, std::string rule, std::string remedy = {}) const;
@@ -59,6 +59,10 @@ class ModelFields {
   std::string prefix_;
   mutable std::set<std::string, std::less<>> wrong_;
 };
+
+/// For a multimodal model: what to do to read its language model.
+inline constexpr const char* kTakeLanguageModel =
+    "Load the model with transformers and save its language model alone with save_pretrained.";
 
 /// Refuses by name every field that changes the arithmetic of a decoder and is not implemented.
 void refuse_unsupported_fields(const ModelFields& fields, ModelFamily family);

@@ -1,5 +1,4 @@
 #include <array>
-#include <vector>
 
 #include <fmt/format.h>
 
@@ -31,6 +30,11 @@ bool is_known(std::string_view key) {
   return false;
 }
 
+/// Linear scaling divides every frequency by the factor, so a factor of 1 is no scaling.
+bool divides_by_one(const ModelFields& rope) {
+  return rope.has("factor") && rope.number("factor", 0.0) == 1.0;
+}
+
 std::optional<RopeConfig::Type> rope_type(const ModelFields& rope) {
   const std::optional<std::string> fifth = rope.text("rope_type");
   const std::optional<std::string> fourth = rope.text("type");
@@ -41,7 +45,8 @@ std::optional<RopeConfig::Type> rope_type(const ModelFields& rope) {
   const std::string name = fifth.value_or(fourth.value_or("default"));
   if (name == "default") return RopeConfig::Type::standard;
   if (name == "llama3") return RopeConfig::Type::llama3;
-  rope.problem(key, "rope types that work: default, llama3",
+  if (name == "linear" && divides_by_one(rope)) return RopeConfig::Type::standard;
+  rope.problem(key, "rope types that work: default, llama3, and linear with factor 1",
                "Use a checkpoint without this scaling of the rotary embedding.");
   return std::nullopt;
 }
@@ -103,28 +108,39 @@ bool same_scaling(const RopeConfig& a, const RopeConfig& b) {
           a.original_max_positions == b.original_max_positions);
 }
 
-/// rope_parameters may be one dictionary per layer type; all of them must then say the same.
+/// transformers reads a dictionary per layer type for other model types only: with one of these it
+/// fails, or computes without what the dictionaries say.
 RopeConfig read_parameters(const ModelFields& fields, const char* name,
                            const RopeContext& context) {
   const ModelFields rope = fields.nested(name);
-  std::vector<RopeConfig> per_type;
   for (const auto& [key, value] : rope.object().items())
-    if (value.is_object()) per_type.push_back(read_dictionary(rope.nested(key), context));
-  if (per_type.empty()) return read_dictionary(rope, context);
-  for (const RopeConfig& other : per_type)
-    if (!same_scaling(per_type.front(), other) || per_type.front().theta != other.theta) {
-      fields.problem(name, "rotary settings that differ between layer types are not implemented");
-      break;
+    if (value.is_object()) {
+      rope.problem(key, "rotary settings per layer type are not implemented",
+                   fmt::format("Write one flat {} that all layers share.", name));
+      return {};
     }
-  return per_type.front();
+  return read_dictionary(rope, context);
 }
 
-/// The field as an object that says something; anything else but null is a problem.
+/// The field as an object that says something. An empty list says nothing, as in transformers;
+/// anything else but null is a problem.
 bool is_dictionary(const ModelFields& fields, const char* name) {
   if (!fields.has(name)) return false;
-  if (fields.find(name)->is_object()) return !fields.find(name)->empty();
+  const Json& value = *fields.find(name);
+  if (value.is_structured() && value.empty()) return false;
+  if (value.is_object()) return true;
   fields.problem(name, "an object or null is needed");
   return false;
+}
+
+/// An explicit null is no base of the frequencies, unless the rotary settings name one.
+void refuse_null_theta(const ModelFields& fields, bool fourth, bool fifth) {
+  const auto names_theta = [&](bool given, const char* name) {
+    return given && fields.nested(name).has("rope_theta");
+  };
+  if (fields.find("rope_theta") == nullptr || fields.has("rope_theta")) return;
+  if (!names_theta(fourth, "rope_scaling") && !names_theta(fifth, "rope_parameters"))
+    fields.problem("rope_theta", "a number above 0 is needed");
 }
 
 }  // namespace
@@ -137,6 +153,8 @@ RopeConfig read_rope(const ModelFields& fields, std::int64_t max_positions) {
   context.max_positions = max_positions;
   const bool fourth = is_dictionary(fields, "rope_scaling");
   const bool fifth = is_dictionary(fields, "rope_parameters");
+
+  refuse_null_theta(fields, fourth, fifth);
 
   RopeConfig plain;
   plain.theta = context.theta;

@@ -60,7 +60,7 @@ Preparation prepare(ExportFormat format, const CheckpointReader& source, const M
     prepared.config_json = exact_config_json(dense, kept, stored, options.plan_digest);
   }
   prepared.jobs = export_detail::tensor_jobs(source, dense, held, kept, report.notes);
-  prepared.copies = export_detail::files_to_copy(source.directory());
+  prepared.copies = export_detail::files_to_copy(source.directory(), report.notes);
   report.tensors = static_cast<std::int64_t>(prepared.jobs.size());
   for (const TensorJob& job : prepared.jobs) report.weight_bytes += job.bytes;
   report.parameters = count_parameters(dense, kept);

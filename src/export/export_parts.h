@@ -49,9 +49,12 @@ class StagingDirectory {
 
 /// Files of the source that an export takes over unchanged, relative, in ascending order:
 /// everything but weights in any format, config.json, README.md and what the exporter writes
-/// itself. Hidden directories, `original`, `onnx`, and directories that hold another model or a run
-/// are left out.
-std::vector<std::filesystem::path> files_to_copy(const std::filesystem::path& source);
+/// itself. Hidden files and directories, weights of other forms (`original`, `onnx`, ...), and
+/// directories that hold another model or a run are left out; so are, with a note, files by which a
+/// loader would take the export for something else (adapter_config.json, ...), and what a download
+/// left in the place of a file.
+std::vector<std::filesystem::path> files_to_copy(const std::filesystem::path& source,
+                                                 std::vector<std::string>& notes);
 
 /// One tensor of the export: what to read and what it becomes.
 struct TensorJob {

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "espalier/core/error.h"
 #include "espalier/core/hash.h"
@@ -52,15 +53,34 @@ const TensorInfo* checked_info(const CheckpointReader& source, const TensorSpec&
   return info;
 }
 
+/// The first few names, and how many more there are.
+std::vector<std::string> first_of(std::vector<std::string> names) {
+  constexpr std::size_t kShown = 3;
+  if (names.size() > kShown + 1) {
+    const std::string rest = fmt::format("and {} more", names.size() - kShown);
+    names.resize(kShown);
+    names.push_back(rest);
+  }
+  return names;
+}
+
 void note_unread(const CheckpointReader& source, const ModelConfig& dense,
                  const std::set<std::string>& read, std::vector<std::string>& notes) {
+  std::vector<std::string> others;
   for (const auto& [name, info] : source.tensors()) {
     if (read.contains(name)) continue;
-    const bool tied_head = dense.tied_embeddings && name == "lm_head.weight";
-    notes.push_back(fmt::format("{} is left out: {}.", name,
-                                tied_head ? "the embeddings are tied, so it is never read"
-                                          : "it is no tensor of this architecture"));
+    if (dense.tied_embeddings && name == "lm_head.weight")
+      notes.push_back(
+          fmt::format("{} is left out: the embeddings are tied, so it is never read.", name));
+    else
+      others.push_back(name);
   }
+  if (others.size() == 1)
+    notes.push_back(
+        fmt::format("{} is left out: it is no tensor of this architecture.", others.front()));
+  else if (!others.empty())
+    notes.push_back(fmt::format("{} tensors are left out, which are none of this architecture: {}",
+                                others.size(), fmt::join(first_of(others), ", ")));
 }
 
 /// Consecutive jobs [begin, end) of one file.

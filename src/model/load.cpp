@@ -2,7 +2,6 @@
 
 #include <ATen/ATen.h>
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
 #include "espalier/core/error.h"
 #include "espalier/core/text.h"
@@ -10,10 +9,6 @@
 
 namespace espalier {
 namespace {
-
-std::string shape_text(const std::vector<std::int64_t>& shape) {
-  return fmt::format("[{}]", fmt::join(shape, ", "));
-}
 
 /// Reads one slice as a tensor of the stored dtype on the host.
 at::Tensor read_slice(const CheckpointReader& reader, const TensorSpec& spec,
@@ -53,60 +48,6 @@ void load_tensor(CausalLM& model, const WeightSource& source, const TensorSpec& 
 }
 
 }  // namespace
-
-std::vector<std::string> check_checkpoint(const ModelConfig& config, const WeightSource& source) {
-  Problems problems;
-  std::vector<std::string> notes;
-  const auto& tensors = source.reader->tensors();
-  std::vector<std::string> available;
-  for (const auto& [name, info] : tensors) available.push_back(name);
-  std::vector<std::string> expected;
-  for (const TensorSpec& spec : tensor_catalog(config)) expected.push_back(spec.name);
-  std::sort(expected.begin(), expected.end());
-  // Only a tensor that has no place of its own can be the missing one under another name.
-  std::vector<std::string> unused;
-  for (const std::string& name : available)
-    if (!std::binary_search(expected.begin(), expected.end(), name)) unused.push_back(name);
-  const std::string where = source.reader->directory().string();
-  for (const TensorSpec& spec : tensor_catalog(config)) {
-    const TensorInfo* info = source.reader->find(spec.name);
-    const std::vector<std::int64_t> shape = shape_with(spec, config, source.widths);
-    if (info == nullptr) {
-      const std::string near = nearest_name(spec.name, unused);
-      problems.add(
-          ExitCode::bad_content,
-          fmt::format("tensor '{}' {} is missing", spec.name, shape_text(shape)), {},
-          near.empty() ? "" : fmt::format("The nearest name in the checkpoint is '{}'.", near),
-          where);
-      continue;
-    }
-    if (info->shape != shape)
-      problems.add(ExitCode::bad_content,
-                   fmt::format("tensor '{}' has shape {}, config.json promises {}", spec.name,
-                               shape_text(info->shape), shape_text(shape)),
-                   {}, {}, where);
-    if (!is_floating(info->dtype))
-      problems.add(
-          ExitCode::bad_content,
-          fmt::format("tensor '{}' is stored as {}", spec.name, safetensors_name(info->dtype)),
-          "weights must be F16, BF16, F32 or F64", "Quantized checkpoints cannot be pruned.",
-          where);
-  }
-  problems.throw_if_any();
-  std::int64_t extra = 0;
-  std::string first_extra;
-  for (const std::string& name : available) {
-    if (std::binary_search(expected.begin(), expected.end(), name)) continue;
-    if (name == "lm_head.weight")
-      notes.emplace_back("the embeddings are tied: lm_head.weight of the file is not used");
-    else if (extra++ == 0)
-      first_extra = name;
-  }
-  if (extra > 0)
-    notes.push_back(fmt::format("not used: {} of the checkpoint (the first: {})",
-                                counted(extra, "tensor"), first_extra));
-  return notes;
-}
 
 at::ScalarType stored_type(const WeightSource& source) {
   const TensorInfo* info = source.reader->find("model.embed_tokens.weight");

@@ -109,6 +109,7 @@ ChosenModel open_model(CommRuntime& runtime, const ProcessGrid& grid, const RunC
     check_token_files(config, use, chosen->source, grid.world());
   });
   for (const std::string& note : chosen->source.notes) log::info("note: {}", note);
+  for (const std::string& warning : chosen->source.warnings) log::warning("model: {}", warning);
   monitor.enter("load");
   const std::int64_t read_before = kernel_bytes_read();
   fault::hit("load.enter");

@@ -89,6 +89,7 @@ void print_start(const Source& source, const RunConfig& config, const PruneRules
             counted(m.channels, "channel"), m.vocabulary,
             count_text(count_parameters(m, source.widths).total));
   for (const std::string& note : source.notes) log::info("note     {}", note);
+  for (const std::string& warning : source.warnings) log::warning("model    {}", warning);
   const auto kept = std::count(rules.protected_layer.begin(), rules.protected_layer.end(), true);
   const bool structures = config.prune.measure == Measure::structures;
   log::info("target   {} of {}{} in {}; {} protected", percent(*config.prune.target),

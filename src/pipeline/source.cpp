@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include "espalier/calib/check_data.h"
+#include "espalier/config/foreign_means.h"
 #include "espalier/core/error.h"
 #include "espalier/core/log.h"
 #include "espalier/core/text.h"
@@ -34,8 +35,12 @@ Source open_source(const fs::path& directory) {
     widths = std::move(exported.widths);
     plan = std::move(exported.plan);
   }
-  Source source{std::move(config), std::move(reader), std::move(widths), std::move(plan), {}};
-  source.notes = check_checkpoint(source.config, source.weights());
+  Source source{std::move(config), std::move(reader), std::move(widths), std::move(plan), {}, {}};
+  CheckpointRemarks remarks = check_checkpoint(source.config, source.weights());
+  source.notes = std::move(remarks.notes);
+  source.warnings = std::move(remarks.warnings);
+  for (std::string& found : foreign_means(source.config, directory))
+    source.warnings.push_back(std::move(found));
   return source;
 }
 

@@ -179,6 +179,7 @@ Verification verify_model(const fs::path& path, bool deep) {
   check_export_hashes(path, result);
   const Source source = open_source(path);
   result.warnings = source.notes;
+  result.warnings.insert(result.warnings.end(), source.warnings.begin(), source.warnings.end());
   result.checked.push_back(
       fmt::format("names, shapes and dtypes of {} in {} are those that config.json promises",
                   counted(source.reader.tensors().size(), "tensor"),

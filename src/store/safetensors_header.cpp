@@ -27,7 +27,7 @@ class Complaints {
 
   void add(std::string what, std::string why) {
     if (count_++ < kMostProblems)
-      problems_.add(ExitCode::bad_content, std::move(what), std::move(why), {}, origin_);
+      problems_.add(ExitCode::bad_content, std::move(what), std::move(why), kRemedy, origin_);
   }
   void throw_if_any() {
     if (count_ > kMostProblems)

@@ -16,10 +16,14 @@ def load(path, dtype):
     """The checkpoint in transformers; under float64 also its RMSNorm computes in float64."""
     model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
     model.eval()
-    if dtype == torch.float64:
-        for module in model.modules():
-            if type(module).__name__.endswith("RMSNorm"):
-                module.forward = _wide_norm(module)
+    return widen(model) if dtype == torch.float64 else model
+
+
+def widen(model):
+    """Makes the RMSNorm of a float64 model compute in float64."""
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.forward = _wide_norm(module)
     return model
 
 

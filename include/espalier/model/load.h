@@ -17,10 +17,17 @@ struct WeightSource {
   ModelWidths widths;
 };
 
+/// What a good checkpoint holds besides the model.
+struct CheckpointRemarks {
+  std::vector<std::string> notes;     ///< nothing to do about
+  std::vector<std::string> warnings;  ///< tensors that are left out and may have meant something
+};
+
 /// Compares names, shapes and dtypes of the checkpoint with what config.json promises; lists
-/// everything that is wrong at once (bad_content), with the nearest names. Returns notes (extra
-/// tensors, an lm_head in a tied file).
-std::vector<std::string> check_checkpoint(const ModelConfig& config, const WeightSource& source);
+/// everything that is wrong at once (bad_content), with the nearest names. Refused as well are
+/// tensors without a place that would change the arithmetic (biases that the family does not have,
+/// scales of quantized weights), and a tied lm_head.weight that differs from the embedding.
+CheckpointRemarks check_checkpoint(const ModelConfig& config, const WeightSource& source);
 
 /// The dtype that `as_stored` means: that of the embedding in the file.
 at::ScalarType stored_type(const WeightSource& source);

@@ -23,6 +23,7 @@ struct Source {
   ModelWidths widths;               ///< of the tensors in the files
   std::optional<PruningPlan> plan;  ///< of an exact export that still carries one
   std::vector<std::string> notes;
+  std::vector<std::string> warnings;
 
   WeightSource weights() const { return {&reader, widths}; }
 };

@@ -41,8 +41,9 @@ SafetensorsHeader parse_safetensors_header(std::span<const std::byte> head,
                                            std::uint64_t file_bytes, std::string_view origin);
 
 /// Reads a Hugging Face checkpoint directory: one `model.safetensors`, or shards with
-/// `model.safetensors.index.json`. Opening reads headers only. Not collective; every rank opens its
-/// own.
+/// `model.safetensors.index.json`. Opening reads headers only (and a tensor that is stored twice,
+/// to see that both are the same). Tensors of a model saved without its head get the prefix
+/// `model.`, as in transformers. Not collective; every rank opens its own.
 class CheckpointReader {
  public:
   /// Opens and validates. All problems of all shards are reported at once: a missing directory,
@@ -57,6 +58,11 @@ class CheckpointReader {
   const std::filesystem::path& directory() const;
   const std::map<std::string, TensorInfo>& tensors() const;
   const TensorInfo* find(const std::string& name) const;
+  /// Tensors that the index places in a shard which does not hold them: transformers misses them
+  /// only when the model has them, and so should the caller.
+  const std::map<std::string, std::string>& unfound() const;
+  /// What is unusual about the files and changes nothing.
+  const std::vector<std::string>& notes() const;
   /// Shard files in ascending order, plain names.
   std::vector<std::string> files() const;
 

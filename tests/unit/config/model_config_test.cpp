@@ -1,4 +1,5 @@
 #include "espalier/config/model_config.h"
+#include "espalier/config/foreign_means.h"
 
 #include <filesystem>
 #include <fstream>
@@ -145,12 +146,7 @@ TEST(ModelConfig, RopeInBothSpellings) {
   const char* fifth = R"({"rope_parameters": {"rope_type": "llama3", "rope_theta": 500000.0,
      "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
      "original_max_position_embeddings": 512}})";
-  const char* by_type = R"({"rope_theta": 500000.0, "rope_parameters": {
-     "full_attention": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
-       "high_freq_factor": 4.0, "original_max_position_embeddings": 512},
-     "sliding_attention": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
-       "high_freq_factor": 4.0, "original_max_position_embeddings": 512}}})";
-  for (const char* changes : {fourth, older, fifth, by_type}) {
+  for (const char* changes : {fourth, older, fifth}) {
     const RopeConfig rope = parse("llama", changes).rope;
     EXPECT_EQ(rope.type, RopeConfig::Type::llama3) << changes;
     EXPECT_EQ(rope.theta, 500000.0);
@@ -206,10 +202,15 @@ struct Refused {
 
 class RefusedFields : public ::testing::TestWithParam<Refused> {};
 
-TEST_P(RefusedFields, AreNamedWithValueAndRule) {
+TEST_P(RefusedFields, AreNamedWithValueRuleAndRemedy) {
   const Refused& row = GetParam();
-  EXPECT_EQ(message_of(config_text(row.model_type, row.changes)),
-            "config.json: " + std::string(row.message));
+  const std::string message = message_of(config_text(row.model_type, row.changes));
+  const std::string expected = "config.json: " + std::string(row.message);
+  EXPECT_TRUE(message.starts_with(expected)) << message;
+  if (expected.ends_with(")"))
+    EXPECT_TRUE(message.substr(expected.size()).starts_with(". ")) << message;
+  EXPECT_TRUE(message.ends_with(".")) << message;
+  EXPECT_EQ(message.find('\n'), std::string::npos) << message;
 }
 
 constexpr const char* kBias = "(biases in attention are implemented for qwen2 only)";
@@ -278,20 +279,24 @@ const std::vector<Refused> kRefusedRows{
     {"llama", R"({"is_causal": false})",
      "is_causal = false (only causal attention is implemented)"},
     {"llama", R"({"rope_scaling": {"type": "linear", "factor": 2.0}})",
-     "rope_scaling.type = \"linear\" (rope types that work: default, llama3). Use a checkpoint "
+     "rope_scaling.type = \"linear\" (rope types that work: default, llama3, and linear with "
+     "factor 1). Use a checkpoint "
      "without this "
      "scaling of the rotary embedding."},
     {"qwen2", R"({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0}})",
-     "rope_parameters.rope_type = \"yarn\" (rope types that work: default, llama3). Use a "
+     "rope_parameters.rope_type = \"yarn\" (rope types that work: default, llama3, and linear with "
+     "factor 1). Use a "
      "checkpoint "
      "without this scaling of the rotary embedding."},
     {"llama", R"({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}})",
-     "rope_scaling.rope_type = \"dynamic\" (rope types that work: default, llama3). Use a "
+     "rope_scaling.rope_type = \"dynamic\" (rope types that work: default, llama3, and linear with "
+     "factor 1). Use a "
      "checkpoint "
      "without this scaling of the rotary embedding."},
     {"llama",
      R"({"rope_scaling": {"rope_type": "longrope", "short_factor": [1], "long_factor": [2]}})",
-     "rope_scaling.rope_type = \"longrope\" (rope types that work: default, llama3). Use a "
+     "rope_scaling.rope_type = \"longrope\" (rope types that work: default, llama3, and linear "
+     "with factor 1). Use a "
      "checkpoint "
      "without this scaling of the rotary embedding."},
     {"llama", R"({"rope_scaling": {"rope_type": "default", "mrope_section": [2, 1, 1]}})",
@@ -311,9 +316,32 @@ const std::vector<Refused> kRefusedRows{
      "rope_scaling = null (rope_parameters says otherwise). Keep the one that is true."},
     {"qwen3", R"({"rope_parameters": {"full_attention": {"rope_theta": 1e6},
         "sliding_attention": {"rope_theta": 1e4}}})",
-     "rope_parameters = {\"full_attention\":{\"rope_theta\":1000000.0},\"sliding_attentio... "
-     "(rotary "
-     "settings that differ between layer types are not implemented)"},
+     "rope_parameters.full_attention = {\"rope_theta\":1000000.0} (rotary settings per layer type "
+     "are not implemented). Write one flat rope_parameters that all layers share."},
+    {"llama", R"({"rope_parameters": {"full_attention": {"rope_type": "default"}}})",
+     "rope_parameters.full_attention = {\"rope_type\":\"default\"} (rotary settings per layer type "
+     "are not implemented)"},
+    {"llama", R"({"rope_theta": null})", "rope_theta = null (a number above 0 is needed)"},
+    {"llama", R"({"rope_scaling": {"type": "linear"}})",
+     "rope_scaling.type = \"linear\" (rope types that work: default, llama3, and linear with "
+     "factor "
+     "1)"},
+    {"llama", R"({"rope_scaling": false})", "rope_scaling = false (an object or null is needed)"},
+    {"llama", R"({"rms_norm_eps": null})",
+     "rms_norm_eps = null (a number of at least 0 is needed)"},
+    {"llama", R"({"rms_norm_eps": "1e-05"})",
+     "rms_norm_eps = \"1e-05\" (a number of at least 0 is needed). Write it as a JSON number, "
+     "without "
+     "quotes."},
+    {"llama", R"({"hidden_act": null})", "hidden_act = null (only silu is implemented)"},
+    {"mistral", R"({"text_config": {"hidden_size": 64}})",
+     "text_config = {\"hidden_size\":64} (a language model inside a model of several kinds of "
+     "input). "
+     "Load the model with transformers and save its language model alone with save_pretrained."},
+    {"llama", R"({"transformers_weights": "other.safetensors"})",
+     "transformers_weights = \"other.safetensors\" (weights are read from model.safetensors or by "
+     "its "
+     "index)"},
     {"llama", R"({"dtype": "int8"})",
      "dtype = \"int8\" (dtypes that work: float16, bfloat16, float32, float64)"},
     {"llama", R"({"dtype": "float16", "torch_dtype": "bfloat16"})",
@@ -359,15 +387,18 @@ std::vector<Refused> refused_rows() {
 INSTANTIATE_TEST_SUITE_P(Table, RefusedFields, ::testing::ValuesIn(refused_rows()));
 
 TEST(ModelConfig, ListsEveryProblemAtOnce) {
-  EXPECT_EQ(message_of(config_text("llama", R"({"hidden_size": 0, "mlp_bias": true,
+  EXPECT_EQ(
+      message_of(config_text("llama", R"({"hidden_size": 0, "mlp_bias": true,
       "rope_scaling": {"rope_type": "yarn"}, "torch_dtype": "int4"})")),
-            "config.json: hidden_size = 0 (an integer from 1 to 1048576 is needed)\n"
-            "config.json: rope_scaling.rope_type = \"yarn\" (rope types that work: default, "
-            "llama3). Use a "
-            "checkpoint without this scaling of the rotary embedding.\n"
-            "config.json: torch_dtype = \"int4\" (dtypes that work: float16, bfloat16, float32, "
-            "float64)\n"
-            "config.json: mlp_bias = true (biases in the MLP are not implemented)");
+      "config.json: hidden_size = 0 (an integer from 1 to 1048576 is needed). Correct "
+      "config.json: take the value that the checkpoint was saved with.\n"
+      "config.json: rope_scaling.rope_type = \"yarn\" (rope types that work: default, "
+      "llama3, and linear with factor 1). Use a "
+      "checkpoint without this scaling of the rotary embedding.\n"
+      "config.json: torch_dtype = \"int4\" (dtypes that work: float16, bfloat16, float32, "
+      "float64). Correct config.json: take the value that the checkpoint was saved with.\n"
+      "config.json: mlp_bias = true (biases in the MLP are not implemented). Use a checkpoint "
+      "without it; take the field out only if the weights were trained without it.");
 }
 
 TEST(ModelConfig, RefusesWhatIsNoObject) {
@@ -376,6 +407,53 @@ TEST(ModelConfig, RefusesWhatIsNoObject) {
             "directory (config.json and safetensors files).");
   EXPECT_NE(message_of("{\"a\": 1, \"a\": 2}").find("duplicate key 'a'"), std::string::npos);
   EXPECT_NE(message_of(std::string(100000, '[')).find("nesting"), std::string::npos);
+}
+
+TEST(ModelConfig, NamesWhatStandsInThePlaceOfTheFile) {
+  for (const auto& [text, words] : std::vector<std::pair<std::string, const char*>>{
+           {"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4\n", "git lfs pull"},
+           {"<!DOCTYPE html><html></html>", "HTML"},
+           {"", "empty"},
+           {"{\"a\": 1", "Correct it, or download it again."}})
+    EXPECT_NE(message_of(text).find(words), std::string::npos) << message_of(text);
+}
+
+TEST(ModelConfig, ReadsRotarySettingsThatSayNothing) {
+  for (const char* changes :
+       {R"({"rope_scaling": null})", R"({"rope_scaling": {}})", R"({"rope_scaling": []})",
+        R"({"rope_scaling": {"type": "default"}})", R"({"rope_scaling": {"rope_type": "default"}})",
+        R"({"rope_scaling": {"type": "linear", "factor": 1.0}})",
+        R"({"rope_scaling": {"rope_type": "linear", "factor": 1}})",
+        R"({"rope_parameters": {"rope_type": "linear", "factor": 1.0, "rope_theta": 10000.0}})"}) {
+    const RopeConfig rope = parse("llama", changes).rope;
+    EXPECT_EQ(rope.type, RopeConfig::Type::standard) << changes;
+    EXPECT_EQ(rope.theta, 10000.0) << changes;
+  }
+}
+
+TEST(ModelConfig, AnAutomaticDtypeSaysNothing) {
+  EXPECT_EQ(parse("llama", R"({"torch_dtype": "auto"})").dtype, DType::f32);
+  EXPECT_EQ(parse("llama", R"({"torch_dtype": "auto", "dtype": "bfloat16"})").dtype, DType::bf16);
+}
+
+TEST(ForeignMeans, AreNamedUnlessTheyAreOurs) {
+  const std::filesystem::path directory =
+      std::filesystem::path(::testing::TempDir()) / "espalier_foreign_means";
+  std::filesystem::create_directories(directory);
+  EXPECT_TRUE(foreign_means(parse("llama", "{}"), directory).empty());
+  const ModelConfig with_code =
+      parse("llama", R"({"auto_map": {"AutoModelForCausalLM": "modeling_own.Own"}})");
+  ASSERT_EQ(foreign_means(with_code, directory).size(), 1U);
+  EXPECT_NE(foreign_means(with_code, directory)[0].find("auto_map"), std::string::npos);
+  const ModelConfig ours = parse("llama", R"({"num_hidden_layers": 1,
+      "auto_map": {"AutoModelForCausalLM": "modeling_espalier.EspalierLlamaForCausalLM"},
+      "espalier": {"layers": [{"groups": [4, 4], "channels": 3}]}})");
+  EXPECT_TRUE(foreign_means(ours, directory).empty());
+  std::ofstream(directory / "adapter_config.json") << "{}";
+  ASSERT_EQ(foreign_means(parse("llama", "{}"), directory).size(), 1U);
+  EXPECT_NE(foreign_means(parse("llama", "{}"), directory)[0].find("adapter_config.json"),
+            std::string::npos);
+  std::filesystem::remove_all(directory);
 }
 
 TEST(ModelConfig, ReadsADirectory) {

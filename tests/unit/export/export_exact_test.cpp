@@ -1,3 +1,4 @@
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include "espalier/store/files.h"
@@ -118,6 +119,11 @@ TEST(ExportExact, CopiesEveryFileOfTheSourceButWeightsAndConfig) {
                                       "Weights.PT",
                                       "original/params.json",
                                       "onnx/model.txt",
+                                      "openvino/openvino_model.xml",
+                                      "model.safetensors.index.fp16.json",
+                                      "model.safetensors.incomplete",
+                                      ".gitattributes",
+                                      ".env",
                                       ".git/HEAD",
                                       ".cache/x",
                                       "runs/a/status.json",
@@ -146,6 +152,87 @@ TEST(ExportExact, CopiesEveryFileOfTheSourceButWeightsAndConfig) {
   EXPECT_EQ(files_below(out), expected);
   for (const char* name : {"README.md", "provenance.json", "modeling_espalier.py"})
     EXPECT_EQ(read_text(out / name).find("stale"), std::string::npos) << name;
+}
+
+std::string joined(const std::vector<std::string>& notes) {
+  std::string text;
+  for (const std::string& note : notes) text += note + "\n";
+  return text;
+}
+
+TEST(ExportExact, FilesThatMakeALoaderBehaveDifferentlyAreLeftOutWithANote) {
+  const TemporaryDirectory place;
+  const SampleCheckpoint source(place.path() / "source", sample_config("llama", false), DType::f32);
+  const std::vector<std::string> left{"adapter_config.json",
+                                      "quantize_config.json",
+                                      "quant_config.json",
+                                      "hf_quant_config.json",
+                                      "modules.json",
+                                      "sentence_bert_config.json",
+                                      "config_sentence_transformers.json",
+                                      "params.json",
+                                      "modeling_own.py",
+                                      "configuration_own.py"};
+  for (const std::string& name : left) write_text(source.directory / name, "{}");
+  const ExportReport report =
+      export_exact(source.open(), source.config, dense_widths(source.config),
+                   uneven_widths(source.config), options_for(place.path() / "out"));
+  for (const std::string& name : left) {
+    EXPECT_FALSE(fs::exists(report.directory / name)) << name;
+    EXPECT_NE(joined(report.notes).find(name + " is left out: "), std::string::npos) << name;
+    EXPECT_NE(read_text(report.directory / "README.md").find(name), std::string::npos) << name;
+  }
+}
+
+TEST(ExportExact, CodeOfTheTokenizerIsCopied) {
+  const TemporaryDirectory place;
+  const SampleCheckpoint source(place.path() / "source", sample_config("llama", false), DType::f32);
+  write_text(source.directory / "tokenizer_config.json",
+             R"({"auto_map": {"AutoTokenizer": ["tokenization_own.OwnTokenizer", null]}})");
+  write_text(source.directory / "tokenization_own.py", "from .configuration_own import size");
+  write_text(source.directory / "configuration_own.py", "size = 3");
+  export_exact(source.open(), source.config, dense_widths(source.config),
+               uneven_widths(source.config), options_for(place.path() / "out"));
+  for (const char* name : {"tokenization_own.py", "configuration_own.py"})
+    EXPECT_TRUE(fs::exists(place.path() / "out" / name)) << name;
+}
+
+TEST(ExportExact, WhatADownloadLeftIsNotCopied) {
+  const TemporaryDirectory place;
+  const SampleCheckpoint source(place.path() / "source", sample_config("llama", false), DType::f32);
+  write_text(source.directory / "tokenizer.json",
+             "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9085657\n");
+  write_text(source.directory / "tokenizer_config.json", "<!DOCTYPE html><html></html>");
+  write_text(source.directory / "chat_template.jinja", "<s>{{ messages }}");
+  write_text(source.directory / "added_tokens.json", "");
+  const ExportReport report =
+      export_exact(source.open(), source.config, dense_widths(source.config),
+                   uneven_widths(source.config), options_for(place.path() / "out"));
+  EXPECT_FALSE(fs::exists(report.directory / "tokenizer.json"));
+  EXPECT_FALSE(fs::exists(report.directory / "tokenizer_config.json"));
+  EXPECT_TRUE(fs::exists(report.directory / "chat_template.jinja"));
+  EXPECT_TRUE(fs::exists(report.directory / "added_tokens.json"));
+  const std::string notes = joined(report.notes);
+  EXPECT_NE(notes.find("tokenizer.json is left out: the file is a Git LFS pointer"),
+            std::string::npos)
+      << notes;
+  EXPECT_NE(notes.find("git lfs pull"), std::string::npos) << notes;
+}
+
+TEST(ExportExact, ManyForeignTensorsMakeOneNote) {
+  const TemporaryDirectory place;
+  const SampleCheckpoint source(place.path() / "source", sample_config("llama", false), DType::f32);
+  StoredTensors with_tower = source.tensors;
+  for (int i = 0; i < 9; ++i)
+    with_tower[fmt::format("vision.{}", i)] = drawn_tensor("v", {2}, DType::f32);
+  fs::remove(source.directory / "model.safetensors");
+  write_tensors(source.directory, with_tower);
+  const ExportReport report =
+      export_exact(source.open(), source.config, dense_widths(source.config),
+                   uneven_widths(source.config), options_for(place.path() / "out"));
+  ASSERT_EQ(report.notes.size(), 1U);
+  EXPECT_NE(report.notes[0].find("9 tensors are left out"), std::string::npos) << report.notes[0];
+  EXPECT_NE(report.notes[0].find("vision.0, vision.1, vision.2, and 6 more"), std::string::npos);
 }
 
 TEST(ExportExact, ATiedModelsHeadIsLeftOutWithANote) {

@@ -253,17 +253,84 @@ TEST_F(Sharded, TensorInAnotherFileThanTheIndexSays) {
       << message;
 }
 
-TEST_F(Sharded, TensorNowhere) {
+TEST_F(Sharded, TensorNowhereIsMissedOnlyByWhoNeedsIt) {
   index({{"a", "s1.safetensors"}, {"zz", "s2.safetensors"}});
-  EXPECT_NE(refusal(ExitCode::missing_input).find("'zz' is not in 's2.safetensors'"),
-            std::string::npos);
+  const CheckpointReader reader = CheckpointReader::open(scratch.path());
+  EXPECT_EQ(reader.find("zz"), nullptr);
+  EXPECT_EQ(reader.unfound(), (std::map<std::string, std::string>{{"zz", "s2.safetensors"}}));
 }
 
-TEST_F(Sharded, TensorTwice) {
+TEST_F(Sharded, TensorTwiceWithDifferentContents) {
+  write_model(scratch / "s3.safetensors", {{"a", DType::u8, {4}}}, 9);
+  index({{"b", "s1.safetensors"}, {"a", "s3.safetensors"}});
+  const std::string message = refusal(ExitCode::bad_content);
+  EXPECT_NE(message.find("tensor 'a' is in 's1.safetensors' and in"), std::string::npos);
+  EXPECT_NE(message.find("Take one of them out"), std::string::npos) << message;
+}
+
+TEST_F(Sharded, TensorTwiceInAnotherShape) {
+  write_model(scratch / "s3.safetensors", {{"a", DType::u8, {2, 2}}});
+  index({{"b", "s1.safetensors"}, {"a", "s3.safetensors"}});
+  EXPECT_NE(refusal(ExitCode::bad_content).find("with different contents"), std::string::npos);
+}
+
+TEST_F(Sharded, TensorTwiceWithTheSameContents) {
   write_model(scratch / "s3.safetensors", {{"a", DType::u8, {4}}});
   index({{"b", "s1.safetensors"}, {"a", "s3.safetensors"}});
-  EXPECT_NE(refusal(ExitCode::bad_content).find("tensor 'a' is in 's1.safetensors' and in"),
-            std::string::npos);
+  const CheckpointReader reader = CheckpointReader::open(scratch.path());
+  ASSERT_EQ(reader.notes().size(), 1U);
+  EXPECT_NE(reader.notes()[0].find("tensor 'a'"), std::string::npos) << reader.notes()[0];
+  std::vector<std::byte> out(4);
+  reader.read("a", IndexRuns::all(4), IndexRuns::all(1), out);
+  EXPECT_EQ(out, pattern(4, 0));
+}
+
+TEST_F(Sharded, ShardsThatWereNotDownloaded) {
+  index({{"a", "s1.safetensors"}, {"c", "s2.safetensors"}, {"x", "s9.safetensors"}});
+  put(scratch / "s9.safetensors.incomplete", "half");
+  const std::string partial = refusal(ExitCode::missing_input);
+  EXPECT_NE(partial.find("'s9.safetensors.incomplete' is there"), std::string::npos) << partial;
+  const std::pair<const char*, const char*> contents[] = {
+      {"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4976698672\n",
+       "is a Git LFS pointer of 73 bytes"},
+      {"<!DOCTYPE html>\n<html></html>\n", "is an HTML or XML page"},
+      {"", "is empty"},
+      {"Entry not found", "Download the checkpoint again."}};
+  for (const auto& [content, words] : contents) {
+    put(scratch / "s9.safetensors", content);
+    const std::string message = refusal(ExitCode::bad_content);
+    EXPECT_NE(message.find("s9.safetensors: "), std::string::npos) << message;
+    EXPECT_NE(message.find(words), std::string::npos) << message;
+    EXPECT_TRUE(message.ends_with(".")) << message;
+  }
+}
+
+TEST(Checkpoint, WeightsOfAnotherFrameworkAreRefused) {
+  for (const auto& [format, read] : std::vector<std::pair<std::string, bool>>{
+           {"tf", false}, {"flax", false}, {"pt", true}, {"mlx", true}}) {
+    const Scratch scratch;
+    SafetensorsWriter writer(scratch / "model.safetensors", {{"a", DType::u8, {4}}},
+                             {{"format", format}});
+    writer.write("a", pattern(4, 0));
+    writer.finish();
+    const auto open = [&] { CheckpointReader::open(scratch.path()); };
+    if (read)
+      EXPECT_NO_THROW(open()) << format;
+    else
+      EXPECT_NE(error_of(ExitCode::bad_content, open).find("format = '" + format),
+                std::string::npos);
+  }
+}
+
+TEST(Checkpoint, NamesOfAModelWithoutItsHeadGetTheirPrefix) {
+  const Scratch scratch;
+  write_model(scratch / "model.safetensors",
+              {{"embed_tokens.weight", DType::u8, {4}}, {"norm.weight", DType::u8, {2}}});
+  const CheckpointReader reader = CheckpointReader::open(scratch.path());
+  ASSERT_NE(reader.find("model.embed_tokens.weight"), nullptr);
+  ASSERT_NE(reader.find("model.norm.weight"), nullptr);
+  EXPECT_EQ(reader.tensors().size(), 2U);
+  ASSERT_EQ(reader.notes().size(), 1U);
 }
 
 TEST_F(Sharded, OneBrokenShardAmongMissingOnes) {
@@ -313,6 +380,24 @@ TEST(Checkpoint, DirectoriesWithoutWeights) {
   const std::string bin =
       error_of(ExitCode::missing_input, [&] { CheckpointReader::open(scratch.path()); });
   EXPECT_NE(bin.find("Convert them to safetensors"), std::string::npos) << bin;
+}
+
+TEST(Checkpoint, DirectoriesWithSomethingElse) {
+  const std::pair<const char*, const char*> rows[] = {
+      {"model.safetensors.incomplete", "A download did not end"},
+      {"model-00001-of-00002.safetensors", "without their index"},
+      {"adapter_model.safetensors", "merge_and_unload"},
+      {"consolidated.safetensors", "their maker's own form"},
+      {"model.fp16.safetensors", "Rename it to model.safetensors"},
+      {"model-q4.gguf", "GGUF files are not read"}};
+  for (const auto& [name, remedy] : rows) {
+    const Scratch scratch;
+    put(scratch / name, "x");
+    const std::string message =
+        error_of(ExitCode::missing_input, [&] { CheckpointReader::open(scratch.path()); });
+    EXPECT_NE(message.find(fmt::format("found '{}'", name)), std::string::npos) << message;
+    EXPECT_NE(message.find(remedy), std::string::npos) << message;
+  }
 }
 
 TEST(SafetensorsWriter, RefusesWhatDoesNotFitItsLayout) {
