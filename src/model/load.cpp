@@ -4,7 +4,6 @@
 #include <fmt/format.h>
 
 #include "espalier/core/error.h"
-#include "espalier/core/text.h"
 #include "espalier/model/tensor_ops.h"
 
 namespace espalier {

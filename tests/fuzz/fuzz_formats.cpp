@@ -340,12 +340,12 @@ class FormatFuzzer final : public fuzz::Fuzzer {
                                   Counting::loss_mask};
     const Counting counting = countings[random_.below(masked ? 3 : 2)];
     return read(trial, changed, "tokens", [&]() -> std::string {
-      const TokenFile file = TokenFile::open(path_, kVocabulary);
+      const TokenFile file = TokenFile::open(path_, kVocabulary, counting);
       if (file.rows() < 1 || file.sequence_tokens() < 2) return "a file without predictions";
       std::vector<std::int64_t> numbers;
       for (std::int64_t i = 0; i < std::min<std::int64_t>(file.rows(), 5); ++i)
         numbers.push_back(file.rows() - 1 - i);
-      return broken_rows(file.read(numbers, counting), numbers.size());
+      return broken_rows(file.read(numbers), numbers.size());
     });
   }
 
