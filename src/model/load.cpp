@@ -17,11 +17,12 @@ std::string shape_text(const std::vector<std::int64_t>& shape) {
 /// Reads one slice as a tensor of the stored dtype on the host.
 at::Tensor read_slice(const CheckpointReader& reader, const TensorSpec& spec,
                       const TensorSlice& slice) {
-  const TensorInfo* info = reader.find(spec.name);
-  ESPALIER_CHECK(info != nullptr,
-                 "tensor " + spec.name + " vanished after the checkpoint was checked");
   std::vector<std::int64_t> shape{slice.rows.size()};
   if (spec.shape.size() == 2) shape.push_back(slice.columns.size());
+  const TensorInfo* info = reader.find(spec.name);
+  ESPALIER_CHECK(info != nullptr || has_no_elements(shape),
+                 "tensor " + spec.name + " vanished after the checkpoint was checked");
+  if (info == nullptr) return at::empty(shape);
   at::Tensor t = at::empty(shape, at::TensorOptions().dtype(to_scalar_type(info->dtype)));
   reader.read(spec.name, slice.rows, slice.columns,
               {static_cast<std::byte*>(t.data_ptr()), static_cast<std::size_t>(t.nbytes())});
@@ -75,6 +76,7 @@ std::vector<std::string> check_checkpoint(const ModelConfig& config, const Weigh
     const TensorInfo* info = source.reader->find(spec.name);
     const std::vector<std::int64_t> shape = shape_with(spec, config, source.widths);
     if (info == nullptr) {
+      if (has_no_elements(shape)) continue;
       const std::string near = nearest_name(spec.name, unused);
       problems.add(
           ExitCode::bad_content,
@@ -127,7 +129,8 @@ CausalLM load_causal_lm(const ModelConfig& config, const ModelWidths& widths,
   std::vector<std::int64_t> bytes;
   std::int64_t total = 0;
   for (const TensorSpec& spec : catalog) {
-    const auto item = static_cast<std::int64_t>(size_of(source.reader->find(spec.name)->dtype));
+    const TensorInfo* info = source.reader->find(spec.name);
+    const std::int64_t item = info == nullptr ? 0 : static_cast<std::int64_t>(size_of(info->dtype));
     bytes.push_back(slice_elements(spec, slice_for(model, source, spec)) * item);
     total += bytes.back();
   }

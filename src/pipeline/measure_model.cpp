@@ -60,6 +60,8 @@ ChosenModel open_model(CommRuntime& runtime, const ProcessGrid& grid, const RunC
       const PruningPlan plan =
           choice.plan.empty() ? plan_of_run(choice, chosen->source)
                               : read_plan(Hdf5Reader::open(choice.plan), "", chosen->source.config);
+      require_continuation(chosen->source, plan,
+                           choice.plan.empty() ? "the run's plan" : choice.plan.string());
       widths = widths_of(chosen->source.config, plan);
       chosen->unit = plan.attention_unit;
       chosen->plan_digest = plan.digest();

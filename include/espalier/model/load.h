@@ -18,8 +18,8 @@ struct WeightSource {
 };
 
 /// Compares names, shapes and dtypes of the checkpoint with what config.json promises; lists
-/// everything that is wrong at once (bad_content), with the nearest names. Returns notes (extra
-/// tensors, an lm_head in a tied file).
+/// everything that is wrong at once (bad_content), with the nearest names. A tensor without
+/// elements may be absent. Returns notes (extra tensors, an lm_head in a tied file).
 std::vector<std::string> check_checkpoint(const ModelConfig& config, const WeightSource& source);
 
 /// The dtype that `as_stored` means: that of the embedding in the file.

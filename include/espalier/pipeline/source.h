@@ -29,9 +29,14 @@ struct Source {
 /// Reads config.json and all headers, compares shapes; every problem at once. Not collective.
 Source open_source(const std::filesystem::path& directory);
 
-/// The plan a run on this source starts from: dense, or the export's own. Throws Error(config) when
-/// the export was pruned with another attention unit.
+/// The plan a run on this source starts from: dense, the export's own, or, where another tool saved
+/// the export without its plan, plan_of_widths. Throws Error(config) when the export was pruned
+/// with another attention unit.
 PruningPlan start_plan(const Source& source, AttentionUnit unit);
+
+/// Throws Error(bad_content) unless `plan` (of `origin`, as a message names it) continues the plan
+/// that the source starts from: otherwise its units are others than the source's tensors hold.
+void require_continuation(const Source& source, const PruningPlan& plan, const std::string& origin);
 
 /// dtype and device of the computation on this rank: with CUDA one GPU per rank of the node. Throws
 /// Error(unsuitable) when `device: cuda` finds no GPU.
