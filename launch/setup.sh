@@ -4,7 +4,8 @@
 # Installs what espalier needs: packages of the system (when it may) and a virtual environment in .venv.
 # Does only what is missing, one line per step; says nothing when nothing is to be done.
 #
-#   --tests      also what launch/test.sh needs: all of torch, transformers in two versions, strace
+#   --tests      also what launch/test.sh needs: all of torch, transformers in three versions, peft and
+#                quanto, strace
 #   --cuda       all of torch, for a program that runs on GPUs (the default where an NVIDIA driver is)
 #   --torch DIR  use the LibTorch in DIR, which holds include/ and lib/; launch/build.sh remembers it.
 #                --torch wheel forgets it again
@@ -205,7 +206,9 @@ elif ! [ -e "$tools/torch-dir" ]; then
 fi
 if [ $with_tests = yes ]; then
   want tests.txt
-  want transformers-4.57.1.txt "$root/.venv/transformers-4.57.1"
+  for version in 4.49.0 4.57.1; do
+    want "transformers-$version.txt" "$root/.venv/transformers-$version"
+  done
 fi
 
 # ---- MPI without an administrator ----------------------------------------------------------------

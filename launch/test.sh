@@ -155,7 +155,9 @@ fi
 
 transformers5=$("$python" -c 'import importlib.metadata as m; print(m.version("transformers"))')
 run_python "Python, transformers $transformers5"
-run_python "Python, transformers 4.57.1" "$root/.venv/transformers-4.57.1"
+for version in 4.57.1 4.49.0; do
+  run_python "Python, transformers $version" "$root/.venv/transformers-$version"
+done
 
 if [ $full = yes ] && command -v run-clang-tidy-14 >/dev/null; then
   check "clang-tidy, rooms without LibTorch" check_tidy || true

@@ -34,6 +34,7 @@ struct Inspected {
   ModelWidths widths;
   std::optional<PruningPlan> plan;
   fs::path model;
+  std::vector<std::string> notes;
 };
 
 Inspected inspect(const fs::path& path) {
@@ -46,7 +47,7 @@ Inspected inspect(const fs::path& path) {
   }
   if (run.empty()) {
     Source source = open_source(path);
-    return {source.config, source.widths, source.plan, path};
+    return {source.config, source.widths, source.plan, path, source.notes};
   }
   const RunConfig config = read_run_config(run / "config.resolved.yaml", {}, ConfigUse::print);
   const ModelConfig model = read_model_config(model_of_run(config));
@@ -65,7 +66,7 @@ Inspected inspect(const fs::path& path) {
                 commit_dir.string());
   PruningPlan plan = read_plan(Hdf5Reader::from_image(commit->state, "state.h5"), "", model);
   ModelWidths widths = widths_of(model, plan);
-  return {model, std::move(widths), std::move(plan), config.model_path};
+  return {model, std::move(widths), std::move(plan), config.model_path, {}};
 }
 
 nlohmann::ordered_json inspection(const Inspected& seen) {
@@ -90,7 +91,8 @@ nlohmann::ordered_json inspection(const Inspected& seen) {
           {"decoder_parameters", kept.decoder},
           {"iteration", seen.plan ? seen.plan->iteration : 0},
           {"plan_digest", seen.plan ? seen.plan->digest() : ""},
-          {"layers", layers}};
+          {"layers", layers},
+          {"notes", seen.notes}};
 }
 
 void print_key(const KeyInfo& key) {
@@ -183,6 +185,8 @@ int command_inspect(const CommandOptions& options) {
   for (const auto& layer : facts["layers"])
     output::print("{:>5}  {:>7}  {:<33}  {:>8}\n", l++, layer["query_heads"].dump(),
                   layer["groups"].dump(), layer["channels"].dump());
+  for (const auto& note : facts["notes"])
+    output::print("note: {}\n", one_line(note.get<std::string>()));
   return 0;
 }
 

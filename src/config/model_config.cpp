@@ -188,12 +188,15 @@ std::optional<DType> read_one_dtype(const ModelFields& fields, const char* name)
   return std::nullopt;
 }
 
-DType read_dtype(const ModelFields& fields) {
+/// transformers reads `dtype` first and writes only the spelling of its own version when it saves a
+/// model again, so that the other one may be out of date.
+DType read_dtype(const ModelFields& fields, std::vector<std::string>& notes) {
   const std::optional<DType> fourth = read_one_dtype(fields, "torch_dtype");
   const std::optional<DType> fifth = read_one_dtype(fields, "dtype");
   if (fourth && fifth && *fourth != *fifth)
-    fields.problem("torch_dtype", fmt::format("dtype says \"{}\"", torch_name(*fifth)),
-                   "Keep the one that is true.");
+    notes.push_back(fmt::format(
+        "config.json says dtype {} and torch_dtype {}: dtype counts, as in transformers",
+        torch_name(*fifth), torch_name(*fourth)));
   return fifth.value_or(fourth.value_or(DType::f32));
 }
 
@@ -275,7 +278,7 @@ void read_all(const ModelFields& fields, ModelConfig& config) {
   config.qkv_bias = config.family == ModelFamily::qwen2;
   config.qk_norm = config.family == ModelFamily::qwen3;
   read_windows(fields, config);
-  config.dtype = read_dtype(fields);
+  config.dtype = read_dtype(fields, config.notes);
   config_detail::refuse_unsupported_fields(fields, config.family);
 }
 

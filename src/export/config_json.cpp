@@ -1,3 +1,4 @@
+#include <set>
 #include <string>
 
 #include <fmt/format.h>
@@ -29,6 +30,17 @@ const char* class_stem(ModelFamily family) {
   return "";
 }
 
+/// False when no dtype is stated, or two that differ.
+bool states_one_dtype(const Json& root) {
+  std::set<std::string> stated;
+  for (const char* key : {"torch_dtype", "dtype"}) {
+    if (!root.contains(key) || !root[key].is_string()) continue;
+    const auto name = root[key].get<std::string>();
+    stated.insert(name.starts_with("torch.") ? name.substr(6) : name);
+  }
+  return stated.size() == 1;
+}
+
 /// transformers 4 reads rope_theta, rope_scaling and torch_dtype and ignores rope_parameters
 /// without a word; transformers 5 writes rope_parameters and dtype. Both spellings stand side by
 /// side.
@@ -48,9 +60,7 @@ void write_both_spellings(const ModelConfig& dense, DType stored, Json& root) {
   root["rope_theta"] = rope.theta;
   root["rope_scaling"] = scaling;
   root["rope_parameters"] = parameters;
-  const bool named = (root.contains("torch_dtype") && !root["torch_dtype"].is_null()) ||
-                     (root.contains("dtype") && !root["dtype"].is_null());
-  const std::string dtype{torch_name(named ? dense.dtype : stored)};
+  const std::string dtype{torch_name(states_one_dtype(root) ? dense.dtype : stored)};
   root["torch_dtype"] = dtype;
   root["dtype"] = dtype;
 }
@@ -126,10 +136,15 @@ void require_uniform(const ModelConfig& dense, const ModelWidths& kept) {
 std::string exact_config_json(const ModelConfig& dense, const ModelWidths& kept, DType stored,
                               std::string_view plan_digest) {
   Json root = export_detail::base_config(dense, stored, plan_digest);
-  const std::string name =
-      fmt::format("Espalier{}ForCausalLM", export_detail::class_stem(dense.family));
-  root["architectures"] = Json::array({name});
-  root["auto_map"] = {{"AutoModelForCausalLM", "modeling_espalier." + name}};
+  const auto class_name = [&](const char* what) {
+    return fmt::format("Espalier{}{}", export_detail::class_stem(dense.family), what);
+  };
+  root["architectures"] = Json::array({class_name("ForCausalLM")});
+  Json auto_map = Json::object();
+  for (const char* what : {"Model", "ForCausalLM", "ForSequenceClassification"})
+    auto_map[fmt::format("AutoModel{}", what == std::string_view("Model") ? "" : what)] =
+        "modeling_espalier." + class_name(what);
+  root["auto_map"] = auto_map;
   Json layers = Json::array();
   for (const LayerWidths& layer : kept.layers)
     layers.push_back({{"groups", layer.groups(dense)}, {"channels", layer.channels.size()}});

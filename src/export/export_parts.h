@@ -65,8 +65,8 @@ struct TensorJob {
   std::uint64_t bytes = 0;
 };
 
-/// Every tensor of the exported model in checkpoint order. Throws as export_exact does; tensors of
-/// the source that no job reads get a note.
+/// Every tensor of the exported model in checkpoint order. Throws as
+/// export_exact does; tensors of the source that no job reads get a note.
 std::vector<TensorJob> tensor_jobs(const CheckpointReader& source, const ModelConfig& dense,
                                    const ModelWidths& held, const ModelWidths& kept,
                                    std::vector<std::string>& notes);

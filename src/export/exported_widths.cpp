@@ -59,9 +59,11 @@ ExportedWidths read_exported_widths(const std::filesystem::path& directory,
   ExportedWidths result;
   std::error_code failure;
   if (!std::filesystem::exists(file, failure)) {
-    log::warning(
-        "{} has no {}: its units are numbered by their places, not as in the unpruned model",
-        directory.string(), kPlanFile);
+    result.notes.push_back(fmt::format(
+        "there is no {} beside config.json (another tool saved the export): units are numbered by "
+        "their places in it, not as in the unpruned model; copy the file from the export to keep "
+        "the numbers",
+        kPlanFile));
     for (const ExportedLayer& layer : *config.exported)
       result.widths.layers.push_back(widths_by_place(config, layer));
     return result;

@@ -151,8 +151,8 @@ std::string loading_text(ExportFormat format) {
       "tokenizer = AutoTokenizer.from_pretrained(\"DIRECTORY\")\n```\n\n{}\n\n",
       exact ? ", trust_remote_code=True" : "",
       exact ? "Layers differ in width, so the bundled `modeling_espalier.py` builds the model: it "
-              "subclasses the stock class and replaces Linear modules only. Without "
-              "`trust_remote_code` loading stops with a size mismatch."
+              "subclasses the stock classes, and every projection is a plain nn.Linear of the "
+              "width that is left. Without `trust_remote_code` loading stops with a size mismatch."
             : "All layers have the same widths: no code is bundled or needed.");
 }
 
@@ -184,7 +184,7 @@ std::string model_card_text(ExportFormat format, const fs::path& source, const M
   text += fmt::format("\n# {}, pruned\n\n", base.empty() ? name_of_directory(source) : base);
   text += fmt::format(
       "Attention heads and MLP channels were removed by espalier {}; the weights that are left are "
-      "those of the unpruned model, bit for bit. `{}` lists what was removed and in which order, "
+      "those of its source, bit for bit. `{}` lists what was removed and in which order, "
       "`{}` how this was made.\n\n",
       version(), kPlanFile, kProvenanceFile);
   text += facts_table(format, dense, kept, card, report) + "\n";

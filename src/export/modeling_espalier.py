@@ -2,94 +2,141 @@
 
     AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=True)
 
-config.json describes the *unpruned* model, so that every stock check on it still holds, and adds
-what is left of each layer:
+AutoModel and AutoModelForSequenceClassification work as well. config.json describes the *unpruned*
+model, so that every stock check on it still holds, and adds what is left of each layer:
 
     "espalier": {"layers": [{"groups": [2, 1, 1], "channels": 96}, ...]}
 
 `groups` lists the query heads that still read each kept key/value head, `channels` is the width of
-the MLP. The classes below let the stock model build itself and then replace Linear modules only. No
-forward of the model is overridden: attention implementations, masks, caches and generate() are the
-stock ones.
+the MLP. The stock model builds itself; then every projection becomes a plain nn.Linear of the width
+that is left, under the stock name, so that tools which look for nn.Linear (adapters, quantizers) find
+what they expect. What differs from a stock layer lies around the projections:
 
 Attention code expects the same number of query heads for every key/value head. Where groups differ,
-the query projection scatters its heads into equal slots (zero where no head is) and the output
-projection drops those slots again, so keys and values are neither copied nor padded: the cache of a
-layer holds exactly its kept key/value heads. A layer without heads is the same thing with one empty
-slot: it feeds one constant head to the cache, because masks and sequence lengths are read from the
-first layer's cache (and 4.57 counts the tokens of a static cache by their keys that are not zero).
-The projections of such a layer are parameters with zero rows.
+the stock forward runs on a view of the module whose query projection lays its heads out in equal
+slots (zero where no head is) and whose output projection drops those slots again. Keys and values are
+neither copied nor padded: the cache of a layer holds exactly its kept key/value heads.
 
-Written for transformers 4.57 and 5.x. Needs no other file of espalier.
+A layer without heads, or without channels, has no projections at all: its attention or MLP adds zero.
+Its attention still feeds one constant head to the cache, because masks and sequence lengths are read
+from the first layer's cache (and transformers 4 counts the tokens of a static cache by their keys
+that are not zero).
+
+Written for transformers 4.48 to 5.x (Qwen3: from 4.51 on). Needs no other file of espalier.
 """
 
-import warnings
+import importlib
+import re
 
-import torch
-from torch import nn
+import transformers
+from torch import cat, nn
 from torch.nn import functional as F
-from transformers import (
-    LlamaForCausalLM,
-    MistralForCausalLM,
-    Qwen2ForCausalLM,
-    Qwen3ForCausalLM,
-)
+
+FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3")
 
 
-class ScatterLinear(nn.Linear):
-    """A Linear whose output heads go into slots: group i fills the first of its `slots` places."""
-
-    groups, slots, head_dim, filler = (), 1, 1, 0.0
-
-    def forward(self, x):
-        heads = super().forward(x).split([n * self.head_dim for n in self.groups], dim=-1)
-        width = self.slots * self.head_dim
-        padded = [F.pad(h, (0, width - h.shape[-1]), value=self.filler) for h in heads]
-        return torch.cat(padded, dim=-1)
+def zeros_like_last(x, width, value=0.0):
+    """Constants [..., width] that still depend on x: every parameter before them gets a gradient,
+    which is zero (DistributedDataParallel waits for each)."""
+    return F.pad(x[..., :0], (0, width), value=value)
 
 
-class GatherLinear(nn.Linear):
-    """A Linear that reads slots as ScatterLinear laid them out and skips the empty ones."""
+# ---------------------------------------------------------------- attention and MLP
 
-    groups, slots, head_dim, filler = (), 1, 1, 0.0
+class AttentionView:
+    """An attention module as the stock forward is to see it: other projections, the same rest."""
 
-    def forward(self, x):
-        by_group = x.split(self.slots * self.head_dim, dim=-1)
+    def __init__(self, module):
+        self.module = module
+
+    def __getattr__(self, name):  # only for what the view does not define itself
+        return getattr(self.module, name)
+
+
+class UnevenView(AttentionView):
+    """Group i of the query heads fills the first of its `num_key_value_groups` slots."""
+
+    def q_proj(self, x):
+        width, head_dim = self.num_key_value_groups * self.head_dim, self.head_dim
+        heads = self.module.q_proj(x).split([n * head_dim for n in self.groups], dim=-1)
+        return cat([F.pad(h, (0, width - h.shape[-1])) for h in heads], dim=-1)
+
+    def o_proj(self, x):
+        by_group = x.split(self.num_key_value_groups * self.head_dim, dim=-1)
         kept = [g[..., : n * self.head_dim] for g, n in zip(by_group, self.groups)]
-        return super().forward(torch.cat(kept, dim=-1))
+        return self.module.o_proj(cat(kept, dim=-1))
 
 
-def _replace(parent, name, in_features, out_features, kind=nn.Linear, layout=None):
+class EmptyView(AttentionView):
+    """One head of constants, whose output is dropped."""
+
+    def q_proj(self, x):
+        return zeros_like_last(x, self.head_dim)
+
+    def k_proj(self, x):
+        return zeros_like_last(x, self.head_dim, value=1.0)
+
+    v_proj = k_proj
+
+    def o_proj(self, x):
+        return zeros_like_last(x, self.config.hidden_size)
+
+
+class ViewedAttention:
+    """Mixed in before a stock attention class: its forward, on a view."""
+
+    view, stock, groups = None, None, ()
+
+    def forward(self, *args, **kwargs):
+        return self.stock.forward(self.view(self), *args, **kwargs)
+
+
+class EmptyMLP(nn.Module):
+    """The MLP of a layer without channels."""
+
+    def forward(self, x):
+        return zeros_like_last(x, x.shape[-1])
+
+
+def _replace(parent, name, in_features, out_features):
     """Puts a Linear of another width in the place of parent.name; same bias, dtype and device."""
     old = getattr(parent, name)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*zero-element.*")
-        new = kind(in_features, out_features, old.bias is not None,
-                   device=old.weight.device, dtype=old.weight.dtype)
-    if kind is not nn.Linear:  # plain attributes: buffers would lose their values on "meta"
-        new.groups, new.slots, new.head_dim, new.filler = layout
-    setattr(parent, name, new)
+    setattr(parent, name, nn.Linear(in_features, out_features, old.bias is not None,
+                                    device=old.weight.device, dtype=old.weight.dtype))
 
 
-def _shrink_attention(attention, hidden, groups):
-    head_dim, heads, slots = attention.head_dim, sum(groups), max(groups, default=1)
-    empty, uneven = not groups, any(n != slots for n in groups)
-    layout, constant = (groups or [0], slots, head_dim, 0.0), ([0], 1, head_dim, 1.0)
-    q_kind = ScatterLinear if empty or uneven else nn.Linear
-    o_kind = GatherLinear if empty or uneven else nn.Linear
-    kv_kind = ScatterLinear if empty else nn.Linear
-    _replace(attention, "q_proj", hidden, heads * head_dim, q_kind, layout)
-    _replace(attention, "k_proj", hidden, len(groups) * head_dim, kv_kind, constant)
-    _replace(attention, "v_proj", hidden, len(groups) * head_dim, kv_kind, constant)
-    _replace(attention, "o_proj", heads * head_dim, hidden, o_kind, layout)
-    attention.num_key_value_groups = slots
+def _remove(parent, names, writer):
+    if getattr(parent, writer).bias is not None:
+        raise ValueError(f"a layer of which nothing is left cannot keep the bias of {writer}")
+    for name in names:
+        delattr(parent, name)
 
 
-def _shrink_mlp(mlp, hidden, channels):
-    _replace(mlp, "gate_proj", hidden, channels)
-    _replace(mlp, "up_proj", hidden, channels)
-    _replace(mlp, "down_proj", channels, hidden)
+def _shrink_attention(attention, family, hidden, groups):
+    head_dim, slots = attention.head_dim, max(groups, default=1)
+    attention.num_key_value_groups, attention.groups = slots, groups
+    if not groups:
+        _remove(attention, ("q_proj", "k_proj", "v_proj", "o_proj"), "o_proj")
+        attention.__class__ = _class_of(f"Espalier{family}EmptyAttention")
+        return
+    for name, heads in (("q_proj", sum(groups)), ("k_proj", len(groups)), ("v_proj", len(groups))):
+        _replace(attention, name, hidden, heads * head_dim)
+    _replace(attention, "o_proj", sum(groups) * head_dim, hidden)
+    if min(groups) != slots:
+        attention.__class__ = _class_of(f"Espalier{family}UnevenAttention")
 
+
+def _shrink_mlp(block, hidden, channels):
+    if channels == 0:
+        _remove(block.mlp, (), "down_proj")
+        block.mlp = EmptyMLP()
+        return
+    _replace(block.mlp, "gate_proj", hidden, channels)
+    _replace(block.mlp, "up_proj", hidden, channels)
+    _replace(block.mlp, "down_proj", channels, hidden)
+
+
+# ---------------------------------------------------------------- models
 
 def _checked_layers(config):
     """config.espalier["layers"], or ValueError when it cannot be what is left of this model."""
@@ -111,40 +158,77 @@ def _checked_layers(config):
     return layers
 
 
-class _PrunedForCausalLM:
-    """Mixed in before a stock ...ForCausalLM: builds it, then gives each layer its widths."""
+def _fit_static_cache(attention, args, kwargs):
+    """Before transformers 4.54 a StaticCache is allocated with the KV heads of the unpruned model."""
+    cache, layer = kwargs.get("past_key_value"), attention.layer_idx
+    heads = max(1, len(attention.groups))
+    if isinstance(cache, transformers.StaticCache) and cache.key_cache[layer].shape[1] > heads:
+        cache.key_cache[layer] = cache.key_cache[layer][:, :heads].contiguous()
+        cache.value_cache[layer] = cache.value_cache[layer][:, :heads].contiguous()
+
+
+class PrunedModel:
+    """Mixed in before a stock model class: builds it, then gives each layer its widths."""
+
+    family = None
+    # Without elements, of layers without projections: they are stored so that a stock class, loaded
+    # without this file, stops at their size and does not draw random weights for them.
+    _keys_to_ignore_on_load_unexpected = [
+        r"layers\.\d+\.self_attn\.([qkvo]_proj\.weight|[qkv]_proj\.bias)$",
+        r"layers\.\d+\.mlp\.(gate|up|down)_proj\.weight$",
+    ]
 
     def __init__(self, config, *args, **kwargs):
         layers = _checked_layers(config)
         super().__init__(config, *args, **kwargs)
-        for block, left in zip(self.model.layers, layers):
-            _shrink_attention(block.self_attn, config.hidden_size, list(left["groups"]))
-            _shrink_mlp(block.mlp, config.hidden_size, left["channels"])
+        allocates_ahead = not hasattr(transformers.cache_utils, "StaticLayer")
+        for block, left in zip(self.base_model.layers, layers):
+            _shrink_attention(block.self_attn, self.family, config.hidden_size,
+                              list(left["groups"]))
+            _shrink_mlp(block, config.hidden_size, left["channels"])
+            if allocates_ahead:
+                block.self_attn.register_forward_pre_hook(_fit_static_cache, with_kwargs=True)
         self.post_init()  # gives the new modules their initial values
 
     def _get_static_cache_init_shape(self):
         """transformers 5 allocates static caches ahead: heads and head size of each layer."""
         heads = [max(1, len(layer["groups"])) for layer in self.config.espalier["layers"]]
-        return heads, [block.self_attn.head_dim for block in self.model.layers]
+        return heads, [block.self_attn.head_dim for block in self.base_model.layers]
 
 
-class EspalierLlamaForCausalLM(_PrunedForCausalLM, LlamaForCausalLM):
-    """Llama 2 and 3."""
+# ---------------------------------------------------------------- classes on demand
+
+VIEWS = {"UnevenAttention": UnevenView, "EmptyAttention": EmptyView}
+AUTO_CLASSES = {"Model": "AutoModel", "ForCausalLM": "AutoModelForCausalLM",
+                "ForSequenceClassification": "AutoModelForSequenceClassification"}
 
 
-class EspalierMistralForCausalLM(_PrunedForCausalLM, MistralForCausalLM):
-    """Mistral."""
+def _class_of(name):
+    """Makes Espalier<family><what>, or returns the one made before."""
+    if name in globals():
+        return globals()[name]
+    match = re.fullmatch(f"Espalier({'|'.join(FAMILIES)})({'|'.join((*VIEWS, *AUTO_CLASSES))})", name)
+    if match is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    family, what = match.groups()
+    if not hasattr(transformers, f"{family}ForCausalLM"):
+        raise ImportError(f"transformers {transformers.__version__} has no {family}: a newer one is "
+                          "needed")
+    if what in VIEWS:
+        place = f"transformers.models.{family.lower()}.modeling_{family.lower()}"
+        stock = getattr(importlib.import_module(place), f"{family}Attention")
+        made = type(name, (ViewedAttention, stock),
+                    {"__module__": __name__, "view": VIEWS[what], "stock": stock})
+    else:
+        stock = getattr(transformers, f"{family}{what}")
+        made = type(name, (PrunedModel, stock), {"__module__": __name__, "family": family})
+        # So that save_pretrained copies this file along.
+        made.register_for_auto_class(AUTO_CLASSES[what])
+    globals()[name] = made
+    return made
 
 
-class EspalierQwen2ForCausalLM(_PrunedForCausalLM, Qwen2ForCausalLM):
-    """Qwen2 and Qwen2.5."""
-
-
-class EspalierQwen3ForCausalLM(_PrunedForCausalLM, Qwen3ForCausalLM):
-    """Qwen3, dense."""
-
-
-# So that save_pretrained copies this file along (4.57 does it only for registered classes).
-for _class in (EspalierLlamaForCausalLM, EspalierMistralForCausalLM,
-               EspalierQwen2ForCausalLM, EspalierQwen3ForCausalLM):
-    _class.register_for_auto_class("AutoModelForCausalLM")
+def __getattr__(name):
+    """EspalierLlamaForCausalLM and the others are made when they are asked for: an older
+    transformers lacks some families, and none need to be imported but the model's own."""
+    return _class_of(name)

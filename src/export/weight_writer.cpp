@@ -37,6 +37,7 @@ void check_widths(const ModelConfig& dense, const ModelWidths& widths) {
 const TensorInfo* checked_info(const CheckpointReader& source, const TensorSpec& spec,
                                const std::vector<std::int64_t>& expected, Problems& problems) {
   const TensorInfo* info = source.find(spec.name);
+  if (info == nullptr && has_no_elements(expected)) return nullptr;
   if (info == nullptr) {
     problems.add(ExitCode::bad_content, spec.name + " is missing", "config.json asks for it",
                  "Use a complete checkpoint.", source.directory().string());
@@ -160,10 +161,10 @@ std::vector<TensorJob> tensor_jobs(const CheckpointReader& source, const ModelCo
   for (TensorSpec& spec : tensor_catalog(dense)) {
     const TensorInfo* info = checked_info(source, spec, shape_with(spec, dense, held), problems);
     read.insert(spec.name);
-    if (info == nullptr) continue;
     TensorJob job;
-    job.dtype = info->dtype;
     job.shape = shape_with(spec, dense, kept);
+    if (info == nullptr && !has_no_elements(job.shape)) continue;  // reported already
+    job.dtype = info == nullptr ? dense.dtype : info->dtype;
     job.slice = slice_of(spec, dense, held, vocabulary, kept, vocabulary);
     job.bytes = elements_of(job.shape) * size_of(job.dtype);
     job.spec = std::move(spec);

@@ -166,7 +166,10 @@ class Check {
   void require(const TensorSpec& spec) {
     const TensorInfo* info = source_.reader->find(spec.name);
     const std::vector<std::int64_t> shape = shape_with(spec, config_, source_.widths);
-    if (info == nullptr) return add_missing(spec, shape);
+    if (info == nullptr) {
+      if (!has_no_elements(shape)) add_missing(spec, shape);
+      return;
+    }
     if (info->shape != shape)
       bad(fmt::format("tensor '{}' has shape {}, config.json promises {}", spec.name,
                       shape_text(info->shape), shape_text(shape)),

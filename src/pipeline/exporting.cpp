@@ -27,17 +27,14 @@ std::string perplexities(const nlohmann::ordered_json& row) {
   return text;
 }
 
+/// What the exporter does not know by itself: it counts heads, channels and parameters.
 ModelCard card_of(const Source& source, const PruneRules& rules, const ExportFacts& facts) {
   const Sparsity sparsity = sparsity_of(source.config, rules, facts.plan);
-  const ParameterCount dense = count_parameters(source.config, dense_widths(source.config));
-  const ParameterCount kept = count_parameters(source.config, widths_of(source.config, facts.plan));
   ModelCard card;
   card.facts = {{"Structures removed", percent(sparsity.structures) + " of heads and channels"},
-                {"Decoder parameters", fmt::format("{} of {} ({} removed)", kept.decoder,
-                                                   dense.decoder, percent(sparsity.parameters))},
-                {"All parameters", fmt::format("{} of {} ({} removed)", kept.total, dense.total,
-                                               percent(sparsity.total_parameters))},
                 {"Plan digest", facts.plan.digest()}};
+  if (source.config.exported && !source.plan)
+    card.facts.emplace_back("Unit numbers", "places in the checkpoint that was pruned further");
   // The first and the last evaluated state that are not beyond the plan.
   const nlohmann::ordered_json *first = nullptr, *last = nullptr;
   for (const auto& row : facts.metrics) {
@@ -47,12 +44,10 @@ ModelCard card_of(const Source& source, const PruneRules& rules, const ExportFac
     if (first == nullptr) first = &row;
     last = &row;
   }
-  if (first != nullptr) {
-    card.facts.emplace_back(fmt::format("Perplexity, iteration {}", first->at("iteration").dump()),
-                            perplexities(*first));
-    card.facts.emplace_back(fmt::format("Perplexity, iteration {}", last->at("iteration").dump()),
-                            perplexities(*last));
-  }
+  for (const auto* row : {first, first == last ? nullptr : last})
+    if (row != nullptr)
+      card.facts.emplace_back(fmt::format("Perplexity, iteration {}", row->at("iteration").dump()),
+                              perplexities(*row));
   return card;
 }
 
@@ -136,6 +131,10 @@ ExportOutcome export_run(const ExportRequest& request) {
   if (request.sparsity)
     origin.facts.plan = truncate_plan(origin.source.config, origin.facts.plan, base,
                                       *request.sparsity, origin.rules);
+  require_continuation(origin.source, origin.facts.plan,
+                       request.sparsity ? fmt::format("a plan of sparsity {}", *request.sparsity)
+                                        : "the plan of " + request.from.string());
+  for (const std::string& note : origin.source.notes) log::info("note: {}", note);
   return {export_plan(origin.source, origin.rules, request.format, request.out, origin.facts),
           sparsity_of(origin.source.config, origin.rules, origin.facts.plan)};
 }

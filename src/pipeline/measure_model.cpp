@@ -97,7 +97,8 @@ ChosenModel open_model(CommRuntime& runtime, const ProcessGrid& grid, const RunC
     chosen.emplace(ChosenModel{std::move(source), config.prune.attention_unit, {}, 0, 0, {}});
     if (!choice.run_dir.empty() || !choice.plan.empty()) {
       const PruningPlan plan = chosen_plan(choice, chosen->source);
-      base_of(chosen->source, plan);
+      require_continuation(chosen->source, plan,
+                           choice.plan.empty() ? "the run's plan" : choice.plan.string());
       widths = widths_of(chosen->source.config, plan);
       chosen->unit = plan.attention_unit;
       chosen->plan_digest = plan.digest();

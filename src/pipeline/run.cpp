@@ -143,8 +143,10 @@ class PruningRun {
     state = world_.broadcast_text(state, 0);
     sums = world_.broadcast_text(sums, 0);
     together(world_, "resume", [&] {
-      if (!state.empty())
+      if (!state.empty()) {
         plan_ = read_plan(Hdf5Reader::from_image(bytes_of(state), "state.h5"), "", source_->config);
+        require_continuation(*source_, plan_, "the run's commit");
+      }
       if (!sums.empty()) paused_ = read_sums(Hdf5Reader::from_image(bytes_of(sums), "sums.h5"));
     });
     fault::hit("resume.exit");

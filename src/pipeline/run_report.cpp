@@ -241,7 +241,7 @@ void print_end(const Source& source, const RunConfig& config, const PruneRules& 
     block.facts["exports"].push_back(out.string());
   }
   // Rounded to what can be had.
-  const double low = source.plan ? reached_target(source.config, rules, *source.plan) : 0;
+  const double low = reached_target(source.config, rules, start_plan(source, plan.attention_unit));
   const double high = reached_target(source.config, rules, plan);
   block.text += fmt::format(
       "  smaller plans espalier export {} --sparsity X --out DIR   (any X {}up to {:.4f})\n", path,

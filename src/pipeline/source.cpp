@@ -30,14 +30,17 @@ Source open_source(const fs::path& directory) {
   CheckpointReader reader = CheckpointReader::open(directory);
   ModelWidths widths = dense_widths(config);
   std::optional<PruningPlan> plan;
+  std::vector<std::string> notes = config.notes;
   if (config.exported) {
     ExportedWidths exported = read_exported_widths(directory, config);
     widths = std::move(exported.widths);
     plan = std::move(exported.plan);
+    notes.insert(notes.end(), exported.notes.begin(), exported.notes.end());
   }
-  Source source{std::move(config), std::move(reader), std::move(widths), std::move(plan), {}, {}};
+  Source source{std::move(config), std::move(reader), std::move(widths),
+                std::move(plan),   std::move(notes),  {}};
   CheckpointRemarks remarks = check_checkpoint(source.config, source.weights());
-  source.notes = std::move(remarks.notes);
+  source.notes.insert(source.notes.end(), remarks.notes.begin(), remarks.notes.end());
   source.warnings = std::move(remarks.warnings);
   for (std::string& found : foreign_means(source.config, directory))
     source.warnings.push_back(std::move(found));
@@ -46,11 +49,7 @@ Source open_source(const fs::path& directory) {
 
 PruningPlan start_plan(const Source& source, AttentionUnit unit) {
   if (!source.config.exported) return dense_plan(source.config, unit);
-  if (!source.plan)
-    throw Error(ExitCode::bad_content, "the exported model has no espalier_plan.h5",
-                "a run needs to know which units of the unpruned model are left",
-                "Use the export as espalier wrote it, not a copy saved by another tool.",
-                source.reader.directory().string());
+  if (!source.plan) return plan_of_widths(source.config, source.widths, unit);
   if (source.plan->attention_unit != unit)
     throw Error(ExitCode::config, fmt::format("prune.attention_unit = {}", name_of(unit)),
                 fmt::format("the model was pruned with {}", name_of(source.plan->attention_unit)),
@@ -63,6 +62,21 @@ PruningPlan base_of(const Source& source, const PruningPlan& plan) {
   PruningPlan base = start_plan(source, unit);
   require_part(base, plan);
   return base;
+}
+
+void require_continuation(const Source& source, const PruningPlan& plan,
+                          const std::string& origin) {
+  if (!source.config.exported) return;
+  const std::string broken = break_of_continuation(start_plan(source, plan.attention_unit), plan);
+  if (broken.empty()) return;
+  const std::string model = source.reader.directory().string();
+  throw Error(ExitCode::bad_content,
+              fmt::format("{} does not continue the model {}", origin, model), broken,
+              source.plan ? "Use the model that the plan was made from, with or without its "
+                            "espalier_plan.h5 as then; or a higher --sparsity."
+                          : "Copy espalier_plan.h5 from the export into the model's directory if "
+                            "the plan was made with it; or use a higher --sparsity.",
+              model);
 }
 
 ComputeOptions compute_options(const RunConfig& config, const Source& source,

@@ -78,6 +78,35 @@ void require_removed(const char* kind, const UnitMatrix<std::int32_t>& base,
                     "Take that model, or the unpruned one.");
 }
 
+/// Marks what is missing in layer `layer` of [0, units) as removed in iteration 1.
+void remove_missing(std::int64_t layer, const std::vector<std::int32_t>& kept,
+                    UnitMatrix<std::int32_t>& removed_at, UnitMatrix<std::int64_t>& order,
+                    std::int64_t& place) {
+  for (std::int64_t unit = 0; unit < removed_at.units; ++unit) {
+    if (std::binary_search(kept.begin(), kept.end(), static_cast<std::int32_t>(unit))) continue;
+    removed_at.at(layer, unit) = 1;
+    order.at(layer, unit) = place++;
+  }
+}
+
+std::string break_in(const char* kind, std::int64_t iteration,
+                     const UnitMatrix<std::int32_t>& before_at,
+                     const UnitMatrix<std::int64_t>& before_order,
+                     const UnitMatrix<std::int32_t>& at, const UnitMatrix<std::int64_t>& order) {
+  for (std::int64_t layer = 0; layer < at.layers; ++layer)
+    for (std::int64_t unit = 0; unit < at.units; ++unit) {
+      const std::int32_t was = before_at.at(layer, unit), is = at.at(layer, unit);
+      const auto place = [&] { return fmt::format("{} {} of layer {}", kind, unit, layer); };
+      if (was >= 0 && is < 0) return place() + " is kept by the plan and gone from the model";
+      if (was >= 0 && (was != is || before_order.at(layer, unit) != order.at(layer, unit)))
+        return place() + " fell at another place of the order";
+      if (was < 0 && is >= 0 && is <= iteration)
+        return fmt::format("{} is in the model, and the plan removed it in iteration {}", place(),
+                           is);
+    }
+  return {};
+}
+
 double share(std::int64_t left, std::int64_t dense) {
   return dense == 0 ? 0.0 : static_cast<double>(dense - left) / static_cast<double>(dense);
 }
@@ -107,6 +136,38 @@ PruningPlan dense_plan(const ModelConfig& config, AttentionUnit unit) {
   plan.mlp_removed_at = all_kept<std::int32_t>(config.layers, config.channels);
   plan.mlp_order = all_kept<std::int64_t>(config.layers, config.channels);
   return plan;
+}
+
+PruningPlan plan_of_widths(const ModelConfig& config, const ModelWidths& widths,
+                           AttentionUnit unit) {
+  PruningPlan plan = dense_plan(config, unit);
+  std::int64_t place = 0;
+  for (std::int64_t i = 0; i < config.layers; ++i) {
+    const LayerWidths& layer = widths.layers[static_cast<std::size_t>(i)];
+    const bool by_group = unit == AttentionUnit::kv_group;
+    if (by_group && layer.query_heads != heads_of_groups(layer.kv_heads, config.group_size()))
+      throw Error(ExitCode::config, "prune.attention_unit = kv_group",
+                  fmt::format("layer {} of the model has {} query heads for {} KV heads: single "
+                              "query heads were removed",
+                              i, layer.query_heads.size(), layer.kv_heads.size()),
+                  "Set prune.attention_unit: query_head.");
+    remove_missing(i, by_group ? layer.kv_heads : layer.query_heads, plan.attention_removed_at,
+                   plan.attention_order, place);
+    remove_missing(i, layer.channels, plan.mlp_removed_at, plan.mlp_order, place);
+  }
+  plan.iteration = place == 0 ? 0 : 1;
+  return plan;
+}
+
+std::string break_of_continuation(const PruningPlan& before, const PruningPlan& plan) {
+  const bool groups = plan.attention_unit == AttentionUnit::kv_group;
+  std::string text =
+      break_in(groups ? "KV group" : "query head", before.iteration, before.attention_removed_at,
+               before.attention_order, plan.attention_removed_at, plan.attention_order);
+  if (text.empty())
+    text = break_in("channel", before.iteration, before.mlp_removed_at, before.mlp_order,
+                    plan.mlp_removed_at, plan.mlp_order);
+  return text;
 }
 
 ModelWidths widths_of(const ModelConfig& config, const PruningPlan& plan) {

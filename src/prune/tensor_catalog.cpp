@@ -1,5 +1,6 @@
 #include "espalier/prune/tensor_catalog.h"
 
+#include <algorithm>
 #include <utility>
 
 #include <fmt/format.h>
@@ -151,6 +152,10 @@ std::vector<std::int64_t> shape_with(const TensorSpec& spec, const ModelConfig& 
     shape[axis] = units * unit_width(kind, config);
   }
   return shape;
+}
+
+bool has_no_elements(const std::vector<std::int64_t>& shape) {
+  return std::find(shape.begin(), shape.end(), 0) != shape.end();
 }
 
 // The norms of a layer without heads or channels stay in the checkpoint, so they are counted.

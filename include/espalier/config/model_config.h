@@ -52,6 +52,7 @@ struct ModelConfig {
   DType dtype = DType::f32;                  ///< stored dtype according to config.json
   std::string source_text;                   ///< the bytes of config.json
   std::string sha256;                        ///< of source_text
+  std::vector<std::string> notes;            ///< what was decided where config.json is ambiguous
   /// Present when the directory is an `exact` export of ours.
   std::optional<std::vector<ExportedLayer>> exported;
 

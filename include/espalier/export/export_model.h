@@ -63,8 +63,9 @@ std::vector<std::byte> plan_image_of(const PruningPlan& plan);
 /// Writes `source` (whose tensors have the widths `held`: dense_widths(dense), or those of the
 /// exact export it is) with the widths `kept`, in the `exact` form: true shapes per layer, the
 /// unpruned model's config.json with the key `espalier`, and the modelling file that stock
-/// transformers needs with trust_remote_code. Tensors without elements (a layer that lost all heads
-/// or channels) are stored with a zero dimension.
+/// transformers needs with trust_remote_code. Tensors without elements (of a layer that lost all
+/// heads or channels) are stored with a zero dimension: a stock class that is given the checkpoint
+/// stops at their size, and would draw random weights in their place if they were absent.
 ///
 /// The stored dtype and bits of every tensor are kept. All other files of the source are copied,
 /// except weights, config.json and README.md. Streams: no more than 64 MiB of weights are held. The
@@ -115,8 +116,9 @@ struct ExportedWidths {
   ModelWidths widths;
   /// From espalier_plan.h5. Absent when the directory has no such file (the export was saved again
   /// by another tool): `widths` then number the units of each layer by their places, which is
-  /// enough to run the model.
+  /// enough to run the model and to prune it further.
   std::optional<PruningPlan> plan;
+  std::vector<std::string> notes;  ///< things a user should know
 };
 
 /// Reads the widths of the exact export in `directory`, whose config.json is `config`.

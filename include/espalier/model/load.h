@@ -24,9 +24,10 @@ struct CheckpointRemarks {
 };
 
 /// Compares names, shapes and dtypes of the checkpoint with what config.json promises; lists
-/// everything that is wrong at once (bad_content), with the nearest names. Refused as well are
-/// tensors without a place that would change the arithmetic (biases that the family does not have,
-/// scales of quantized weights), and a tied lm_head.weight that differs from the embedding.
+/// everything that is wrong at once (bad_content), with the nearest names. A tensor without
+/// elements may be absent. Refused as well are tensors without a place that would change the
+/// arithmetic (biases that the family does not have, scales of quantized weights), and a tied
+/// lm_head.weight that differs from the embedding.
 CheckpointRemarks check_checkpoint(const ModelConfig& config, const WeightSource& source);
 
 /// The dtype that `as_stored` means: that of the embedding in the file.

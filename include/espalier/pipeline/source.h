@@ -31,13 +31,18 @@ struct Source {
 /// Reads config.json and all headers, compares shapes; every problem at once. Not collective.
 Source open_source(const std::filesystem::path& directory);
 
-/// The plan a run on this source starts from: dense, or the export's own. Throws Error(config) when
-/// the export was pruned with another attention unit.
+/// The plan a run on this source starts from: dense, the export's own, or, where another tool saved
+/// the export without its plan, plan_of_widths. Throws Error(config) when the export was pruned
+/// with another attention unit.
 PruningPlan start_plan(const Source& source, AttentionUnit unit);
 
 /// What this source had lost before `plan` was made from it: nothing, or what the export's own plan
 /// says. Throws Error(bad_content) when `plan` keeps a unit that the source has not.
 PruningPlan base_of(const Source& source, const PruningPlan& plan);
+
+/// Throws Error(bad_content) unless `plan` (of `origin`, as a message names it) continues the plan
+/// that the source starts from: otherwise its units are others than the source's tensors hold.
+void require_continuation(const Source& source, const PruningPlan& plan, const std::string& origin);
 
 /// dtype and device of the computation on this rank: with CUDA one GPU per rank of the node. Throws
 /// Error(unsuitable) when `device: cuda` finds no GPU.

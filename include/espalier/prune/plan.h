@@ -45,6 +45,18 @@ struct PruningPlan {
 /// Nothing removed. Units are query heads, or KV heads for kv_group.
 PruningPlan dense_plan(const ModelConfig& config, AttentionUnit unit);
 
+/// A plan that leaves `widths` when how it came to them is not known: whatever is gone fell in
+/// iteration 1 (the plan is dense_plan when nothing is), by layer, attention before channels.
+/// Throws Error(config) naming the layer when `unit` is kv_group and a group lost some of its
+/// heads.
+PruningPlan plan_of_widths(const ModelConfig& config, const ModelWidths& widths,
+                           AttentionUnit unit);
+
+/// The first difference, in words, that keeps `plan` from continuing `before` (same units gone at
+/// the same places of the order, everything else kept or removed in a later iteration); empty when
+/// there is none. Pure.
+std::string break_of_continuation(const PruningPlan& before, const PruningPlan& plan);
+
 /// What is left of every layer.
 ModelWidths widths_of(const ModelConfig& config, const PruningPlan& plan);
 

@@ -71,6 +71,10 @@ TensorSlice slice_of(const TensorSpec& spec, const ModelConfig& config, const Mo
 std::vector<std::int64_t> shape_with(const TensorSpec& spec, const ModelConfig& config,
                                      const ModelWidths& widths);
 
+/// Of a layer that lost all its heads or all its channels. Such a tensor need not be in a
+/// checkpoint: transformers leaves it out when it saves one of our exports again.
+bool has_no_elements(const std::vector<std::int64_t>& shape);
+
 /// Parameters of the decoder layers (norms included), of the whole model, for the given widths.
 /// A tied head is counted once.
 struct ParameterCount {

@@ -171,6 +171,18 @@ TEST(ModelConfig, DtypeInBothSpellings) {
   EXPECT_EQ(parse("llama", R"({"dtype": "bfloat16", "torch_dtype": "bfloat16"})").dtype,
             DType::bf16);
   EXPECT_EQ(parse("llama", R"({"dtype": null})").dtype, DType::f32);
+  EXPECT_TRUE(parse("llama", R"({"dtype": "float16", "torch_dtype": "float16"})").notes.empty());
+}
+
+// transformers saves only its own spelling anew: the other one of a loaded model goes along as it
+// was.
+TEST(ModelConfig, OfTwoDtypesThatDifferTheOneThatTransformersReadsCounts) {
+  const ModelConfig config = parse("llama", R"({"dtype": "float16", "torch_dtype": "bfloat16"})");
+  EXPECT_EQ(config.dtype, DType::f16);
+  ASSERT_EQ(config.notes.size(), 1U);
+  EXPECT_EQ(config.notes[0],
+            "config.json says dtype float16 and torch_dtype bfloat16: dtype counts, as in "
+            "transformers");
 }
 
 TEST(ModelConfig, HarmlessFieldsAreAccepted) {
@@ -344,8 +356,6 @@ const std::vector<Refused> kRefusedRows{
      "index)"},
     {"llama", R"({"dtype": "int8"})",
      "dtype = \"int8\" (dtypes that work: float16, bfloat16, float32, float64)"},
-    {"llama", R"({"dtype": "float16", "torch_dtype": "bfloat16"})",
-     "torch_dtype = \"bfloat16\" (dtype says \"float16\"). Keep the one that is true."},
     {"mistral", R"({"sliding_window": 0})",
      "sliding_window = 0 (an integer from 1 to 2147483648 is needed)"},
     {"qwen2", R"({"layer_types": ["full_attention"]})",

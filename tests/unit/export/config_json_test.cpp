@@ -24,7 +24,10 @@ TEST(ExactConfigJson, IsTheUnprunedConfigWithThreeKeysChangedAndBothSpellings) {
     "rope_theta": 20000.0, "rope_scaling": null,
     "rope_parameters": {"rope_theta": 20000.0, "rope_type": "default"},
     "torch_dtype": "bfloat16", "dtype": "bfloat16", "espalier_plan_digest": "abc",
-    "auto_map": {"AutoModelForCausalLM": "modeling_espalier.EspalierQwen3ForCausalLM"},
+    "auto_map": {"AutoModel": "modeling_espalier.EspalierQwen3Model",
+      "AutoModelForCausalLM": "modeling_espalier.EspalierQwen3ForCausalLM",
+      "AutoModelForSequenceClassification":
+        "modeling_espalier.EspalierQwen3ForSequenceClassification"},
     "espalier": {"layers": [{"groups": [2, 1], "channels": 3}, {"groups": [], "channels": 6},
                             {"groups": [1], "channels": 0}, {"groups": [1, 2], "channels": 1}]}
   })"));
@@ -63,6 +66,15 @@ TEST(ExactConfigJson, WithoutADtypeThatOfTheWeightsIsNamed) {
   const ModelConfig dense = config_of(R"({"model_type": "llama", "hidden_size": 12,
     "num_hidden_layers": 1, "num_attention_heads": 6, "num_key_value_heads": 3,
     "intermediate_size": 10, "vocab_size": 17})");
+  const auto written = unordered(exact_config_json(dense, dense_widths(dense), DType::bf16, ""));
+  EXPECT_EQ(written["torch_dtype"], "bfloat16");
+  EXPECT_EQ(written["dtype"], "bfloat16");
+}
+
+TEST(ExactConfigJson, OfTwoDtypesThatDifferNeitherIsKept) {
+  const ModelConfig dense = config_of(R"({"model_type": "llama", "hidden_size": 12,
+    "num_hidden_layers": 1, "num_attention_heads": 6, "num_key_value_heads": 3,
+    "intermediate_size": 10, "vocab_size": 17, "dtype": "float16", "torch_dtype": "float32"})");
   const auto written = unordered(exact_config_json(dense, dense_widths(dense), DType::bf16, ""));
   EXPECT_EQ(written["torch_dtype"], "bfloat16");
   EXPECT_EQ(written["dtype"], "bfloat16");

@@ -94,6 +94,8 @@ TEST(ReadExportedWidths, WithoutAPlanUnitsAreNumberedByTheirPlaces) {
   const ModelConfig config = read_model_config(sample.out);
   const ExportedWidths read = read_exported_widths(sample.out, config);
   EXPECT_FALSE(read.plan.has_value());
+  ASSERT_EQ(read.notes.size(), 1U);
+  EXPECT_NE(read.notes[0].find("espalier_plan.h5"), std::string::npos) << read.notes[0];
   const ModelWidths truth = widths_of(sample.source.config, sample.plan);
   for (std::size_t i = 0; i < truth.layers.size(); ++i) {
     EXPECT_EQ(read.widths.layers[i].groups(config), truth.layers[i].groups(config)) << i;
@@ -106,6 +108,28 @@ TEST(ReadExportedWidths, WithoutAPlanUnitsAreNumberedByTheirPlaces) {
   export_exact(CheckpointReader::open(sample.out), config, read.widths, read.widths,
                options_for(sample.place.path() / "again"));
   expect_same_tensors(read_tensors(sample.place.path() / "again"), read_tensors(sample.out));
+}
+
+// transformers leaves them out when it saves an export again.
+TEST(ReadExportedWidths, TensorsWithoutElementsMayBeThereOrNot) {
+  const TemporaryDirectory place;
+  const SampleCheckpoint source(place.path() / "source", sample_config("qwen3", true), DType::bf16);
+  const ModelWidths kept = uneven_widths(source.config);
+  export_exact(source.open(), source.config, dense_widths(source.config), kept,
+               options_for(place.path() / "with"));
+  const StoredTensors with = read_tensors(place.path() / "with");
+  StoredTensors without = with;
+  std::erase_if(without, [](const auto& entry) { return has_no_elements(entry.second.shape); });
+  EXPECT_EQ(with.size(), without.size() + 7);
+  fs::copy(place.path() / "with", place.path() / "without");
+  fs::remove(place.path() / "without/model.safetensors");
+  write_tensors(place.path() / "without", without);
+  for (const char* name : {"with", "without"}) {
+    const fs::path out = place.path() / (std::string(name) + "-again");
+    export_exact(CheckpointReader::open(place.path() / name),
+                 read_model_config(place.path() / name), kept, kept, options_for(out));
+    expect_same_tensors(read_tensors(out), with);
+  }
 }
 
 }  // namespace
