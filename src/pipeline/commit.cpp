@@ -27,9 +27,9 @@ std::span<const std::byte> bytes_of(const std::string& text) {
 /// The manifest carries the hash of itself without that one entry.
 std::string sealed(nlohmann::ordered_json manifest) {
   manifest.erase("sha256");
-  const std::string hash = sha256_hex(std::string_view(manifest.dump()));
+  const std::string hash = sha256_hex(std::string_view(json_text(manifest)));
   manifest["sha256"] = hash;
-  return manifest.dump(2) + "\n";
+  return json_text(manifest, 2) + "\n";
 }
 
 nlohmann::ordered_json unsealed(const std::string& text, const fs::path& path) {
@@ -39,7 +39,7 @@ nlohmann::ordered_json unsealed(const std::string& text, const fs::path& path) {
                 "one that espalier wrote has", kDamaged, path.string());
   const std::string hash = manifest["sha256"];
   manifest.erase("sha256");
-  if (sha256_hex(std::string_view(manifest.dump())) != hash || sealed(manifest) != text)
+  if (sha256_hex(std::string_view(json_text(manifest))) != hash || sealed(manifest) != text)
     throw Error(ExitCode::bad_content, "the manifest is damaged: its hash does not match", {},
                 kDamaged, path.string());
   return manifest;
@@ -70,7 +70,7 @@ std::string numbers_text(const std::vector<std::int64_t>& numbers) {
 /// Out of sight first: a crash between the two steps leaves only what the next start sweeps.
 void discard(const fs::path& path) {
   fs::path trash;
-  for (int i = 0; trash.empty() || fs::exists(trash); ++i)
+  for (int i = 0; trash.empty() || name_exists(trash); ++i)
     trash = path.parent_path() / fmt::format(".trash-{}-{}", path.filename().string(), i);
   rename_path(path, trash, WriteScope::save);
   remove_tree(trash, WriteScope::save);
@@ -101,8 +101,8 @@ void CommitStore::publish(const Commit& commit, int attempt) {
   const fs::path final_path = directory_ / name;
   const fs::path temporary = directory_ / fmt::format(".tmp-{:06}-{}", commit.iteration, attempt);
   require_free_space(directory_, commit.state.size() + commit.state.size() / 5 + (1u << 20));
-  if (fs::exists(temporary)) discard(temporary);
-  fs::create_directory(temporary);
+  if (name_exists(temporary)) discard(temporary);
+  make_directory(temporary);
   // Read back and compared before it is closed (store/files.h).
   write_new_file(temporary / state, commit.state, WriteScope::save);
   nlohmann::ordered_json manifest = commit.manifest;
@@ -112,7 +112,7 @@ void CommitStore::publish(const Commit& commit, int attempt) {
   fault::hit("save.manifest");
   write_new_file(temporary / kManifest, sealed(std::move(manifest)), WriteScope::save);
   fsync_directory(temporary, WriteScope::save);
-  if (fs::exists(final_path)) discard(final_path);
+  if (name_exists(final_path)) discard(final_path);
   rename_path(temporary, final_path, WriteScope::save);
   fsync_directory(directory_, WriteScope::save);
   replace_file(directory_ / "LATEST", name + "\n", WriteScope::save);
@@ -123,18 +123,18 @@ Commit read_commit(const fs::path& directory) {
   const fs::path manifest_path = directory / kManifest;
   commit.manifest = unsealed(read_file(manifest_path, std::size_t{64} << 20), manifest_path);
   const auto& files = commit.manifest.at("files");
-  for (const auto& entry : fs::directory_iterator(directory))
-    if (entry.path().filename() != kManifest && !files.contains(entry.path().filename().string()))
+  for (const fs::path& entry : list_directory(directory))
+    if (entry.filename() != kManifest && !files.contains(entry.filename().string()))
       throw Error(ExitCode::bad_content, "a file that the manifest does not name",
-                  "a commit holds nothing else", "Move the file elsewhere.", entry.path().string());
+                  "a commit holds nothing else", "Move the file elsewhere.", entry.string());
   for (const auto& [name, facts] : files.items()) {
     const fs::path path = directory / name;
     const std::string bytes = read_file(path);
     if (bytes.size() != facts.at("bytes").get<std::size_t>())
       throw Error(
           ExitCode::bad_content,
-          fmt::format("{} bytes, the manifest says {}", bytes.size(), facts.at("bytes").dump()), {},
-          kDamaged, path.string());
+          fmt::format("{} bytes, the manifest says {}", bytes.size(), json_text(facts.at("bytes"))),
+          {}, kDamaged, path.string());
     if (sha256_hex(std::string_view(bytes)) != facts.at("sha256").get<std::string>())
       throw Error(ExitCode::bad_content, "the content does not match its hash", {}, kDamaged,
                   path.string());
@@ -163,9 +163,9 @@ Commit read_commit(const fs::path& directory) {
 
 std::vector<std::int64_t> CommitStore::iterations(CommitKind kind) const {
   std::vector<std::int64_t> found;
-  if (!fs::exists(directory_)) return found;
-  for (const auto& entry : fs::directory_iterator(directory_))
-    if (const auto iteration = iteration_of(entry.path().filename().string(), kind))
+  if (!path_exists(directory_)) return found;
+  for (const fs::path& entry : list_directory(directory_))
+    if (const auto iteration = iteration_of(entry.filename().string(), kind))
       found.push_back(*iteration);
   std::sort(found.begin(), found.end());
   return found;
@@ -173,7 +173,7 @@ std::vector<std::int64_t> CommitStore::iterations(CommitKind kind) const {
 
 Commit CommitStore::read(std::int64_t iteration, CommitKind kind) const {
   const fs::path path = directory_ / directory_name(iteration, kind);
-  if (!fs::exists(path))
+  if (!path_exists(path))
     throw Error(
         ExitCode::missing_input, fmt::format("there is no commit of iteration {}", iteration),
         "old commits are removed, see checkpoint.keep_last and keep_every",
@@ -200,15 +200,13 @@ std::optional<Commit> CommitStore::newest_valid(std::vector<std::string>& reject
 }
 
 void CommitStore::sweep() const {
-  if (!fs::exists(directory_)) return;
-  std::vector<fs::path> leftovers;
-  for (const auto& entry : fs::directory_iterator(directory_)) {
-    const std::string name = entry.path().filename().string();
+  if (!path_exists(directory_)) return;
+  for (const fs::path& path : list_directory(directory_)) {
+    const std::string name = path.filename().string();
     if (name.starts_with(".tmp-") || name.starts_with(".trash-") ||
         name.starts_with(".LATEST.tmp-"))
-      leftovers.push_back(entry.path());
+      remove_tree(path, WriteScope::save);
   }
-  for (const fs::path& path : leftovers) remove_tree(path, WriteScope::save);
 }
 
 void CommitStore::prune(std::int64_t keep_last, std::int64_t keep_every) const {
