@@ -8,6 +8,7 @@
 #include "espalier/config/run_config.h"
 #include "espalier/core/error.h"
 #include "espalier/core/fault.h"
+#include "espalier/core/json.h"
 #include "espalier/core/log.h"
 #include "espalier/core/text.h"
 #include "espalier/pipeline/exporting.h"
@@ -39,10 +40,10 @@ struct Inspected {
 
 Inspected inspect(const fs::path& path) {
   fs::path commit_dir, run;
-  if (fs::exists(path / "MANIFEST.json")) {
+  if (is_commit(path)) {
     commit_dir = path;
-    run = fs::absolute(path).lexically_normal().parent_path().parent_path();
-  } else if (fs::exists(path / "config.resolved.yaml")) {
+    run = run_of_commit(path);
+  } else if (is_run_directory(path)) {
     run = path;
   }
   if (run.empty()) {
@@ -77,7 +78,7 @@ nlohmann::ordered_json inspection(const Inspected& seen) {
     layers.push_back({{"query_heads", layer.query_heads.size()},
                       {"groups", layer.groups(seen.config)},
                       {"channels", layer.channels.size()}});
-  return {{"model", seen.model.string()},
+  return {{"model", utf8_text(seen.model.string())},
           {"family", name_of(seen.config.family)},
           {"hidden", seen.config.hidden},
           {"head_dim", seen.config.head_dim},
@@ -172,19 +173,19 @@ int command_export(const CommandOptions& options) {
 int command_inspect(const CommandOptions& options) {
   const nlohmann::ordered_json facts = inspection(inspect(options.path));
   if (options.json) {
-    output::put(facts.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
+    output::put(json_text(facts, 2) + "\n");
     return 0;
   }
   output::print("{} ({}), iteration {}, {} of {} parameters\n",
                 one_line(facts["model"].get<std::string>()), facts["family"].get<std::string>(),
-                facts["iteration"].dump(), facts["parameters"].dump(),
-                facts["dense"]["parameters"].dump());
+                json_text(facts["iteration"]), json_text(facts["parameters"]),
+                json_text(facts["dense"]["parameters"]));
   output::print("layer  heads/{}  groups (query heads per KV head)  channels/{}\n",
-                facts["dense"]["heads"].dump(), facts["dense"]["channels"].dump());
+                json_text(facts["dense"]["heads"]), json_text(facts["dense"]["channels"]));
   std::size_t l = 0;
   for (const auto& layer : facts["layers"])
-    output::print("{:>5}  {:>7}  {:<33}  {:>8}\n", l++, layer["query_heads"].dump(),
-                  layer["groups"].dump(), layer["channels"].dump());
+    output::print("{:>5}  {:>7}  {:<33}  {:>8}\n", l++, json_text(layer["query_heads"]),
+                  json_text(layer["groups"]), json_text(layer["channels"]));
   for (const auto& note : facts["notes"])
     output::print("note: {}\n", one_line(note.get<std::string>()));
   return 0;
@@ -192,7 +193,7 @@ int command_inspect(const CommandOptions& options) {
 
 int command_config(const CommandOptions& options) {
   if (options.schema)
-    output::put(schema_json().dump(2) + "\n");
+    output::put(json_text(schema_json(), 2) + "\n");
   else if (options.reference)
     output::put(reference_yaml());
   else if (!options.explain.empty())
@@ -217,7 +218,7 @@ int command_verify(const CommandOptions& options) {
 int command_status(const CommandOptions& options) {
   for (;;) {
     const StatusReport report = report_status(options.path);
-    output::put((options.json ? report.status.dump(2) : report.line) + "\n");
+    output::put((options.json ? json_text(report.status, 2) : report.line) + "\n");
     const bool is_read = output::flush();
     if (!options.follow || report.ended || !is_read)
       return options.exit_code ? report.exit_code : 0;

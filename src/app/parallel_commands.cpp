@@ -13,6 +13,7 @@
 #include "espalier/core/text.h"
 #include "espalier/pipeline/measure_model.h"
 #include "espalier/pipeline/run.h"
+#include "espalier/pipeline/run_directory.h"
 #include "output.h"
 #include "print_error.h"
 
@@ -135,7 +136,7 @@ int command_resume(const CommandOptions& options) {
   return run_on_ranks([&](CommRuntime& runtime) {
     const fs::path resolved = fs::path(options.path) / "config.resolved.yaml";
     together(runtime.world(), "resume", [&] {
-      if (!fs::exists(resolved))
+      if (!is_run_directory(options.path))
         throw Error(ExitCode::missing_input, "this is not a run directory",
                     "it has no config.resolved.yaml",
                     "Start the run with 'espalier run CONFIG --run-dir DIR'.", options.path);

@@ -54,10 +54,10 @@ nlohmann::ordered_json facts_of(const Error& error, const std::vector<Problem>& 
   nlohmann::ordered_json list = nlohmann::ordered_json::array();
   for (const Problem& p : problems)
     list.push_back({{"code", static_cast<int>(p.code)},
-                    {"what", p.what},
-                    {"why", p.why},
-                    {"where", p.where},
-                    {"do", p.remedy}});
+                    {"what", utf8_text(p.what)},
+                    {"why", utf8_text(p.why)},
+                    {"where", utf8_text(p.where)},
+                    {"do", utf8_text(p.remedy)}});
   return {{"exit_code", static_cast<int>(error.code())},
           {"resumable", is_resumable(error.code())},
           {"problems", list}};

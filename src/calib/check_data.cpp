@@ -20,8 +20,8 @@ class DataCheck {
   DataCheck(const ModelConfig& model, const std::filesystem::path& model_directory, Share share)
       : model_(model), share_(share) {
     const std::filesystem::path tokenizer = model_directory / "tokenizer.json";
-    std::error_code ignored;
-    if (std::filesystem::is_regular_file(tokenizer, ignored))
+    std::error_code unreadable;
+    if (std::filesystem::is_regular_file(tokenizer, unreadable))
       collect([&] { tokenizer_ = sha256_of_file(tokenizer); });
   }
 

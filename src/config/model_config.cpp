@@ -119,7 +119,7 @@ std::vector<bool> read_layer_types(const ModelFields& fields, std::int64_t layer
     const bool is_sliding = entry == "sliding_attention";
     if (!is_sliding && entry != "full_attention") {
       fields.problem_text(fmt::format("layer_types[{}] = {}", sliding.size(),
-                                      config_detail::printable(entry.dump(-1, ' ', true))),
+                                      config_detail::printable(json_text(entry))),
                           "layer types that work: full_attention, sliding_attention");
       return {};
     }
@@ -227,8 +227,7 @@ ExportedLayer read_exported_layer(const ModelFields& fields, const Json& entry, 
       continue;
     }
     fields.problem_text(
-        fmt::format("{}.groups holds {}", place,
-                    config_detail::printable(group.dump(-1, ' ', true))),
+        fmt::format("{}.groups holds {}", place, config_detail::printable(json_text(group))),
         fmt::format("a group keeps 1 to {}", counted(config.group_size(), "query head")));
     break;
   }
@@ -237,7 +236,7 @@ ExportedLayer read_exported_layer(const ModelFields& fields, const Json& entry, 
   else
     fields.problem_text(
         fmt::format("{}.channels = {}", place,
-                    config_detail::printable(entry["channels"].dump(-1, ' ', true))),
+                    config_detail::printable(json_text(entry["channels"]))),
         fmt::format("an integer from 0 to intermediate_size = {} is needed", config.channels));
   return layer;
 }

@@ -10,9 +10,7 @@
 namespace espalier::config_detail {
 namespace {
 
-std::string shown(const Json& value) {
-  return printable(value.dump(-1, ' ', false, Json::error_handler_t::replace));
-}
+std::string shown(const Json& value) { return printable(json_text(value)); }
 
 bool is_number_equal(const Json& value, double expected) {
   return value.is_number() && value.get<double>() == expected;

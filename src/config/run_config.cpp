@@ -1,11 +1,13 @@
 #include "espalier/config/run_config.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <set>
 #include <system_error>
 
 #include <fmt/format.h>
 
+#include "espalier/core/paths.h"
 #include "espalier/core/text.h"
 #include "overrides.h"
 #include "run_schema.h"
@@ -133,36 +135,46 @@ class Checker {
 
   /// "'math.h5' does not exist (looked in: the config's directory)".
   void absent(const std::string& key, const std::filesystem::path& path, const std::string& kind,
-              const std::string& remedy) {
+              const std::string& remedy, ExitCode code = ExitCode::missing_input) {
     const std::filesystem::path relative = path.lexically_relative(walk_.base);
     const bool inside = !relative.empty() && *relative.begin() != "..";
     problem(key,
             fmt::format("{}: '{}' {}", key,
                         config_detail::printable(inside ? relative.string() : path.string(), 400),
                         kind),
-            inside ? "looked in: the config's directory" : "", remedy, ExitCode::missing_input);
+            inside ? "looked in: the config's directory" : "", remedy, code);
+  }
+
+  /// Reports a path that cannot be looked at, whatever the reason.
+  bool is_there(const std::string& key, const std::filesystem::path& path,
+                const std::filesystem::file_status& status, const std::error_code& failure,
+                const std::string& remedy) {
+    if (std::filesystem::exists(status)) return true;
+    if (failure.value() == 0 || failure.value() == ENOENT)
+      absent(key, path, "does not exist", remedy);
+    else
+      absent(key, path, fmt::format("cannot be read: {}", failure.message()), remedy,
+             config_detail::code_of_unreadable(failure.value()));
+    return false;
   }
 
   void check_model() {
     const std::filesystem::path& path = config_.model_path;
-    std::error_code error;
-    const auto status = std::filesystem::status(path, error);
+    std::error_code failure;
+    const auto status = std::filesystem::status(path, failure);
     constexpr const char* kRemedy = "Point it at a Hugging Face model directory.";
     if (path.empty()) return;
-    if (!std::filesystem::exists(status))
-      absent("model.path", path, "does not exist", kRemedy);
-    else if (!std::filesystem::is_directory(status))
+    if (is_there("model.path", path, status, failure, kRemedy) &&
+        !std::filesystem::is_directory(status))
       absent("model.path", path, "is not a directory", kRemedy);
   }
 
   void check_tokens(const std::string& key, const std::filesystem::path& path) {
-    std::error_code error;
-    const auto status = std::filesystem::status(path, error);
+    std::error_code failure;
+    const auto status = std::filesystem::status(path, failure);
     constexpr const char* kRemedy = "Write it with launch/tokenize.py or check the path.";
     if (path.empty()) return;
-    if (!std::filesystem::exists(status))
-      absent(key, path, "does not exist", kRemedy);
-    else if (std::filesystem::is_directory(status))
+    if (is_there(key, path, status, failure, kRemedy) && std::filesystem::is_directory(status))
       absent(key, path, "is a directory, not a token file", kRemedy);
   }
 
@@ -193,7 +205,7 @@ YamlNode read_tree(const std::filesystem::path& file, const std::vector<std::str
 RunConfig read_checked(const std::filesystem::path& file, const std::vector<std::string>& overrides,
                        ConfigUse use, Problems& problems) {
   RunConfig config;
-  config.source = std::filesystem::absolute(file).lexically_normal();
+  config.source = absolute_path(file);
   const YamlNode root = read_tree(file, overrides, problems);
   Walk walk{problems, config.source.parent_path(), {}, {}};
   config_detail::walk_rows<RunConfig>(

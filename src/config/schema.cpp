@@ -9,10 +9,15 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "espalier/core/paths.h"
+#include "espalier/core/text.h"
 #include "text_file.h"
 
 namespace espalier::config_detail {
 namespace {
+
+/// Longest text of a path: the longest that the system takes, with an escape for every byte.
+constexpr std::size_t kPathText = std::size_t{4} * 4096;
 
 template <class T>
 std::optional<T> parse_all(std::string_view text) {
@@ -68,25 +73,31 @@ Expansion expand(const std::string& text) {
   } else if (text.starts_with('~')) {
     out.problem = "only '~/' is expanded, not another user's home";
   }
+  std::size_t begin = at;  // of what stands for itself, and alone may hold escapes
+  const auto take_literal = [&](std::size_t end, std::size_t next) {
+    out.text += bytes_of_text(std::string_view(text).substr(begin, end - begin));
+    at = begin = next;
+  };
   while (at < text.size()) {
     if (text.compare(at, 3, "$${") == 0) {
-      out.text += "${";
-      at += 3;
+      take_literal(at, at + 1);
+      at += 2;  // "${" stands for itself from here
       continue;
     }
-    const bool variable = text.compare(at, 2, "${") == 0;
-    const std::size_t end = variable ? text.find('}', at) : std::string::npos;
-    if (variable && end == std::string::npos) {
+    if (text.compare(at, 2, "${") != 0) {
+      ++at;
+      continue;
+    }
+    const std::size_t end = text.find('}', at);
+    if (end == std::string::npos) {
       out.problem = "'${' without '}'";
       return out;
     }
-    if (!variable) {
-      out.text += text[at++];
-      continue;
-    }
-    append_variable(text.substr(at + 2, end - at - 2), out);
-    at = end + 1;
+    const std::string name = text.substr(at + 2, end - at - 2);
+    take_literal(at, end + 1);
+    append_variable(name, out);
   }
+  take_literal(at, at);
   return out;
 }
 
@@ -168,17 +179,20 @@ std::optional<std::size_t> read_choice(Walk& walk, const YamlNode& node, const s
 
 std::optional<std::filesystem::path> read_path(Walk& walk, const YamlNode& node,
                                                const std::string& key, bool absolute) {
-  const auto text = read_text(walk, node, key, 4096);
+  const auto text = read_text(walk, node, key, kPathText);
   if (!text) return std::nullopt;
   const Expansion expanded = expand(*text);
   if (!expanded.problem.empty() || expanded.text.empty()) {
     walk.wrong(node, key, expanded.problem.empty() ? "the path is empty" : expanded.problem);
     return std::nullopt;
   }
+  if (expanded.text.find('\0') != std::string::npos) {
+    walk.wrong(node, key, "no path holds a NUL byte");
+    return std::nullopt;
+  }
   if (expanded.used_environment) walk.origin[key] += ", environment";
   const std::filesystem::path path(expanded.text);
-  const std::filesystem::path normal = (absolute ? walk.base / path : path).lexically_normal();
-  return normal.has_filename() || !normal.has_relative_path() ? normal : normal.parent_path();
+  return tidy_path(absolute ? walk.base / path : path);
 }
 
 std::string print_number(double value) {
@@ -203,8 +217,8 @@ std::string print_text(const std::string& text) {
 }
 
 std::string print_path(const std::filesystem::path& path) {
-  std::string text;
-  const std::string raw = path.string();
+  const std::string raw = line_text(path.string());
+  std::string text = raw.starts_with('~') ? "./" : "";
   for (std::size_t at = 0; at < raw.size(); ++at) {
     if (raw.compare(at, 2, "${") == 0) text += '$';
     text += raw[at];

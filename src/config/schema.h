@@ -73,8 +73,8 @@ std::optional<std::string> read_text(Walk&, const YamlNode&, const std::string& 
 /// Index into `values`.
 std::optional<std::size_t> read_choice(Walk&, const YamlNode&, const std::string& key,
                                        const std::vector<std::string>& values);
-/// Expands a leading ~ and ${VAR}; "$${" stands for "${". With `absolute` the result starts at
-/// walk.base.
+/// Expands a leading ~ and ${VAR}; "$${" stands for "${", and `\xNN` for the byte NN (core/text.h).
+/// With `absolute` the result starts at walk.base. tidy_path() of it: links are respected.
 std::optional<std::filesystem::path> read_path(Walk&, const YamlNode&, const std::string& key,
                                                bool absolute);
 

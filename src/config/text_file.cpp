@@ -1,80 +1,97 @@
 #include "text_file.h"
 
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
-#include <fstream>
-#include <system_error>
 
 #include <fmt/format.h>
 
 namespace espalier::config_detail {
 namespace {
 
+constexpr std::size_t kShownPath = 400;
+
+/// Owns a file descriptor.
+class File {
+ public:
+  explicit File(const std::filesystem::path& path) {
+    // O_NONBLOCK: a pipe without a writer must not hang.
+    do {
+      fd_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    } while (fd_ < 0 && errno == EINTR);
+  }
+  ~File() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+  File(const File&) = delete;
+  File& operator=(const File&) = delete;
+  int get() const { return fd_; }
+
+ private:
+  int fd_ = -1;
+};
+
 [[noreturn]] void fail_open(const std::filesystem::path& path, const std::string& remedy) {
   const int error = errno;
-  const std::string what = fmt::format("cannot open '{}'", path.string());
-  if (error == EACCES || error == EPERM)
-    throw Error(ExitCode::permission, what, std::strerror(error), "Check the permissions.");
-  throw Error(ExitCode::missing_input, what, std::strerror(error), remedy);
+  const ExitCode code = code_of_unreadable(error);
+  throw Error(code, fmt::format("cannot open '{}'", printable(path.string(), kShownPath)),
+              std::strerror(error),
+              code == ExitCode::permission ? "Check the permissions." : remedy);
 }
 
-/// Length of the sequence that the lead byte opens; 0 for a byte that cannot lead.
-std::size_t sequence_length(unsigned char lead) {
-  if (lead < 0x80) return 1;
-  if (lead >= 0xC2 && lead <= 0xDF) return 2;
-  if (lead >= 0xE0 && lead <= 0xEF) return 3;
-  if (lead >= 0xF0 && lead <= 0xF4) return 4;
-  return 0;
-}
-
-/// The second byte has tighter bounds after some leads: no overlong forms, no surrogates, <=
-/// U+10FFFF.
-bool valid_second(unsigned char lead, unsigned char second) {
-  const unsigned char low = lead == 0xE0 ? 0xA0 : lead == 0xF0 ? 0x90 : 0x80;
-  const unsigned char high = lead == 0xED ? 0x9F : lead == 0xF4 ? 0x8F : 0xBF;
-  return second >= low && second <= high;
-}
-
-bool valid_sequence(std::string_view text, std::size_t at, std::size_t length) {
-  if (length == 0 || text.size() - at < length) return false;
-  const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[at + i]); };
-  if (length > 1 && !valid_second(byte(0), byte(1))) return false;
-  for (std::size_t i = 2; i < length; ++i)
-    if ((byte(i) & 0xC0) != 0x80) return false;
-  return true;
+/// Bytes at the front of the file, up to `text.size()`; fewer when it ends before.
+std::size_t read_front(const File& file, const std::filesystem::path& path, std::string& text,
+                       const std::string& remedy) {
+  std::size_t done = 0;
+  while (done < text.size()) {
+    const ssize_t got = ::read(file.get(), text.data() + done, text.size() - done);
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) fail_open(path, remedy);
+    if (got == 0) break;
+    done += static_cast<std::size_t>(got);
+  }
+  return done;
 }
 
 }  // namespace
 
-std::string read_text_file(const std::filesystem::path& path, std::size_t limit, ExitCode wrong,
-                           const std::string& remedy) {
-  std::error_code error;
-  const auto status = std::filesystem::status(path, error);
-  if (std::filesystem::exists(status) && !std::filesystem::is_regular_file(status))
-    throw Error(wrong, fmt::format("'{}' is not a regular file", path.string()), {}, remedy);
-  errno = 0;
-  std::ifstream stream(path, std::ios::binary);
-  if (!stream) fail_open(path, remedy);
-  const std::uintmax_t size = std::filesystem::file_size(path, error);
-  if (!error && size > limit)
-    throw Error(wrong, fmt::format("'{}' has {} bytes", path.string(), size),
-                fmt::format("at most {} are read", limit));
-  std::string text(error ? 0 : static_cast<std::size_t>(size), '\0');
-  stream.read(text.data(), static_cast<std::streamsize>(text.size()));
-  if (stream.gcount() != static_cast<std::streamsize>(text.size()))
-    throw Error(wrong, fmt::format("'{}' could not be read whole", path.string()),
-                fmt::format("{} of {} bytes came", stream.gcount(), text.size()));
-  return text;
+ExitCode code_of_unreadable(int error) {
+  switch (error) {
+    case EACCES:
+    case EPERM:
+      return ExitCode::permission;
+    case ENOENT:
+    case ENOTDIR:
+    case ELOOP:
+    case ENAMETOOLONG:
+      return ExitCode::missing_input;
+    default:
+      return ExitCode::write_failed;  // of a device or file server: 74 is the code for I/O errors
+  }
 }
 
-std::size_t first_invalid_utf8(std::string_view text) {
-  for (std::size_t at = 0; at < text.size();) {
-    const std::size_t length = sequence_length(static_cast<unsigned char>(text[at]));
-    if (!valid_sequence(text, at, length)) return at;
-    at += length;
-  }
-  return std::string_view::npos;
+std::string read_text_file(const std::filesystem::path& path, std::size_t limit, ExitCode wrong,
+                           const std::string& remedy) {
+  const std::string shown = printable(path.string(), kShownPath);
+  const File file(path);
+  struct stat info {};
+  if (file.get() < 0 || ::fstat(file.get(), &info) != 0) fail_open(path, remedy);
+  if (!S_ISREG(info.st_mode))
+    throw Error(wrong, fmt::format("'{}' is not a regular file", shown), {}, remedy);
+  const auto size = static_cast<std::uintmax_t>(info.st_size);
+  if (size > limit)
+    throw Error(wrong, fmt::format("'{}' has {} bytes", shown, size),
+                fmt::format("at most {} are read", limit));
+  std::string text(static_cast<std::size_t>(size), '\0');
+  const std::size_t got = read_front(file, path, text, remedy);
+  if (got != text.size())
+    throw Error(wrong, fmt::format("'{}' could not be read whole", shown),
+                fmt::format("{} of {} bytes came", got, text.size()), "Try again.");
+  return text;
 }
 
 std::string printable(std::string_view text, std::size_t limit) {

@@ -6,17 +6,19 @@
 #include <string_view>
 
 #include "espalier/core/error.h"
+#include "espalier/core/text.h"
 
 namespace espalier::config_detail {
 
-/// Reads a whole regular file of at most `limit` bytes. Throws Error: missing_input when it does
-/// not exist, permission when it may not be read, `wrong` when it is no regular file or larger.
-/// `remedy` is the sentence of the first case.
+/// Exit code for a file or directory that the system does not let us look at, by errno: permission,
+/// missing_input (no such name, or none that can be followed), write_failed (the device fails).
+ExitCode code_of_unreadable(int error);
+
+/// Reads a whole regular file of at most `limit` bytes. Throws Error: code_of_unreadable() when it
+/// cannot be opened or read, `wrong` when it is no regular file or larger. `remedy` is the sentence
+/// for a file that is missing.
 std::string read_text_file(const std::filesystem::path& path, std::size_t limit, ExitCode wrong,
                            const std::string& remedy);
-
-/// Offset of the first byte that is not valid UTF-8 (RFC 3629), or npos.
-std::size_t first_invalid_utf8(std::string_view text);
 
 /// `text` with control and non-ASCII bytes escaped and cut to `limit` characters: input quoted in
 /// messages can neither fill a terminal nor move its cursor.

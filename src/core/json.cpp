@@ -121,4 +121,8 @@ nlohmann::ordered_json parse_json(std::string_view text, std::string_view origin
   return handler.take();
 }
 
+std::string json_text(const nlohmann::ordered_json& value, int indent) {
+  return value.dump(indent, ' ', false, Json::error_handler_t::replace);
+}
+
 }  // namespace espalier

@@ -11,6 +11,7 @@
 
 #include <fmt/chrono.h>
 
+#include "espalier/core/json.h"
 #include "espalier/core/standard_streams.h"
 #include "espalier/core/text.h"
 
@@ -23,6 +24,7 @@ struct State {
   std::mutex mutex;
   Options options;
   int file = -1;
+  bool file_failed = false;
   bool first_error_shown = false;
 };
 State& state() {
@@ -47,16 +49,13 @@ const char* name_of(Level level) {
   return "?";
 }
 
-/// Bytes that are no UTF-8, of a file name or a hostile file, become U+FFFD.
-std::string dumped(const Json& line) {
-  return line.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
-}
+std::string dumped(const Json& line) { return json_text(line) + "\n"; }
 
 std::string json_line(const State& s, Level level, std::string_view text, const Json& facts) {
   Json line{{"time", fmt::format("{:%FT%TZ}", fmt::gmtime(std::time(nullptr)))},
             {"level", name_of(level)},
             {"rank", s.options.rank},
-            {"text", text}};
+            {"text", utf8_text(text)}};
   line.update(facts);
   return dumped(line);
 }
@@ -79,8 +78,16 @@ std::string line_of(const State& s, Level level, std::string_view text) {
 /// fits, the log has nobody to tell.
 void put(int descriptor, std::string_view line) { standard_streams::write_all(descriptor, line); }
 
-void put_into_file(const State& s, std::string_view line) {
-  if (s.file >= 0) put(s.file, line);
+/// A log that cannot be written must not end the run: that is said once, and later lines are tried
+/// again.
+void put_into_file(State& s, std::string_view line) {
+  if (s.file < 0) return;
+  const int number = standard_streams::write_all(s.file, line);
+  if (number == 0 || s.file_failed) return;
+  s.file_failed = true;
+  put(STDERR_FILENO, line_of(s, Level::warning,
+                             fmt::format("the log {} is not complete: {}", s.options.file.string(),
+                                         std::strerror(number))));
 }
 
 }  // namespace
@@ -90,10 +97,11 @@ void configure(const Options& options) {
   const std::lock_guard lock(s.mutex);
   if (s.file >= 0) ::close(s.file);
   s.file = -1;
+  s.file_failed = false;
   s.options = options;
   threshold = options.level;
   if (options.file.empty()) return;
-  s.file = ::open(options.file.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+  s.file = ::open(options.file.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
   if (s.file >= 0) return;
   put(STDERR_FILENO, line_of(s, Level::warning,
                              fmt::format("no log is kept in {}: {}", options.file.string(),
@@ -133,7 +141,7 @@ void write(Level level, const Block& block, Stream stream) {
 std::string json_line_without_time(Level level, std::string_view text) {
   State& s = state();
   const std::lock_guard lock(s.mutex);
-  return dumped({{"level", name_of(level)}, {"rank", s.options.rank}, {"text", text}});
+  return dumped({{"level", name_of(level)}, {"rank", s.options.rank}, {"text", utf8_text(text)}});
 }
 
 }  // namespace espalier::log

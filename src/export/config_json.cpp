@@ -149,7 +149,7 @@ std::string exact_config_json(const ModelConfig& dense, const ModelWidths& kept,
   for (const LayerWidths& layer : kept.layers)
     layers.push_back({{"groups", layer.groups(dense)}, {"channels", layer.channels.size()}});
   root["espalier"] = {{"layers", layers}};
-  return root.dump(2) + "\n";
+  return json_text(root, 2) + "\n";
 }
 
 std::string uniform_config_json(const ModelConfig& dense, const ModelWidths& kept, DType stored,
@@ -169,7 +169,7 @@ std::string uniform_config_json(const ModelConfig& dense, const ModelWidths& kep
     for (const char* key : {"attention_bias", "mlp_bias", "pretraining_tp"}) root.erase(key);
     root["sliding_window"] = nullptr;  // absent would mean the class's default of 4096
   }
-  return root.dump(2) + "\n";
+  return json_text(root, 2) + "\n";
 }
 
 }  // namespace espalier

@@ -9,6 +9,7 @@
 #include "espalier/core/hash.h"
 #include "espalier/core/json.h"
 #include "espalier/core/log.h"
+#include "espalier/core/text.h"
 #include "espalier/store/files.h"
 #include "export_parts.h"
 
@@ -111,8 +112,10 @@ std::string provenance_text(const ExportOptions& options,
                             const std::map<std::string, std::string>& sha256) {
   nlohmann::ordered_json root = parse_json(options.provenance, export_detail::kProvenanceFile);
   ESPALIER_CHECK(root.is_object(), "provenance.json is one JSON object");
-  root["files"] = sha256;
-  return root.dump(2) + "\n";
+  nlohmann::ordered_json files = nlohmann::ordered_json::object();
+  for (const auto& [name, hash] : sha256) files[utf8_text(name)] = hash;
+  root["files"] = std::move(files);
+  return json_text(root, 2) + "\n";
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include "espalier/core/error.h"
 #include "espalier/core/log.h"
 #include "espalier/core/text.h"
+#include "espalier/store/files.h"
 #include "espalier/store/hdf5_file.h"
 #include "export_parts.h"
 
@@ -57,8 +58,7 @@ ExportedWidths read_exported_widths(const std::filesystem::path& directory,
                  "widths asked of a directory that is no exact export");
   const std::filesystem::path file = directory / kPlanFile;
   ExportedWidths result;
-  std::error_code failure;
-  if (!std::filesystem::exists(file, failure)) {
+  if (!path_exists(file)) {
     result.notes.push_back(fmt::format(
         "there is no {} beside config.json (another tool saved the export): units are numbered by "
         "their places in it, not as in the unpruned model; copy the file from the export to keep "

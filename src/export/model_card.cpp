@@ -8,6 +8,8 @@
 #include <fmt/format.h>
 
 #include "espalier/core/json.h"
+#include "espalier/core/paths.h"
+#include "espalier/core/text.h"
 #include "espalier/core/version.h"
 #include "espalier/store/files.h"
 #include "export_parts.h"
@@ -74,7 +76,7 @@ bool is_hub_id(std::string_view text) {
 /// component.
 std::string name_of_directory(const fs::path& source) {
   constexpr std::string_view kPrefix = "models--";
-  const fs::path path = fs::absolute(source).lexically_normal();
+  const fs::path path = absolute_path(source);
   for (const fs::path& part : path) {
     const std::string name = part.string();
     if (!name.starts_with(kPrefix)) continue;
@@ -82,7 +84,7 @@ std::string name_of_directory(const fs::path& source) {
     const std::string owner = name.substr(kPrefix.size(), end - kPrefix.size());
     return end == std::string::npos ? owner : fmt::format("{}/{}", owner, name.substr(end + 2));
   }
-  return path.has_filename() ? path.filename().string() : path.parent_path().filename().string();
+  return path.filename().string();
 }
 
 std::string base_model_name(const fs::path& source, const ModelConfig& dense) {
@@ -104,7 +106,7 @@ std::string metadata_text(const fs::path& source, const std::vector<MetadataBloc
   std::string text = "---\n";
   const MetadataBlock* inherited = find_block(blocks, "base_model");
   // A pruned model pruned again still stems from the model that the first one stems from.
-  const std::string own = fmt::format("base_model: {}\n", nlohmann::json(base_model).dump());
+  const std::string own = fmt::format("base_model: {}\n", json_text(line_text(base_model)));
   text += base_model.empty() && inherited != nullptr ? inherited->lines : own;
   const MetadataBlock* license = find_block(blocks, "license");
   for (const char* key : {"license", "license_name", "license_link", "language"})
@@ -181,7 +183,8 @@ std::string model_card_text(ExportFormat format, const fs::path& source, const M
   std::string base = card.base_model;
   if (base.empty() && !inherits) base = base_model_name(source, dense);
   std::string text = metadata_text(source, blocks, base);
-  text += fmt::format("\n# {}, pruned\n\n", base.empty() ? name_of_directory(source) : base);
+  text +=
+      fmt::format("\n# {}, pruned\n\n", line_text(base.empty() ? name_of_directory(source) : base));
   text += fmt::format(
       "Attention heads and MLP channels were removed by espalier {}; the weights that are left are "
       "those of its source, bit for bit. `{}` lists what was removed and in which order, "

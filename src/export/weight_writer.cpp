@@ -141,7 +141,7 @@ void write_index(const std::vector<TensorJob>& jobs, const std::vector<Range>& s
       total += job.bytes;
     }
   const nlohmann::ordered_json index = {{"metadata", {{"total_size", total}}}, {"weight_map", map}};
-  const std::string text = index.dump(2) + "\n";
+  const std::string text = json_text(index, 2) + "\n";
   const std::string name = "model.safetensors.index.json";
   write_new_file(directory / name, text, WriteScope::export_model);
   sha256[name] = sha256_hex(std::string_view(text));

@@ -27,9 +27,9 @@ std::span<const std::byte> bytes_of(const std::string& text) {
 /// The manifest carries the hash of itself without that one entry.
 std::string sealed(nlohmann::ordered_json manifest) {
   manifest.erase("sha256");
-  const std::string hash = sha256_hex(std::string_view(manifest.dump()));
+  const std::string hash = sha256_hex(std::string_view(json_text(manifest)));
   manifest["sha256"] = hash;
-  return manifest.dump(2) + "\n";
+  return json_text(manifest, 2) + "\n";
 }
 
 nlohmann::ordered_json unsealed(const std::string& text, const fs::path& path) {
@@ -39,7 +39,7 @@ nlohmann::ordered_json unsealed(const std::string& text, const fs::path& path) {
                 "one that espalier wrote has", kDamaged, path.string());
   const std::string hash = manifest["sha256"];
   manifest.erase("sha256");
-  if (sha256_hex(std::string_view(manifest.dump())) != hash || sealed(manifest) != text)
+  if (sha256_hex(std::string_view(json_text(manifest))) != hash || sealed(manifest) != text)
     throw Error(ExitCode::bad_content, "the manifest is damaged: its hash does not match", {},
                 kDamaged, path.string());
   return manifest;
@@ -69,25 +69,12 @@ std::string numbers_text(const std::vector<std::int64_t>& numbers) {
   return numbers.empty() ? "none" : fmt::format("{}", fmt::join(numbers, ", "));
 }
 
-bool is_there(const fs::path& path) {
-  std::error_code ignored;
-  return fs::exists(fs::symlink_status(path, ignored));
-}
-
 /// Names of the entries of a directory that is there; none where there is no directory.
 std::vector<std::string> names_in(const fs::path& directory) {
   std::vector<std::string> names;
-  if (!is_there(directory)) return names;
-  std::error_code failure;
-  for (fs::directory_iterator at(directory, failure), end; !failure && at != end;
-       at.increment(failure))
-    names.push_back(at->path().filename().string());
-  if (failure)
-    throw Error(
-        failure == std::errc::permission_denied ? ExitCode::permission : ExitCode::bad_content,
-        "the commits cannot be listed", failure.message(),
-        "Make it a directory that can be read, or choose another run directory.",
-        directory.string());
+  if (!name_exists(directory)) return names;
+  for (const fs::path& entry : list_directory(directory))
+    names.push_back(entry.filename().string());
   return names;
 }
 
@@ -95,7 +82,7 @@ std::vector<std::string> names_in(const fs::path& directory) {
 fs::path free_name(const fs::path& path, const std::string& prefix) {
   for (int i = 0;; ++i) {
     const fs::path name = path.parent_path() / fmt::format("{}{}", prefix, i);
-    if (!is_there(name)) return name;
+    if (!name_exists(name)) return name;
   }
 }
 
@@ -131,8 +118,8 @@ void CommitStore::publish(const Commit& commit, int attempt) {
   const fs::path final_path = directory_ / name;
   const fs::path temporary = directory_ / fmt::format(".tmp-{:06}-{}", commit.iteration, attempt);
   require_free_space(directory_, commit.state.size() + commit.state.size() / 5 + (1u << 20));
-  if (is_there(temporary)) discard(temporary);
-  fs::create_directory(temporary);
+  if (name_exists(temporary)) discard(temporary);
+  make_directory(temporary);
   // Read back and compared before it is closed (store/files.h).
   write_new_file(temporary / state, commit.state, WriteScope::save);
   nlohmann::ordered_json manifest = commit.manifest;
@@ -142,7 +129,7 @@ void CommitStore::publish(const Commit& commit, int attempt) {
   fault::hit("save.manifest");
   write_new_file(temporary / kManifest, sealed(std::move(manifest)), WriteScope::save);
   fsync_directory(temporary, WriteScope::save);
-  if (is_there(final_path)) discard(final_path);
+  if (name_exists(final_path)) discard(final_path);
   rename_path(temporary, final_path, WriteScope::save);
   if (commit.kind == CommitKind::iteration) good_.insert(commit.iteration);
   fsync_directory(directory_, WriteScope::save);
@@ -156,18 +143,18 @@ Commit read_parts(const fs::path& directory) {
   const fs::path manifest_path = directory / kManifest;
   commit.manifest = unsealed(read_file(manifest_path, std::size_t{64} << 20), manifest_path);
   const auto& files = commit.manifest.at("files");
-  for (const auto& entry : fs::directory_iterator(directory))
-    if (entry.path().filename() != kManifest && !files.contains(entry.path().filename().string()))
+  for (const fs::path& entry : list_directory(directory))
+    if (entry.filename() != kManifest && !files.contains(entry.filename().string()))
       throw Error(ExitCode::bad_content, "a file that the manifest does not name",
-                  "a commit holds nothing else", "Move the file elsewhere.", entry.path().string());
+                  "a commit holds nothing else", "Move the file elsewhere.", entry.string());
   for (const auto& [name, facts] : files.items()) {
     const fs::path path = directory / name;
     const std::string bytes = read_file(path);
     if (bytes.size() != facts.at("bytes").get<std::size_t>())
       throw Error(
           ExitCode::bad_content,
-          fmt::format("{} bytes, the manifest says {}", bytes.size(), facts.at("bytes").dump()), {},
-          kDamaged, path.string());
+          fmt::format("{} bytes, the manifest says {}", bytes.size(), json_text(facts.at("bytes"))),
+          {}, kDamaged, path.string());
     if (sha256_hex(std::string_view(bytes)) != facts.at("sha256").get<std::string>())
       throw Error(ExitCode::bad_content, "the content does not match its hash", {}, kDamaged,
                   path.string());
@@ -215,7 +202,7 @@ std::vector<std::int64_t> CommitStore::iterations(CommitKind kind) const {
 
 Commit CommitStore::read(std::int64_t iteration, CommitKind kind) const {
   const fs::path path = directory_ / directory_name(iteration, kind);
-  if (!is_there(path))
+  if (!name_exists(path))
     throw Error(
         ExitCode::missing_input, fmt::format("there is no commit of iteration {}", iteration),
         "old commits are removed, see checkpoint.keep_last and keep_every",

@@ -11,6 +11,8 @@
 #include "espalier/core/hash.h"
 #include "espalier/core/json.h"
 #include "espalier/core/log.h"
+#include "espalier/core/paths.h"
+#include "espalier/core/text.h"
 #include "espalier/pipeline/run_directory.h"
 
 namespace espalier {
@@ -46,8 +48,9 @@ ModelCard card_of(const Source& source, const PruneRules& rules, const ExportFac
   }
   for (const auto* row : {first, first == last ? nullptr : last})
     if (row != nullptr)
-      card.facts.emplace_back(fmt::format("Perplexity, iteration {}", row->at("iteration").dump()),
-                              perplexities(*row));
+      card.facts.emplace_back(
+          fmt::format("Perplexity, iteration {}", json_text(row->at("iteration"))),
+          perplexities(*row));
   return card;
 }
 
@@ -59,7 +62,7 @@ ExportReport export_plan(const Source& source, const PruneRules& rules, ExportFo
   options.out = out;
   options.plan_image = plan_image_of(facts.plan);
   options.plan_digest = facts.plan.digest();
-  options.provenance = facts.provenance.dump(2);
+  options.provenance = json_text(facts.provenance, 2);
   options.card = card_of(source, rules, facts);
   options.between_tensors = facts.between_tensors;
   options.replace = facts.replace;
@@ -78,7 +81,7 @@ struct Origin {
 
 Origin origin_of_run(const fs::path& run, const fs::path& model) {
   const fs::path resolved = run / "config.resolved.yaml";
-  if (!fs::exists(resolved))
+  if (!path_exists(resolved))
     throw Error(ExitCode::missing_input, "this is neither a run directory nor a plan file",
                 "it has no config.resolved.yaml",
                 "Name the directory that was given to --run-dir, or a plan.h5 with --model.",
@@ -98,7 +101,7 @@ Origin origin_of_run(const fs::path& run, const fs::path& model) {
   origin.facts.plan = read_plan(Hdf5Reader::from_image(commit->state, (run / "ckpt").string()), "",
                                 origin.source.config);
   const fs::path provenance = run / "provenance.json";
-  if (fs::exists(provenance))
+  if (path_exists(provenance))
     origin.facts.provenance = parse_json(read_file(provenance), provenance.string());
   origin.facts.metrics = read_metrics(run);
   return origin;
@@ -116,16 +119,16 @@ Origin origin_of_plan(const fs::path& plan, const fs::path& model) {
   origin.rules = prune_rules(origin.source.config, prune);
   origin.facts.plan = read_plan(Hdf5Reader::open(plan), "", origin.source.config);
   origin.facts.provenance = {{"schema", 1},
-                             {"model", fs::absolute(model).string()},
-                             {"plan", fs::absolute(plan).string()}};
+                             {"model", utf8_text(absolute_path(model).string())},
+                             {"plan", utf8_text(absolute_path(plan).string())}};
   return origin;
 }
 
 }  // namespace
 
 ExportOutcome export_run(const ExportRequest& request) {
-  Origin origin = fs::is_regular_file(request.from) ? origin_of_plan(request.from, request.model)
-                                                    : origin_of_run(request.from, request.model);
+  Origin origin = file_exists(request.from) ? origin_of_plan(request.from, request.model)
+                                            : origin_of_run(request.from, request.model);
   if (request.measure) origin.rules.measure = *request.measure;
   const PruningPlan base = base_of(origin.source, origin.facts.plan);
   if (request.sparsity)

@@ -11,6 +11,8 @@
 
 #include "espalier/core/error.h"
 #include "espalier/core/hash.h"
+#include "espalier/core/json.h"
+#include "espalier/core/text.h"
 #include "espalier/store/files.h"
 
 namespace espalier {
@@ -166,7 +168,7 @@ InputCheck check_inputs(const InputFiles& files, const Inputs& before, Thoroughn
     if (world.rank() != 0) return;
     Inputs quick;
     for (const auto& [name, file] : files) quick[name] = quick_fingerprint(file);
-    facts = to_json(quick).dump(-1, ' ', true, Json::error_handler_t::replace);
+    facts = json_text(to_json(quick));
   });
   facts = world.broadcast_text(facts, 0);
   check.record = inputs_from_json(Json::parse(facts), "inputs");
@@ -209,7 +211,7 @@ Json to_json(const Inputs& inputs) {
   Json all = Json::object();
   for (const auto& [name, print] : inputs) {
     Json& entry = all[name];
-    entry = {{"path", print.path},
+    entry = {{"path", utf8_text(print.path)},
              {"bytes", print.bytes},
              {"modified_ns", print.modified_ns},
              {"head_sha256", print.head_sha256}};
@@ -231,7 +233,7 @@ Inputs inputs_from_json(const Json& json, const std::string& origin) {
     if (!entry.is_object()) refuse("is of another version: " + name);
     Fingerprint& print = inputs[name];
     try {
-      print.path = entry.at("path").get<std::string>();
+      print.path = bytes_of_text(entry.at("path").get<std::string>());
       print.bytes = entry.at("bytes").get<std::int64_t>();
       print.modified_ns = entry.at("modified_ns").get<std::int64_t>();
       print.head_sha256 = entry.at("head_sha256").get<std::string>();

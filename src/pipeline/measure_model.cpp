@@ -9,7 +9,9 @@
 #include "espalier/comm/process_grid.h"
 #include "espalier/core/error.h"
 #include "espalier/core/fault.h"
+#include "espalier/core/json.h"
 #include "espalier/core/log.h"
+#include "espalier/core/paths.h"
 #include "espalier/core/text.h"
 #include "espalier/eval/perplexity.h"
 #include "espalier/model/tensor_ops.h"
@@ -51,10 +53,10 @@ auto named_by(const char* option, const fs::path& value, const Work& work) {
 Source source_of(const RunConfig& config, const ModelChoice& choice) {
   if (choice.model.empty()) return open_source(config.model_path);
   return named_by("--model", choice.model, [&] {
-    if (!fs::is_directory(choice.model))
+    if (!directory_exists(choice.model))
       throw Error(ExitCode::missing_input,
-                  fs::exists(choice.model) ? "the model is not a directory"
-                                           : "there is no such model directory",
+                  path_exists(choice.model) ? "the model is not a directory"
+                                            : "there is no such model directory",
                   "config.json and safetensors files are read from it",
                   "Name a Hugging Face model directory or an export with --model.");
     return open_source(choice.model);
@@ -129,16 +131,28 @@ ChosenModel open_model(CommRuntime& runtime, const ProcessGrid& grid, const RunC
   return std::move(*chosen);
 }
 
+/// Looked at before the work: an output that is there, or that cannot be written, must not be found
+/// after an hour.
 void require_new(const fs::path& path) {
-  if (!fs::exists(path)) return;
-  throw Error(ExitCode::cannot_create, "the output exists already", "nothing is overwritten",
-              "Name another file, or remove it.", path.string());
+  if (name_exists(path))
+    throw Error(ExitCode::cannot_create, "the output exists already", "nothing is overwritten",
+                "Name another file, or remove it.", path.string());
+  fs::path above = absolute_path(path).parent_path();
+  while (!path_exists(above) && above.has_relative_path()) above = above.parent_path();
+  if (!directory_exists(above))
+    throw Error(ExitCode::cannot_create, "the output cannot be made below a file", {},
+                "Name another file.", above.string());
+  require_writable(above);
 }
 
-void write_bytes(const fs::path& path, const std::vector<std::byte>& bytes) {
+void write_new(const fs::path& path, std::string_view bytes) {
   require_new(path);
-  if (path.has_parent_path()) fs::create_directories(path.parent_path());
-  replace_file(path, std::string_view(reinterpret_cast<const char*>(bytes.data()), bytes.size()));
+  if (path.has_parent_path()) make_directories(path.parent_path());
+  replace_file(path, bytes);
+}
+
+void write_new(const fs::path& path, const std::vector<std::byte>& bytes) {
+  write_new(path, std::string_view(reinterpret_cast<const char*>(bytes.data()), bytes.size()));
 }
 
 /// Logits of the first rows of one evaluation file: [rows, tokens, vocabulary] in float64.
@@ -195,7 +209,7 @@ void score_model(CommRuntime& runtime, const RunConfig& config, const ModelChoic
     if (!grid.is_root()) return;
     Hdf5Writer file;
     write_scores(file, "", pass.table);
-    write_bytes(out, file.finish());
+    write_new(out, file.finish());
   });
   const auto seconds = pass.seconds.at("calibrate");
   log::info("scored {} and {} on {} in {:.2f} s ({:.0f} tokens/s): {}",
@@ -220,7 +234,7 @@ nlohmann::ordered_json evaluate_model(CommRuntime& runtime, const RunConfig& con
       open_model(runtime, grid, config, request.choice, ConfigUse::eval, monitor);
   nlohmann::ordered_json result{
       {"schema", 1},
-      {"model", chosen.source.reader.directory().string()},
+      {"model", utf8_text(chosen.source.reader.directory().string())},
       {"iteration", chosen.iteration},
       {"plan_digest", chosen.plan_digest},
       {"dtype", std::string(torch_name(to_dtype(chosen.model->options().dtype)))},
@@ -239,8 +253,8 @@ nlohmann::ordered_json evaluate_model(CommRuntime& runtime, const RunConfig& con
   monitor.leave();
   together(grid.world(), "save", [&] {
     if (!grid.is_root()) return;
-    if (!request.out.empty()) replace_file(request.out, result.dump(2) + "\n");
-    if (!request.logits.empty()) write_bytes(request.logits, logits.finish());
+    if (!request.out.empty()) write_new(request.out, json_text(result, 2) + "\n");
+    if (!request.logits.empty()) write_new(request.logits, logits.finish());
   });
   return result;
 }

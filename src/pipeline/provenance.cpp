@@ -14,6 +14,7 @@
 #include "espalier/comm/runtime.h"
 #include "espalier/core/fault.h"
 #include "espalier/core/hash.h"
+#include "espalier/core/text.h"
 #include "espalier/core/version.h"
 #include "espalier/store/hdf5_version.h"
 
@@ -33,7 +34,7 @@ nlohmann::ordered_json command_line() {
   nlohmann::ordered_json words = nlohmann::ordered_json::array();
   for (std::size_t begin = 0; begin < text.size();) {
     const std::size_t end = std::min(text.find('\0', begin), text.size());
-    words.push_back(text.substr(begin, end - begin));
+    words.push_back(utf8_text(std::string_view(text).substr(begin, end - begin)));
     begin = end + 1;
   }
   return words;
@@ -44,7 +45,7 @@ nlohmann::ordered_json selected_environment() {
   for (const char* name :
        {"OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID", "SLURM_JOB_NODELIST",
         "SLURM_RESTART_COUNT", "PBS_JOBID", "LOADEDMODULES", "APPTAINER_CONTAINER"})
-    if (const char* value = std::getenv(name)) values[name] = value;
+    if (const char* value = std::getenv(name)) values[name] = utf8_text(value);
   return values;
 }
 
@@ -63,7 +64,8 @@ nlohmann::ordered_json make_provenance(const RunConfig& config, const Source& so
                                        const Inputs& inputs, const ProcessGrid& grid,
                                        const std::string& device) {
   nlohmann::ordered_json hosts = nlohmann::ordered_json::array();
-  for (const std::string& host : grid.world().gather_text(host_name())) hosts.push_back(host);
+  for (const std::string& host : grid.world().gather_text(host_name()))
+    hosts.push_back(utf8_text(host));
   nlohmann::ordered_json provenance{
       {"schema", 1},
       {"program", program_facts()},
@@ -76,11 +78,11 @@ nlohmann::ordered_json make_provenance(const RunConfig& config, const Source& so
        {{"ranks", grid.world().size()},
         {"tensor", grid.tensor_size()},
         {"data", grid.data_size()}}},
-      {"model", source.reader.directory().string()},
+      {"model", utf8_text(source.reader.directory().string())},
       {"config_sha256", sha256_hex(std::string_view(to_yaml(config)))},
       {"seed", config.calibration.seed},
       {"inputs", to_json(inputs)}};
-  if (fault::armed()) provenance["fault_injection"] = fault::specification();
+  if (fault::armed()) provenance["fault_injection"] = utf8_text(fault::specification());
   return provenance;
 }
 

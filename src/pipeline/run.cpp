@@ -10,6 +10,7 @@
 #include "espalier/comm/process_grid.h"
 #include "espalier/core/error.h"
 #include "espalier/core/fault.h"
+#include "espalier/core/json.h"
 #include "espalier/core/log.h"
 #include "espalier/core/stop.h"
 #include "espalier/core/text.h"
@@ -26,7 +27,6 @@ namespace espalier {
 namespace {
 
 namespace fs = std::filesystem;
-constexpr auto kReplace = nlohmann::ordered_json::error_handler_t::replace;
 
 /// One pruning run on this rank. The order of the members is the order in which they come to life.
 class PruningRun {
@@ -107,7 +107,7 @@ class PruningRun {
     std::string record;
     on_root("hash inputs", [&] {
       if (const Commit* commit = newest_commit())
-        record = to_json(recorded_inputs(*commit)).dump(-1, ' ', true, kReplace);
+        record = json_text(to_json(recorded_inputs(*commit)));
     });
     record = world_.broadcast_text(record, 0);
     const Inputs before =
@@ -381,6 +381,7 @@ class PruningRun {
     monitor_.enter("save");
     fault::hit("save.enter");
     on_root("save", [&] {
+      directory_->require_lock();
       Saved saved = make();
       Commit commit{kind, iteration, std::move(saved.state), {}};
       commit.manifest = {{"schema", 2},
@@ -437,6 +438,7 @@ class PruningRun {
     for (const ExportConfig& target : config_.exports) {
       agree_to_continue(world_, "export", {}, monitor_.hooks());
       on_root("export", [&] {
+        directory_->require_lock();
         try {
           write_run_export(
               *source_, rules_, *directory_, target,

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
-#include <cstring>
 #include <ctime>
 #include <functional>
 #include <thread>
@@ -17,6 +16,7 @@
 #include "espalier/core/hash.h"
 #include "espalier/core/json.h"
 #include "espalier/core/log.h"
+#include "espalier/core/paths.h"
 #include "espalier/core/text.h"
 
 namespace espalier {
@@ -41,42 +41,36 @@ std::string environment(const char* name) {
   return value == nullptr ? "" : value;
 }
 
-void make_directory(const fs::path& path) {
-  std::error_code code;
-  fs::create_directories(path, code);
-  if (!code) return;
-  const bool denied =
-      code == std::errc::permission_denied || code == std::errc::read_only_file_system;
-  throw Error(denied ? ExitCode::permission : ExitCode::cannot_create,
-              "the directory cannot be created", code.message(),
-              "Choose another --run-dir, or make its parent writable.", path.string());
-}
-
 void remove_entries(const fs::path& directory,
                     const std::function<bool(const std::string& name)>& chosen, WriteScope scope) {
-  std::vector<fs::path> found;
-  for (const auto& entry : fs::directory_iterator(directory))
-    if (chosen(entry.path().filename().string())) found.push_back(entry.path());
-  for (const fs::path& path : found) remove_tree(path, scope);
+  for (const fs::path& path : list_directory(directory))
+    if (chosen(path.filename().string())) remove_tree(path, scope);
 }
 
-void require_writable(const fs::path& path) {
-  if (::access(path.c_str(), W_OK | X_OK) == 0) return;
-  throw Error(ExitCode::permission, "the run directory cannot be written", std::strerror(errno),
-              "Choose another --run-dir, or change its permissions.", path.string());
+/// What owner.json says of the holder of the lock. It may be damaged, or not be there yet.
+std::string owner_text(const fs::path& file) {
+  try {
+    const nlohmann::ordered_json facts = read_json(file);
+    const auto job = facts.value("job", std::string());
+    return fmt::format("process {} on {} since {}{}", facts.value("pid", 0),
+                       facts.value("host", "?"), facts.value("since", "?"),
+                       job.empty() ? "" : ", job " + job);
+  } catch (const std::exception&) {
+    return "an unknown process";
+  }
 }
 
 }  // namespace
 
 RunDirectory RunDirectory::open(const fs::path& path, const RunConfig& config,
                                 const Options& options, std::vector<std::string>& messages) {
-  const bool is_new = !fs::exists(path);
-  make_directory(path);
-  require_writable(path);
-  RunDirectory run(fs::absolute(path).lexically_normal());
-  run.is_empty_ = is_new;
+  RunDirectory run(absolute_path(path));
+  run.is_empty_ = !path_exists(run.path_);
+  make_directories(run.path_);
+  require_writable(run.path_);
   run.take_lock(options.lock_wait_seconds);
-  make_directory(run.path_ / "ckpt");
+  make_directories(run.path_ / "ckpt");
+  require_writable(run.path_ / "ckpt");
   run.check_same_run(config, options.allowed_changes);
   run.commits_.sweep();
   run.sweep();
@@ -85,9 +79,8 @@ RunDirectory RunDirectory::open(const fs::path& path, const RunConfig& config,
     messages.push_back("removed a STOP file that an earlier run left behind");
   }
   run.choose_start(options.resume, messages);
-  while (fs::exists(run.path_ / "logs" / fmt::format("attempt-{:03}", run.attempt_)))
-    ++run.attempt_;
-  make_directory(run.log_directory());
+  while (name_exists(run.log_directory())) ++run.attempt_;
+  make_directories(run.log_directory());
   return run;
 }
 
@@ -102,7 +95,7 @@ bool RunDirectory::abandon() {
 
 void RunDirectory::begin(const RunConfig& config) {
   is_empty_ = false;
-  if (!fs::exists(path_ / "config.input.yaml"))
+  if (!path_exists(path_ / "config.input.yaml"))
     replace_file(path_ / "config.input.yaml", read_file(config.source));
   replace_file(path_ / "config.resolved.yaml", to_yaml(config));
   cut_metrics(start_ ? start_->iteration : paused_pass_ ? paused_pass_->iteration - 1 : -1);
@@ -110,7 +103,7 @@ void RunDirectory::begin(const RunConfig& config) {
 
 std::string RunDirectory::identity() const {
   const fs::path file = path_ / "provenance.json";
-  if (fs::exists(file)) {
+  if (path_exists(file)) {
     const nlohmann::ordered_json before =
         nlohmann::ordered_json::parse(read_file(file), nullptr, false);
     if (before.is_object() && before.contains("run") && before["run"].is_string())
@@ -123,15 +116,15 @@ std::string RunDirectory::identity() const {
 }
 
 fs::path RunDirectory::place_of(const ExportConfig& target) const {
-  const fs::path out = (path_ / target.path).lexically_normal();
-  return out.has_filename() ? out : out.parent_path();
+  return absolute_path(target.path.is_absolute() ? target.path : path_ / target.path);
 }
 
+// Where the names lead, not how they read: export/ may be a link to a place shared with others.
 bool RunDirectory::holds(const fs::path& out) const {
-  std::error_code failure;
-  const fs::path parent = fs::weakly_canonical(out.parent_path(), failure);
-  const fs::path inside = parent.lexically_relative(fs::weakly_canonical(path_, failure));
-  return !failure && !inside.empty() && *inside.begin() != "..";
+  const fs::path parent = absolute_path(out).parent_path();
+  if (!path_exists(parent)) return false;
+  const std::string home = real_path(path_).string() + "/";
+  return (real_path(parent).string() + "/").starts_with(home);
 }
 
 fs::path RunDirectory::log_directory() const {
@@ -140,31 +133,25 @@ fs::path RunDirectory::log_directory() const {
 
 void RunDirectory::take_lock(double wait_seconds) {
   const fs::path owner = path_ / "owner.json";
-  lock_ = FileLock::acquire(path_ / ".lock", wait_seconds);
-  if (!lock_) {
-    std::string who = "an unknown process";
-    if (fs::exists(owner)) {
-      const auto facts = read_json(owner);
-      who = fmt::format("process {} on {} since {}{}", facts.value("pid", 0),
-                        facts.value("host", "?"), facts.value("since", "?"),
-                        facts.value("job", "").empty() ? "" : ", job " + facts.value("job", ""));
-    }
-    throw Error(ExitCode::cannot_create, "the run directory is in use by " + who,
+  const std::string job =
+      environment("SLURM_JOB_ID").empty() ? environment("PBS_JOBID") : environment("SLURM_JOB_ID");
+  const nlohmann::ordered_json facts{{"host", utf8_text(host_name())},
+                                     {"pid", ::getpid()},
+                                     {"job", utf8_text(job)},
+                                     {"since", now_text()}};
+  lock_ = FileLock::acquire(path_ / ".lock", wait_seconds, json_text(facts) + "\n");
+  if (!lock_)
+    throw Error(ExitCode::cannot_create, "the run directory is in use by " + owner_text(owner),
                 fmt::format("waited {} s for its lock", wait_seconds),
                 "Wait for that run, stop it with 'espalier stop', or choose another --run-dir.",
                 path_.string());
-  }
-  const std::string job =
-      environment("SLURM_JOB_ID").empty() ? environment("PBS_JOBID") : environment("SLURM_JOB_ID");
-  const nlohmann::ordered_json facts{
-      {"host", host_name()}, {"pid", ::getpid()}, {"job", job}, {"since", now_text()}};
-  replace_file(owner, facts.dump(2) + "\n");
+  replace_file(owner, json_text(facts, 2) + "\n");
 }
 
 void RunDirectory::check_same_run(const RunConfig& config,
                                   const std::vector<std::string>& allowed_changes) {
   const fs::path resolved = path_ / "config.resolved.yaml";
-  if (!fs::exists(resolved) || !has_commits()) return;
+  if (!path_exists(resolved) || !has_commits()) return;
   const RunConfig before = read_run_config(resolved, {}, ConfigUse::print);
   Problems problems;
   for (const ConfigDifference& d : frozen_differences(before, config)) {
@@ -245,25 +232,27 @@ void RunDirectory::choose_start(ResumeMode mode, std::vector<std::string>& messa
 }
 
 void RunDirectory::sweep() const {
-  // Files that replace_file did not come to rename; whoever asks for a stop has no lock.
+  // Files that replace_file did not come to rename; whoever asks for a stop or waits for the lock
+  // has none.
   const auto chosen = [](const std::string& name) {
     return name.starts_with(".") && name.find(".tmp-") != std::string::npos &&
-           !name.starts_with(".STOP");
+           !name.starts_with(".STOP") && !name.starts_with("..lock");
   };
   remove_entries(path_, chosen, WriteScope::other);
 }
 
 void RunDirectory::sweep_unfinished_export(const fs::path& out) const {
-  if (!holds(out) || !fs::is_directory(out.parent_path())) return;
+  const fs::path parent = absolute_path(out).parent_path();
+  if (!path_exists(parent) || !holds(out)) return;
   const std::string name = out.filename().string();
   const auto chosen = [&](const std::string& entry) {
     return entry.starts_with(name + ".tmp-") || entry.starts_with(name + ".trash-");
   };
-  remove_entries(out.parent_path(), chosen, WriteScope::export_model);
+  remove_entries(parent, chosen, WriteScope::export_model);
 }
 
-bool RunDirectory::stop_requested() const { return fs::exists(path_ / "STOP"); }
-void RunDirectory::clear_stop_request() const { fs::remove(path_ / "STOP"); }
+bool RunDirectory::stop_requested() const { return name_exists(path_ / "STOP"); }
+void RunDirectory::clear_stop_request() const { remove_file(path_ / "STOP"); }
 
 void RunDirectory::write_status(const RunStatus& status) const {
   const nlohmann::ordered_json value{
@@ -278,13 +267,12 @@ void RunDirectory::write_status(const RunStatus& status) const {
       {"attempt", attempt_},
       {"exit_code",
        status.exit_code < 0 ? nlohmann::ordered_json() : nlohmann::ordered_json(status.exit_code)},
-      {"reason", status.reason}};
-  replace_file(path_ / "status.json",
-               value.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
+      {"reason", utf8_text(status.reason)}};
+  replace_file(path_ / "status.json", json_text(value, 2) + "\n");
 }
 
 void RunDirectory::write_provenance(const nlohmann::ordered_json& provenance) const {
-  const std::string text = provenance.dump(2) + "\n";
+  const std::string text = json_text(provenance, 2) + "\n";
   replace_file(path_ / "provenance.json", text);
   replace_file(log_directory() / "provenance.json", text);
 }
@@ -293,7 +281,7 @@ std::vector<nlohmann::ordered_json> RunDirectory::metrics() const { return read_
 
 void RunDirectory::write_metrics(const std::vector<nlohmann::ordered_json>& rows) const {
   std::string text;
-  for (const auto& row : rows) text += row.dump() + "\n";
+  for (const auto& row : rows) text += json_text(row) + "\n";
   replace_file(path_ / "metrics.jsonl", text);
 }
 
@@ -317,7 +305,7 @@ void RunDirectory::cut_metrics(std::int64_t last_iteration) const {
 std::vector<nlohmann::ordered_json> read_metrics(const fs::path& run_directory) {
   std::vector<nlohmann::ordered_json> rows;
   const fs::path path = run_directory / "metrics.jsonl";
-  if (!fs::exists(path)) return rows;
+  if (!path_exists(path)) return rows;
   const std::string text = read_file(path);
   for (std::size_t begin = 0; begin < text.size();) {
     const std::size_t end = std::min(text.find('\n', begin), text.size());
@@ -326,6 +314,15 @@ std::vector<nlohmann::ordered_json> read_metrics(const fs::path& run_directory) 
     begin = end + 1;
   }
   return rows;
+}
+
+bool is_run_directory(const fs::path& path) { return path_exists(path / "config.resolved.yaml"); }
+
+bool is_commit(const fs::path& path) { return path_exists(path / "MANIFEST.json"); }
+
+fs::path run_of_commit(const fs::path& commit) {
+  const fs::path named = absolute_path(commit).parent_path().parent_path();
+  return is_run_directory(named) ? named : real_path(commit).parent_path().parent_path();
 }
 
 void report_lone_failure(const fs::path& run_directory, int exit_code,
@@ -339,9 +336,8 @@ void report_lone_failure(const fs::path& run_directory, int exit_code,
       status["state"] = "failed";
       status["heartbeat"] = now_text();
       status["exit_code"] = exit_code;
-      status["reason"] = reason;
-      replace_file(file,
-                   status.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
+      status["reason"] = utf8_text(reason);
+      replace_file(file, json_text(status, 2) + "\n");
       std::this_thread::sleep_for(std::chrono::milliseconds(100));
     }
   } catch (const std::exception&) {

@@ -9,6 +9,7 @@
 #include "espalier/calib/calibration.h"
 #include "espalier/core/error.h"
 #include "espalier/core/fault.h"
+#include "espalier/core/json.h"
 #include "espalier/core/log.h"
 #include "espalier/core/text.h"
 #include "espalier/core/version.h"
@@ -125,7 +126,7 @@ double print_iteration(const nlohmann::ordered_json& row, std::int64_t last, std
     line += fmt::format(" loss[{}] {:.4f}", name, loss.get<double>());
   for (const auto& [name, value] : row.at("perplexity").items())
     line += fmt::format(" ppl[{}] {:.3f}", name, value.get<double>());
-  line += fmt::format(" heads {} ch {}", row.at("heads_kept").dump(),
+  line += fmt::format(" heads {} ch {}", json_text(row.at("heads_kept")),
                       count_text(row.at("channels_kept").get<std::int64_t>()));
   double eta = -1;
   if (row.contains("seconds_iteration")) {
@@ -192,7 +193,8 @@ std::string export_lines(const ExportConfig& target, const fs::path& out) {
   return fmt::format(
       "  export        {0}\n"
       "  load it with  AutoModelForCausalLM.from_pretrained(\"{0}\"{1})\n",
-      out.string(), target.format == ExportFormat::exact ? ", trust_remote_code=True" : "");
+      one_line(out.string()),
+      target.format == ExportFormat::exact ? ", trust_remote_code=True" : "");
 }
 
 }  // namespace
@@ -205,8 +207,8 @@ void print_end(const Source& source, const RunConfig& config, const PruneRules& 
   const std::string path = directory.path().string();
   log::Block block{
       "done",
-      fmt::format("\nDone in {}. Run directory: {}\n", duration(seconds), path),
-      {{"run_dir", path},
+      fmt::format("\nDone in {}. Run directory: {}\n", duration(seconds), one_line(path)),
+      {{"run_dir", utf8_text(path)},
        {"seconds", seconds},
        {"sparsity_structures", sparsity.structures},
        {"sparsity_parameters", sparsity.parameters},
@@ -238,14 +240,14 @@ void print_end(const Source& source, const RunConfig& config, const PruneRules& 
   for (const ExportConfig& target : config.exports) {
     const fs::path out = directory.place_of(target);
     block.text += export_lines(target, out);
-    block.facts["exports"].push_back(out.string());
+    block.facts["exports"].push_back(utf8_text(out.string()));
   }
   // Rounded to what can be had.
   const double low = reached_target(source.config, rules, start_plan(source, plan.attention_unit));
   const double high = reached_target(source.config, rules, plan);
   block.text += fmt::format(
-      "  smaller plans espalier export {} --sparsity X --out DIR   (any X {}up to {:.4f})\n", path,
-      low > 0 ? fmt::format("from {:.4f} ", std::ceil(low * 1e4) / 1e4) : "",
+      "  smaller plans espalier export {} --sparsity X --out DIR   (any X {}up to {:.4f})\n",
+      shell_word(path), low > 0 ? fmt::format("from {:.4f} ", std::ceil(low * 1e4) / 1e4) : "",
       std::floor(high * 1e4) / 1e4);
   log::write(log::Level::info, block, log::Stream::standard_output);
 }

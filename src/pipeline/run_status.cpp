@@ -12,6 +12,7 @@
 
 #include "espalier/core/error.h"
 #include "espalier/core/json.h"
+#include "espalier/core/paths.h"
 #include "espalier/core/text.h"
 #include "espalier/pipeline/run_directory.h"
 #include "espalier/pipeline/run_report.h"
@@ -156,14 +157,14 @@ struct Observed {
 };
 
 Observed observe(const fs::path& run_directory) {
-  if (!fs::is_directory(run_directory))
+  if (!directory_exists(run_directory))
     throw Error(ExitCode::missing_input, "there is no such directory", "a run directory is one",
                 "Name the directory that was given to --run-dir.", run_directory.string());
   const fs::path file = run_directory / "status.json";
   Observed seen;
   seen.alive = FileLock::is_held(run_directory / ".lock");
-  seen.has_status = fs::exists(file);
-  if (!seen.has_status && !fs::exists(run_directory / "owner.json"))
+  seen.has_status = path_exists(file);
+  if (!seen.has_status && !path_exists(run_directory / "owner.json"))
     throw Error(ExitCode::missing_input, "this is not a run directory",
                 "it has neither status.json nor owner.json",
                 "Name the directory that was given to --run-dir.", run_directory.string());
@@ -198,10 +199,10 @@ std::string result_text(const fs::path& run_directory) {
       text += fmt::format("{} of {} removed, ", percent(rows.back().at(field).get<double>()),
                           measure_text(config.prune.measure));
     for (const ExportConfig& target : config.exports)
-      text += fmt::format(
-          "export {}, ",
-          one_line(
-              (target.path.is_absolute() ? target.path : run_directory / target.path).string()));
+      text += fmt::format("export {}, ", one_line((target.path.is_absolute()
+                                                       ? target.path
+                                                       : absolute_path(run_directory / target.path))
+                                                      .string()));
   } catch (const Error&) {
   } catch (const Json::exception&) {
   }
@@ -213,9 +214,9 @@ std::string continue_text(const Status& s, const fs::path& run_directory) {
   const bool mend = s.state == "failed" &&
                     s.exit_code != static_cast<int>(ExitCode::write_failed) &&
                     s.exit_code != static_cast<int>(ExitCode::peer_lost);
-  const std::string how = s.last_commit.empty()
-                              ? "start it again with the same command"
-                              : "continue with: espalier resume " + run_directory.string();
+  const std::string how = s.last_commit.empty() ? "start it again with the same command"
+                                                : "continue with: espalier resume " +
+                                                      shell_word(run_directory.string());
   return (mend ? "once that is mended, " : "") + how;
 }
 
@@ -300,7 +301,7 @@ void request_stop(const fs::path& run_directory) {
   replace_file(stop, fmt::format("{:%FT%TZ}\n", fmt::gmtime(std::time(nullptr))));
   seen = observe(run_directory);
   if (seen.alive) return;
-  fs::remove(stop);
+  remove_file(stop);
   if (seen.status.state != "stopped") refuse_stop(seen, run_directory);
 }
 

@@ -13,6 +13,7 @@
 #include "espalier/export/export_model.h"
 #include "espalier/model/memory.h"
 #include "espalier/model/tensor_ops.h"
+#include "espalier/store/files.h"
 
 namespace espalier {
 namespace {
@@ -144,8 +145,7 @@ InputFiles input_files(const RunConfig& config, const Source& source) {
 
 fs::path model_of_run(const RunConfig& config, const fs::path& elsewhere) {
   if (!elsewhere.empty()) return elsewhere;
-  std::error_code unreadable;
-  if (!fs::exists(config.model_path, unreadable))
+  if (!path_exists(config.model_path))
     throw Error(
         ExitCode::missing_input, "the run's model is not where it was", {},
         "Put it back there, or a link to it; 'espalier export' takes --model DIR, 'espalier "

@@ -36,7 +36,7 @@ std::string check_pass(const Commit& commit, const fs::path& path) {
 
 RunConfig config_of_run(const fs::path& run) {
   const fs::path resolved = run / "config.resolved.yaml";
-  if (!fs::exists(resolved))
+  if (!path_exists(resolved))
     throw Error(ExitCode::missing_input, "the run's config.resolved.yaml is missing",
                 "it names the model",
                 "Verify a commit inside its run directory, or put the file back.", run.string());
@@ -105,7 +105,7 @@ Verification verify_run(const fs::path& path, bool deep) {
           path / "ckpt" / CommitStore::directory_name(iteration, CommitKind::pass), config));
     });
   if (any) collect(problems, [&] { result.checked.push_back(check_model(path, *any, deep)); });
-  if (fs::exists(path / "plan.h5"))
+  if (path_exists(path / "plan.h5"))
     collect(problems, [&] {
       const PruningPlan plan = read_plan(Hdf5Reader::open(path / "plan.h5"), "", config);
       if (plan.digest() != newest)
@@ -131,18 +131,18 @@ Verification verify_run(const fs::path& path, bool deep) {
 
 void check_export_hashes(const fs::path& path, Verification& result) {
   const fs::path file = path / "provenance.json";
-  if (!fs::exists(file)) return;
+  if (!path_exists(file)) return;
   const nlohmann::ordered_json provenance = parse_json(read_file(file), file.string());
   if (!provenance.contains("files")) return;
   Problems problems;
   for (const auto& [name, hash] : provenance.at("files").items()) {
-    if (!fs::exists(path / name))
+    const fs::path named = path / bytes_of_text(name);
+    if (!path_exists(named))
       problems.add(ExitCode::bad_content, "the file is missing", "provenance.json names it",
-                   "Export the model again, or put the file back.", (path / name).string());
-    else if (sha256_of_file(path / name) != hash.get<std::string>())
+                   "Export the model again, or put the file back.", named.string());
+    else if (sha256_of_file(named) != hash.get<std::string>())
       problems.add(ExitCode::bad_content, "the content does not match its hash in provenance.json",
-                   "the file changed since the export", "Export the model again.",
-                   (path / name).string());
+                   "the file changed since the export", "Export the model again.", named.string());
   }
   problems.throw_if_any();
   result.kind = "exported model";
@@ -195,16 +195,16 @@ Verification verify_model(const fs::path& path, bool deep) {
 }  // namespace
 
 Verification verify_path(const fs::path& path, bool deep) {
-  if (!fs::exists(path))
+  if (!path_exists(path))
     throw Error(ExitCode::missing_input, "there is no such file or directory", {},
                 "Name a run directory, a commit or a model directory.", path.string());
-  if (fs::exists(path / "config.resolved.yaml")) return verify_run(path, deep);
-  if (fs::exists(path / "MANIFEST.json")) {
-    const fs::path run = fs::absolute(path).lexically_normal().parent_path().parent_path();
+  if (is_run_directory(path)) return verify_run(path, deep);
+  if (is_commit(path)) {
+    const fs::path run = run_of_commit(path);
     return {
         "commit", {check_commit(path, read_model_config(model_of_run(config_of_run(run))))}, {}};
   }
-  if (fs::exists(path / "config.json")) return verify_model(path, deep);
+  if (path_exists(path / "config.json")) return verify_model(path, deep);
   throw Error(
       ExitCode::missing_input, "there is nothing here that can be verified",
       "no config.resolved.yaml (run directory), MANIFEST.json (commit) or config.json (model)",

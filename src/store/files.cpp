@@ -1,7 +1,6 @@
 #include "espalier/store/files.h"
 
 #include <fcntl.h>
-#include <sys/random.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
@@ -10,6 +9,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <limits>
+#include <optional>
 #include <vector>
 
 #include <fmt/format.h>
@@ -23,16 +23,15 @@ namespace {
 
 using posix::Access;
 
-std::filesystem::path directory_of(const std::filesystem::path& path) {
-  return path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
-}
+bool is_missing(int number) { return number == ENOENT || number == ENOTDIR; }
 
-/// A name beside `path` that no other process uses.
-std::filesystem::path temporary_beside(const std::filesystem::path& path) {
-  std::uint64_t number = 0;
-  if (::getrandom(&number, sizeof number, 0) != static_cast<ssize_t>(sizeof number))
-    posix::fail("getrandom", path, errno, Access::write);
-  return directory_of(path) / fmt::format(".{}.tmp-{:016x}", path.filename().string(), number);
+/// stat(2) of `path`; nothing when there is no such file. Every other failure is an Error: what
+/// cannot be looked at must not be taken for missing.
+std::optional<struct stat> facts_of(const std::filesystem::path& path) {
+  struct stat info {};
+  if (::stat(path.c_str(), &info) == 0) return info;
+  if (is_missing(errno)) return std::nullopt;
+  posix::fail("stat", path, errno, Access::read);
 }
 
 void unlink_one(const std::filesystem::path& path, bool is_directory, WriteScope scope) {
@@ -43,6 +42,68 @@ void unlink_one(const std::filesystem::path& path, bool is_directory, WriteScope
 }
 
 }  // namespace
+
+bool path_exists(const std::filesystem::path& path) { return facts_of(path).has_value(); }
+
+bool name_exists(const std::filesystem::path& path) {
+  struct stat info {};
+  if (::lstat(path.c_str(), &info) == 0) return true;
+  if (is_missing(errno)) return false;
+  posix::fail("lstat", path, errno, Access::read);
+}
+
+bool file_exists(const std::filesystem::path& path) {
+  const auto facts = facts_of(path);
+  return facts && S_ISREG(facts->st_mode);
+}
+
+bool directory_exists(const std::filesystem::path& path) {
+  const auto facts = facts_of(path);
+  return facts && S_ISDIR(facts->st_mode);
+}
+
+void make_directories(const std::filesystem::path& path) {
+  std::error_code failure;
+  std::filesystem::create_directories(path, failure);
+  if (failure.value() == ENOTDIR || failure.value() == EEXIST)
+    throw Error(ExitCode::cannot_create,
+                fmt::format("cannot make the directory {}", posix::shown(path.string())),
+                fmt::format("mkdir: {}", failure.message()),
+                "A file or a broken link stands in the way: remove it, or choose another place.");
+  if (failure) posix::fail("mkdir", path, failure.value(), Access::write);
+}
+
+void make_directory(const std::filesystem::path& path) {
+  if (::mkdir(path.c_str(), 0777) != 0) posix::fail("mkdir", path, errno, Access::write);
+}
+
+void require_writable(const std::filesystem::path& directory) {
+  if (::access(directory.c_str(), W_OK | X_OK) != 0)
+    posix::fail("access", directory, errno, Access::write);
+}
+
+std::vector<std::filesystem::path> list_directory(const std::filesystem::path& path) {
+  std::error_code failure;
+  std::vector<std::filesystem::path> entries;
+  for (std::filesystem::directory_iterator at(path, failure), end; !failure && at != end;
+       at.increment(failure))
+    entries.push_back(at->path());
+  if (failure) posix::fail("readdir", path, failure.value(), Access::read);
+  std::sort(entries.begin(), entries.end());
+  return entries;
+}
+
+void remove_file(const std::filesystem::path& path) {
+  if (::unlink(path.c_str()) != 0 && errno != ENOENT)
+    posix::fail("unlink", path, errno, Access::write);
+}
+
+std::filesystem::path real_path(const std::filesystem::path& path) {
+  std::error_code failure;
+  std::filesystem::path result = std::filesystem::canonical(path, failure);
+  if (failure) posix::fail("realpath", path, failure.value(), Access::read);
+  return result;
+}
 
 std::string read_file(const std::filesystem::path& path, std::size_t limit) {
   limit = std::min(limit, SIZE_MAX / 4);  // so that limit + 1 below cannot wrap
@@ -83,7 +144,7 @@ void write_new_file(const std::filesystem::path& path, std::string_view text, Wr
 }
 
 void replace_file(const std::filesystem::path& path, std::string_view text, WriteScope scope) {
-  const std::filesystem::path temporary = temporary_beside(path);
+  const std::filesystem::path temporary = posix::temporary_beside(path);
   write_new_file(temporary, text, scope);
   try {
     posix::pass_or_fail(scope, "pre_rename", "rename", path);
@@ -94,16 +155,14 @@ void replace_file(const std::filesystem::path& path, std::string_view text, Writ
     throw;
   }
   posix::pass_or_fail(scope, "post_rename", "rename", path);
-  fsync_directory(directory_of(path), scope);
+  fsync_directory(posix::directory_of(path), scope);
 }
 
 void fsync_directory(const std::filesystem::path& path, WriteScope scope) {
-  const posix::Descriptor directory{::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)};
+  const posix::Descriptor directory{posix::open_restarted(path, O_RDONLY | O_DIRECTORY)};
   if (directory.get() < 0) posix::fail("open", path, errno, Access::write);
   posix::pass_or_fail(scope, "fsync_dir", "fsync", path);
-  // Some network file systems know no fsync of directories; their renames are synchronous.
-  if (::fsync(directory.get()) != 0 && errno != EINVAL && errno != ENOTSUP)
-    posix::fail("fsync", path, errno, Access::write);
+  if (!posix::synchronised(directory.get())) posix::fail("fsync", path, errno, Access::write);
 }
 
 void rename_path(const std::filesystem::path& from, const std::filesystem::path& to,
@@ -125,14 +184,7 @@ void remove_tree(const std::filesystem::path& path, WriteScope scope) {
   }
   const bool is_directory = S_ISDIR(info.st_mode);
   if (is_directory) {
-    std::error_code failure;
-    std::vector<std::filesystem::path> entries;
-    for (std::filesystem::directory_iterator at(path, failure), end; !failure && at != end;
-         at.increment(failure))
-      entries.push_back(at->path());
-    if (failure) posix::fail("readdir", path, failure.value(), Access::write);
-    std::sort(entries.begin(), entries.end());
-    for (const std::filesystem::path& entry : entries) remove_tree(entry, scope);
+    for (const std::filesystem::path& entry : list_directory(path)) remove_tree(entry, scope);
   }
   unlink_one(path, is_directory, scope);
 }

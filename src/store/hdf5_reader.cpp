@@ -76,8 +76,8 @@ void read_checked(hid_t type, std::span<T> out, const std::string& object,
 /// Text goes into messages, logs and JSON: UTF-8 without control characters.
 bool is_text(std::string_view text) {
   while (!text.empty()) {
-    const std::size_t length = posix::character_bytes(text);
-    if (length == 0 || posix::is_control(text.front())) return false;
+    const std::size_t length = character_bytes(text);
+    if (length == 0 || is_control(text.front())) return false;
     text.remove_prefix(length);
   }
   return true;
@@ -114,7 +114,11 @@ struct Hdf5Reader::State {
 };
 
 void Hdf5Reader::State::open(const char* name, unsigned flags, const Id& access) {
-  file = Id{H5Fopen(name, flags, access.get()), H5Fclose};
+  const auto opened = posix::restarted([&] {
+    errno = 0;  // the library leaves what the call said
+    return H5Fopen(name, flags, access.get());
+  });
+  file = Id{opened, H5Fclose};
   if (file.get() < 0) refuse(origin, "not a whole HDF5 file");
 }
 

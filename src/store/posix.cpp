@@ -1,6 +1,7 @@
 #include "posix.h"
 
 #include <fcntl.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
@@ -18,18 +19,9 @@ namespace {
 
 constexpr std::size_t kBuffer = std::size_t{1} << 20;
 
-/// A device that cannot be read says nothing about the content: 74 is the code for I/O errors.
-ExitCode code_of(int number, Access access) {
-  const ExitCode code = code_of_errno(number);
-  const bool is_content = code == ExitCode::write_failed && access == Access::read && number != EIO;
-  return is_content ? ExitCode::bad_content : code;
-}
-
 std::optional<std::uint64_t> free_bytes(const std::filesystem::path& path) {
   struct statvfs info {};
-  std::filesystem::path directory = path.parent_path();
-  if (directory.empty()) directory = ".";
-  if (::statvfs(directory.c_str(), &info) != 0) return std::nullopt;
+  if (::statvfs(directory_of(path).c_str(), &info) != 0) return std::nullopt;
   return static_cast<std::uint64_t>(info.f_bavail) * info.f_frsize;
 }
 
@@ -48,7 +40,28 @@ std::string remedy_of(int number, const std::filesystem::path& path, std::uint64
                          needed > 0 ? fmt::format("{} bytes are needed. ", needed) : "");
     case EACCES:
     case EPERM:
-      return "Check the owner and mode of the file and of its directory.";
+      return "Check the owner and mode of the file and of its directory; people who share a "
+             "directory "
+             "work with umask 002.";
+    case EROFS:
+      return "The file system is mounted read-only: name a place on another one.";
+    case ENOENT:
+    case ENOTDIR:
+    case EISDIR:
+      return "Check the path.";
+    case ELOOP:
+      return "Check the symbolic links on the way.";
+    case ENAMETOOLONG:
+      return "Choose a shorter path.";
+    case ESTALE:
+      return "The file was replaced or removed on the file server while it was in use: start "
+             "again.";
+    case EXDEV:
+      return "Both names must be on one file system.";
+    case EIO:
+    case ETIMEDOUT:
+    case ENOTCONN:
+      return "Check the disk or the file server, then start again.";
     case EEXIST:
     case ENOTEMPTY:
       return "Remove it, or name another output.";
@@ -65,9 +78,18 @@ std::string remedy_of(int number, const std::filesystem::path& path, std::uint64
 void fail(const char* call, const std::filesystem::path& path, int number, Access access,
           std::uint64_t needed) {
   throw Error(
-      code_of(number, access),
+      code_of_errno(number),
       fmt::format("cannot {} {}", access == Access::read ? "read" : "write", shown(path.string())),
       fmt::format("{}: {}", call, std::strerror(number)), remedy_of(number, path, needed));
+}
+
+int open_restarted(const std::filesystem::path& path, int flags) {
+  return restarted([&] { return ::open(path.c_str(), flags | O_CLOEXEC, 0666); });
+}
+
+bool synchronised(int fd) {
+  return restarted([&] { return ::fsync(fd); }) == 0 || errno == EINVAL || errno == ENOTSUP ||
+         errno == EOPNOTSUPP || errno == ENOSYS;
 }
 
 fault::Outcome pass(WriteScope scope, std::string_view step) {
@@ -81,25 +103,22 @@ void pass_or_fail(WriteScope scope, std::string_view step, const char* call,
   if (outcome.error_number != 0) fail(call, path, outcome.error_number, Access::write);
 }
 
-std::size_t character_bytes(std::string_view text) {
-  const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[i]); };
-  if (text.empty()) return 0;
-  const unsigned lead = byte(0);
-  if (lead < 0x80) return 1;
-  const std::size_t length = lead < 0xe0 ? 2 : lead < 0xf0 ? 3 : 4;
-  if (lead < 0xc2 || lead > 0xf4 || length > text.size()) return 0;
-  for (std::size_t i = 1; i < length; ++i)
-    if ((byte(i) & 0xc0U) != 0x80U) return 0;
-  // Too long forms, halves of surrogate pairs, beyond U+10FFFF.
-  if ((lead == 0xe0 && byte(1) < 0xa0) || (lead == 0xed && byte(1) > 0x9f) ||
-      (lead == 0xf0 && byte(1) < 0x90) || (lead == 0xf4 && byte(1) > 0x8f))
-    return 0;
-  return length;
+std::filesystem::path directory_of(const std::filesystem::path& path) {
+  return path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
 }
 
-bool is_control(char c) {
-  const auto byte = static_cast<unsigned char>(c);
-  return byte < 0x20 || byte == 0x7f;
+std::uint64_t random_number(const std::filesystem::path& path) {
+  std::uint64_t number = 0;
+  if (restarted([&] { return ::getrandom(&number, sizeof number, 0); }) !=
+      static_cast<ssize_t>(sizeof number))
+    fail("getrandom", path, errno, Access::write);
+  return number;
+}
+
+std::filesystem::path temporary_beside(const std::filesystem::path& path) {
+  // Room for the rest of the name: the longest that file systems take is 255 bytes.
+  const std::string stem = path.filename().string().substr(0, 200);
+  return directory_of(path) / fmt::format(".{}.tmp-{:016x}", stem, random_number(path));
 }
 
 std::string shown(std::string_view text) {
@@ -134,9 +153,13 @@ int Descriptor::release() {
 
 Descriptor open_regular(const std::filesystem::path& path) {
   // O_NONBLOCK: opening a pipe without a writer would hang before it can be recognised.
-  Descriptor file{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
-  if (file.get() < 0) fail("open", path, errno, Access::read);
+  Descriptor file{open_restarted(path, O_RDONLY | O_NONBLOCK)};
   struct stat info {};
+  // A lease that another host has on the file is given back only to those who wait.
+  if (file.get() < 0 && errno == EAGAIN && ::stat(path.c_str(), &info) == 0 &&
+      S_ISREG(info.st_mode))
+    file = Descriptor{open_restarted(path, O_RDONLY)};
+  if (file.get() < 0) fail("open", path, errno, Access::read);
   if (::fstat(file.get(), &info) != 0) fail("fstat", path, errno, Access::read);
   if (!S_ISREG(info.st_mode))
     throw Error(ExitCode::missing_input, fmt::format("{} is not a file", shown(path.string())),
@@ -155,9 +178,9 @@ std::size_t read_at(const Descriptor& file, const std::filesystem::path& path, s
   std::size_t done = 0;
   while (done < out.size()) {
     const std::size_t count = std::min(out.size() - done, kBlock);
-    const ssize_t got =
-        ::pread(file.get(), out.data() + done, count, static_cast<off_t>(offset + done));
-    if (got < 0 && errno == EINTR) continue;
+    const ssize_t got = restarted([&] {
+      return ::pread(file.get(), out.data() + done, count, static_cast<off_t>(offset + done));
+    });
     if (got < 0) fail("pread", path, errno, Access::read);
     if (got == 0) break;
     done += static_cast<std::size_t>(got);
@@ -169,8 +192,7 @@ OutputFile::OutputFile(const std::filesystem::path& path, WriteScope scope,
                        std::uint64_t expected_bytes)
     : path_(path), scope_(scope), expected_bytes_(expected_bytes) {
   pass_or_fail(scope_, "open", "open", path_);
-  file_ =
-      Descriptor{::open(path_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0644)};
+  file_ = Descriptor{open_restarted(path_, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW)};
   if (file_.get() < 0) fail("open", path_, errno, Access::write);
   buffer_.reserve(static_cast<std::size_t>(std::min<std::uint64_t>(expected_bytes_, kBuffer)));
 }
@@ -207,8 +229,8 @@ void OutputFile::write_block(std::span<const std::byte> block) {
   const std::size_t count = short_write ? block.size() / 2 : block.size();
   std::size_t done = 0;
   while (done < count) {
-    const ssize_t put = ::write(file_.get(), block.data() + done, count - done);
-    if (put < 0 && errno == EINTR) continue;
+    const ssize_t put =
+        restarted([&] { return ::write(file_.get(), block.data() + done, count - done); });
     if (put < 0) fail("write", path_, errno, Access::write, std::max(expected_bytes_, written_));
     // POSIX allows 0 for no progress; going on would loop for ever.
     if (put == 0) fail("write", path_, ENOSPC, Access::write, expected_bytes_);
@@ -223,13 +245,13 @@ std::string OutputFile::finish() {
   hand_over(buffer_);
   buffer_.clear();
   pass_or_fail(scope_, "fsync", "fsync", path_);
-  if (::fsync(file_.get()) != 0) fail("fsync", path_, errno, Access::write, expected_bytes_);
+  if (!synchronised(file_.get())) fail("fsync", path_, errno, Access::write, expected_bytes_);
   std::string digest = hash_.hex();
   if (scope_ == WriteScope::save) read_back(digest);
   pass_or_fail(scope_, "close", "close", path_);
   // Network file systems report late write errors here. After a failed close the descriptor is
-  // gone.
-  if (::close(file_.release()) != 0) {
+  // gone, also when a signal interrupted it; the data are safe since fsync.
+  if (::close(file_.release()) != 0 && errno != EINTR) {
     const int number = errno;
     ::unlink(path_.c_str());
     fail("close", path_, number, Access::write, expected_bytes_);

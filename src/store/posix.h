@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -11,6 +12,7 @@
 
 #include "espalier/core/fault.h"
 #include "espalier/core/hash.h"
+#include "espalier/core/text.h"
 #include "espalier/store/files.h"
 
 /// System calls with the project's messages; shared by the files of this room only.
@@ -22,6 +24,22 @@ inline constexpr std::size_t kBlock = std::size_t{16} << 20;
 /// Whether a failed call was about reading an input or writing an output: some errno values mean
 /// different things for the two.
 enum class Access { read, write };
+
+/// Makes a system call again as long as a signal interrupts it.
+template <class Call>
+auto restarted(Call&& call) {
+  for (;;) {
+    const auto result = call();
+    if (result >= 0 || errno != EINTR) return result;
+  }
+}
+
+/// open(2), made again when interrupted; new files get the mode that the umask leaves of 0666.
+int open_restarted(const std::filesystem::path& path, int flags);
+
+/// fsync(2) of a file or directory. Some file systems know no fsync, of directories or at all: they
+/// write at once, or promise nothing; it is not an error there.
+bool synchronised(int fd);
 
 /// Throws Error for `call` on `path` that failed with `number`. `needed` (bytes, 0 = unknown) is
 /// put beside the free bytes when the disk is full.
@@ -35,13 +53,10 @@ fault::Outcome pass(WriteScope scope, std::string_view step);
 void pass_or_fail(WriteScope scope, std::string_view step, const char* call,
                   const std::filesystem::path& path);
 
-/// `text` in single quotes, shortened and without control characters, for messages about hostile
-/// input.
-std::string shown(std::string_view text);
-/// Bytes of the UTF-8 character (RFC 3629) that `text` begins with; 0 when it begins with none.
-std::size_t character_bytes(std::string_view text);
-/// Below 0x20, or 0x7f.
-bool is_control(char c);
+std::filesystem::path directory_of(const std::filesystem::path& path);
+std::uint64_t random_number(const std::filesystem::path& path);
+/// A name beside `path` that no other process uses, hidden and with ".tmp-" in it.
+std::filesystem::path temporary_beside(const std::filesystem::path& path);
 
 /// Owns a file descriptor.
 class Descriptor {

@@ -102,9 +102,9 @@ bool read_shape(const Json& entry, const std::string& label, Complaints& complai
   for (const Json& extent : *found) {
     const auto value = unsigned_of(extent);
     if (!value || *value > std::numeric_limits<std::int64_t>::max()) {
-      complaints.add(fmt::format("tensor {} has the extent {} in its shape", label,
-                                 shown(extent.dump(-1, ' ', true, Json::error_handler_t::replace))),
-                     "extents are integers from 0 to 2^63 - 1");
+      complaints.add(
+          fmt::format("tensor {} has the extent {} in its shape", label, shown(json_text(extent))),
+          "extents are integers from 0 to 2^63 - 1");
       return false;
     }
     info.shape.push_back(static_cast<std::int64_t>(*value));

@@ -43,7 +43,7 @@ std::string layout_header(const std::vector<SafetensorsWriter::Entry>& entries,
                                         {"data_offsets", {at, end}}});
     at = end;
   }
-  std::string text = root.dump();
+  std::string text = json_text(root);
   text.append((8 - text.size() % 8) % 8, ' ');
   ESPALIER_CHECK(text.size() <= kSafetensorsHeaderLimit,
                  fmt::format("a header of {} bytes", text.size()));

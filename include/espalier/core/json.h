@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <string>
 #include <string_view>
 
 #include <nlohmann/json.hpp>
@@ -18,5 +19,11 @@ struct JsonLimits {
 /// offset. Object order is kept.
 nlohmann::ordered_json parse_json(std::string_view text, std::string_view origin,
                                   JsonLimits limits = {});
+
+/// The one way to write JSON: never throws, whatever the strings hold. Bytes that are no UTF-8
+/// become U+FFFD; strings that may hold such bytes (paths, names of hosts, values of the
+/// environment) go through utf8_text() of core/text.h before, which loses nothing. `indent` < 0 is
+/// the compact form.
+std::string json_text(const nlohmann::ordered_json& value, int indent = -1);
 
 }  // namespace espalier

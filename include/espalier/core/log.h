@@ -21,7 +21,7 @@ struct Options {
   int rank = 0;       ///< only rank 0 writes to stderr; a rank's first error always goes there
   std::filesystem::path file;  ///< every line also goes here; empty = nowhere
 };
-/// A file that cannot be opened is told by one warning; the log goes on without it.
+/// A file that cannot be opened or written is told by one warning; the log goes on without it.
 void configure(const Options& options);
 /// The options in force, to change one of them.
 Options current();

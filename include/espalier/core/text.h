@@ -1,6 +1,7 @@
 #pragma once
 
 #include <concepts>
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -26,5 +27,26 @@ std::string duration(double seconds);
 /// Text from outside for a line on a terminal: control characters as \xNN, so that no file can move
 /// the cursor or begin a line.
 std::string one_line(std::string_view text);
+
+/// Below 0x20, and 0x7f.
+bool is_control(char c);
+
+/// Bytes of the valid UTF-8 character (RFC 3629) at the front of `text`; 0 when there is none.
+std::size_t character_bytes(std::string_view text);
+/// Offset of the first byte that is not valid UTF-8, or npos.
+std::size_t first_invalid_utf8(std::string_view text);
+
+/// Names of files and hosts and values of the environment are bytes; JSON and YAML want UTF-8.
+/// `bytes` as UTF-8 from which bytes_of_text() gives the same bytes back: valid UTF-8 stands for
+/// itself, unless it holds something of the form `\xNN` (N a hexadecimal digit); in all other texts
+/// every byte that is no UTF-8 is written as `\xNN`, and every backslash as `\x5c`.
+std::string utf8_text(std::string_view bytes);
+/// As utf8_text(), with control characters as `\xNN` too: always one line.
+std::string line_text(std::string_view bytes);
+/// Every `\xNN` replaced by the byte NN.
+std::string bytes_of_text(std::string_view text);
+
+/// `word` as a POSIX shell reads it: in single quotes where it needs any.
+std::string shell_word(std::string_view word);
 
 }  // namespace espalier

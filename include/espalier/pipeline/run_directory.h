@@ -71,11 +71,16 @@ class RunDirectory {
   /// 1 for the first process that worked here, then 2, ...
   int attempt() const { return attempt_; }
   std::filesystem::path log_directory() const;
+  /// Where an export goes: absolute, relative ones below the run directory.
+  std::filesystem::path place_of(const ExportConfig& target) const;
 
   /// Removes what writers of the export `out` left behind when they died (a half-written new one, a
   /// replaced old one); only inside this run directory, where the lock says that nobody else is
   /// writing.
   void sweep_unfinished_export(const std::filesystem::path& out) const;
+
+  /// Throws when the lock was lost, before anything is written that others would trip over.
+  void require_lock() const { lock_->require_held(); }
 
   bool stop_requested() const;
   void clear_stop_request() const;
@@ -114,6 +119,13 @@ class RunDirectory {
 
 /// Lines of metrics.jsonl of a run directory in order; none when there is no such file.
 std::vector<nlohmann::ordered_json> read_metrics(const std::filesystem::path& run_directory);
+
+/// Whether a run has begun there, or a commit is there. Throws where that cannot be looked at.
+bool is_run_directory(const std::filesystem::path& path);
+bool is_commit(const std::filesystem::path& path);
+/// The run directory that a commit belongs to: two names up, or, when these lead nowhere since the
+/// commit or ckpt/ is a link, two directories up from where it really is.
+std::filesystem::path run_of_commit(const std::filesystem::path& commit);
 
 /// What `espalier status` says of a run directory.
 struct StatusReport {

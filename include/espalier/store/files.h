@@ -7,15 +7,41 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace espalier {
 
-/// Checked file calls with the project's messages. Failures throw Error: missing_input (ENOENT),
-/// permission (EACCES, EPERM, EROFS), write_failed (ENOSPC, EDQUOT, EFBIG, EIO, short writes),
-/// cannot_create (EEXIST). Each writing step passes the fault point `<scope>.<step>` with the steps
-/// open, write, flush, close, fsync, readback, pre_rename, post_rename, fsync_dir, unlink, where
-/// scope is "save" for checkpoints and "export" for exports.
+/// Checked file calls with the project's messages: the only ones, besides the overloads with an
+/// error code, that look at the file system. Failures throw Error with the call, the path and what
+/// to do: missing_input (ENOENT, ENOTDIR, ELOOP, ENAMETOOLONG), permission (EACCES, EPERM, EROFS),
+/// cannot_create (EEXIST), unsuitable (no descriptors or memory), write_failed (everything else:
+/// full disks, short writes, devices and file servers that fail). Calls that a signal interrupts
+/// are made again. New files have the mode 0666 and new directories 0777, less the umask; a file
+/// that replaces another does not take over its mode. Each writing step passes the fault point
+/// `<scope>.<step>` with the steps open, write, flush, close, fsync, readback, pre_rename,
+/// post_rename, fsync_dir, unlink, where scope is "save" for checkpoints and "export" for exports.
 enum class WriteScope { save, export_model, other };
+
+/// Whether something is there, links followed. False only for missing names (ENOENT, ENOTDIR).
+bool path_exists(const std::filesystem::path& path);
+/// Whether the name is taken, also by a link that leads nowhere.
+bool name_exists(const std::filesystem::path& path);
+/// False for everything else and where nothing is.
+bool file_exists(const std::filesystem::path& path);
+bool directory_exists(const std::filesystem::path& path);
+/// mkdir of `path` and of all that is missing above it; fine when it is there. cannot_create when
+/// something else is.
+void make_directories(const std::filesystem::path& path);
+/// mkdir of a directory that must be new.
+void make_directory(const std::filesystem::path& path);
+/// Throws unless this user may make and remove files in `directory`.
+void require_writable(const std::filesystem::path& directory);
+/// Paths of the entries, sorted.
+std::vector<std::filesystem::path> list_directory(const std::filesystem::path& path);
+/// Removes one file or link; fine when there is none.
+void remove_file(const std::filesystem::path& path);
+/// The path without links.
+std::filesystem::path real_path(const std::filesystem::path& path);
 
 /// Whole file as bytes; refuses files larger than `limit`.
 std::string read_file(const std::filesystem::path& path, std::size_t limit = std::size_t{1} << 40);
@@ -49,20 +75,34 @@ std::string sha256_of_block(const std::filesystem::path& path, std::int64_t begi
 void copy_file_checked(const std::filesystem::path& from, const std::filesystem::path& to,
                        WriteScope scope);
 
-/// An open-file-description lock on `path`, held until destruction or process death.
+namespace posix {
+class ClaimFile;
+}
+
+/// An open-file-description lock on `path`, held until destruction or process death. Where the file
+/// system has no locks (ENOLCK, ENOSYS, EOPNOTSUPP, EINVAL), which is logged, a file `<path>.claim`
+/// stands for it: its holder refreshes it every 5 s, and one that was not refreshed for 15 s may be
+/// taken over. Both kinds are respected everywhere.
 class FileLock {
  public:
-  /// Tries for `wait_seconds`; returns nullptr when another process holds it.
-  static std::unique_ptr<FileLock> acquire(const std::filesystem::path& path, double wait_seconds);
+  /// Tries for `wait_seconds`; returns nullptr when another process holds it. `owner` is what a
+  /// claim file says about this process.
+  static std::unique_ptr<FileLock> acquire(const std::filesystem::path& path, double wait_seconds,
+                                           const std::string& owner = {});
   /// True when some process holds the lock (does not take it).
   static bool is_held(const std::filesystem::path& path);
+  /// Throws Error(cannot_create) when another process took over the claim of this one, which gave
+  /// no sign of life for too long.
+  void require_held() const;
   ~FileLock();
   FileLock(const FileLock&) = delete;
   FileLock& operator=(const FileLock&) = delete;
 
  private:
-  explicit FileLock(int fd) : fd_(fd) {}
-  int fd_;
+  explicit FileLock(int fd);
+  explicit FileLock(std::unique_ptr<posix::ClaimFile> claim);
+  int fd_ = -1;
+  std::unique_ptr<posix::ClaimFile> claim_;
 };
 
 }  // namespace espalier

@@ -253,5 +253,67 @@ TEST_F(RunConfigTest, NotesAreNoErrors) {
             "measured on calibration data");
 }
 
+/// Paths of any bytes come back from what is printed.
+TEST_F(RunConfigTest, PathsOfAnyBytesArePrintedAndReadBack) {
+  const std::string names[] = {"caf\xe9",  "a\nb: c",  "t\tb",     "\x1b[1m", "a\\x41", "\\",
+                               "~x/y",     "a\\b\xff", "${X}\xff", "#x",      " x ",    "é\xc3",
+                               "'\"\\x5c", "$${X}",    "no",       "1e3",     "- a",    "x\r\ny"};
+  for (const std::string& name : names) {
+    RunConfig config = read(minimal());
+    config.exports.push_back({ExportFormat::exact, name});
+    config.model_path = directory_ / name;
+    const RunConfig again = read(to_yaml(config), {}, ConfigUse::print);
+    ASSERT_EQ(again.exports.size(), 1u);
+    EXPECT_EQ(again.exports[0].path.string(), name);
+    EXPECT_EQ(again.model_path.string(), (directory_ / name).string());
+    EXPECT_TRUE(frozen_differences(config, again).empty()) << name;
+  }
+}
+
+TEST_F(RunConfigTest, EscapesInPathsAreBytes) {
+  const auto path_of = [&](const std::string& value) {
+    return read(minimal(), {"model.path=" + value}, ConfigUse::print).model_path.string();
+  };
+  EXPECT_EQ(path_of("/a/caf\\xe9"), "/a/caf\xe9");
+  EXPECT_EQ(path_of("/a/\\x5cx41"), "/a/\\x41");
+  EXPECT_EQ(path_of("/a/b\\c"), "/a/b\\c");
+  ::setenv("ESPALIER_TEST_ODD", "\\x41\xff", 1);  // what a variable holds stands for itself
+  EXPECT_EQ(path_of("/a/${ESPALIER_TEST_ODD}\\x42"),
+            "/a/\\x41\xff"
+            "B");
+  EXPECT_NE(messages(minimal(), {"model.path=/a\\x00b"}).find("NUL"), std::string::npos);
+}
+
+/// `link/../x` is beside what the link points to; so it is for the configuration itself.
+TEST_F(RunConfigTest, LinksAreRespected) {
+  namespace fs = std::filesystem;
+  fs::create_directories(directory_ / "real/deep");
+  fs::create_directories(directory_ / "real/m");
+  fs::remove(directory_ / "link");
+  fs::create_directory_symlink("real/deep", directory_ / "link");
+  const RunConfig direct = read(minimal(), {"model.path=link/../m"});
+  EXPECT_EQ(fs::canonical(direct.model_path), fs::canonical(directory_ / "real/m"));
+  EXPECT_EQ(read(minimal(), {"model.path=models/../models/m/."}).model_path,
+            directory_ / "models/m");
+  // The same words from a configuration that is named through the link, and that is a link.
+  fs::rename(file(), directory_ / "real/other.yaml");
+  const RunConfig through =
+      read_run_config(directory_ / "link/../other.yaml", {"model.path=m"}, ConfigUse::print);
+  EXPECT_EQ(fs::canonical(through.model_path), fs::canonical(directory_ / "real/m"));
+  fs::create_symlink("real/other.yaml", directory_ / "alias.yaml");
+  EXPECT_EQ(read_run_config(directory_ / "alias.yaml", {"model.path=models/m"}, ConfigUse::run)
+                .model_path,
+            directory_ / "models/m");
+}
+
+TEST_F(RunConfigTest, WhatCannotBeLookedAtIsNotMissing) {
+  std::filesystem::remove(directory_ / "loop");
+  std::filesystem::create_symlink("loop", directory_ / "loop");
+  ExitCode code{};
+  const std::string text = messages(minimal(), {"model.path=loop"}, ConfigUse::run, &code);
+  EXPECT_NE(text.find("symbolic links"), std::string::npos) << text;
+  EXPECT_EQ(code, ExitCode::missing_input);
+}
+
 }  // namespace
 }  // namespace espalier

@@ -4,10 +4,12 @@
 #include <gtest/gtest.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <csignal>
+#include <map>
 
 #include "espalier/core/hash.h"
 #include "espalier/store/safetensors.h"
@@ -336,6 +338,77 @@ TEST(FileLock, EndsWithTheProcessAndIsWaitedFor) {
   ::waitpid(child, &status, 0);
   EXPECT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
   for (const int end : {ready[0], ready[1], leave[0], leave[1]}) ::close(end);
+}
+
+TEST(Files, UmaskDecides) {
+  const Scratch scratch;
+  for (const mode_t umask : {0002, 0027, 0077}) {
+    const mode_t before = ::umask(umask);
+    const auto place = scratch / fmt::format("{:o}", umask);
+    make_directories(place / "below");
+    write_new_file(place / "new", "x", WriteScope::save);
+    put(place / "old", "x");
+    ::chmod((place / "old").c_str(), 0600);
+    replace_file(place / "old", "y");
+    const auto lock = FileLock::acquire(place / ".lock", 0);
+    ::umask(before);
+    for (const auto& [name, mode] : std::map<std::string, mode_t>{
+             {"", 0777}, {"below", 0777}, {"new", 0666}, {"old", 0666}, {".lock", 0666}}) {
+      struct stat info {};
+      ASSERT_EQ(::stat((place / name).c_str(), &info), 0);
+      EXPECT_EQ(info.st_mode & 0777, mode & ~umask) << name;
+    }
+  }
+}
+
+TEST(Files, LooksSayWhatIsWrong) {
+  const Scratch scratch;
+  put(scratch / "file", "x");
+  std::filesystem::create_symlink("loop", scratch / "loop");
+  std::filesystem::create_symlink("nowhere", scratch / "dangling");
+  EXPECT_TRUE(path_exists(scratch / "file"));
+  EXPECT_FALSE(path_exists(scratch / "none"));
+  EXPECT_FALSE(path_exists(scratch / "file" / "x"));
+  EXPECT_FALSE(path_exists(scratch / "dangling"));
+  EXPECT_TRUE(name_exists(scratch / "dangling"));
+  EXPECT_TRUE(name_exists(scratch / "loop"));
+  EXPECT_TRUE(directory_exists(scratch.path()) && !directory_exists(scratch / "file"));
+  EXPECT_TRUE(file_exists(scratch / "file") && !file_exists(scratch.path()));
+  const auto is_66 = [](const std::function<void()>& action, const char* why) {
+    const std::string message = error_of(ExitCode::missing_input, action);
+    EXPECT_NE(message.find(why), std::string::npos) << message;
+  };
+  is_66([&] { path_exists(scratch / "loop"); }, "symbolic links");
+  is_66([&] { path_exists(scratch / std::string(300, 'n')); }, "Choose a shorter path.");
+  is_66([&] { make_directories(scratch / std::string(300, 'n')); }, "too long");
+  is_66([&] { list_directory(scratch / "none"); }, "readdir");
+  is_66([&] { real_path(scratch / "dangling"); }, "dangling");
+  is_66([&] { require_writable(scratch / "none"); }, "none");
+  error_of(ExitCode::cannot_create, [&] { make_directories(scratch / "file"); });
+  error_of(ExitCode::cannot_create, [&] { make_directories(scratch / "file" / "x"); });
+  error_of(ExitCode::cannot_create, [&] { make_directory(scratch / "file"); });
+  remove_file(scratch / "none");
+  remove_file(scratch / "dangling");
+  EXPECT_EQ(listing(scratch.path()), "file loop");
+}
+
+/// Signals that come while calls are under way.
+TEST(Files, InterruptedLocksAndWrites) {
+  const Scratch scratch;
+  struct sigaction action {};
+  action.sa_handler = [](int) {};
+  struct sigaction before {};
+  ::sigaction(SIGALRM, &action, &before);
+  const itimerval often{{0, 200}, {0, 200}};
+  ::setitimer(ITIMER_REAL, &often, nullptr);
+  for (int i = 0; i < 20; ++i) {
+    replace_file(scratch / "f", std::string(1 << 20, 'x'), WriteScope::save);
+    EXPECT_EQ(read_file(scratch / "f").size(), std::size_t{1} << 20);
+    EXPECT_NE(FileLock::acquire(scratch / ".lock", 0), nullptr);
+  }
+  const itimerval never{};
+  ::setitimer(ITIMER_REAL, &never, nullptr);
+  ::sigaction(SIGALRM, &before, nullptr);
 }
 
 }  // namespace
