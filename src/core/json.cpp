@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include "espalier/core/error.h"
+#include "espalier/core/text.h"
 
 namespace espalier {
 namespace {
@@ -35,7 +36,7 @@ class StrictHandler : public nlohmann::json_sax<Json> {
     return true;
   }
   bool key(string_t& k) override {
-    if (!keys_.back().insert(k).second) fail(fmt::format("duplicate key '{}'", k.substr(0, 80)));
+    if (!keys_.back().insert(k).second) fail(fmt::format("duplicate key '{}'", line_text(std::string_view(k).substr(0, 80))));
     pending_key_ = std::move(k);
     return true;
   }

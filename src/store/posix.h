@@ -53,6 +53,11 @@ fault::Outcome pass(WriteScope scope, std::string_view step);
 void pass_or_fail(WriteScope scope, std::string_view step, const char* call,
                   const std::filesystem::path& path);
 
+/// `text` in single quotes, shortened and without control characters, for messages about hostile
+/// input.
+std::string shown(std::string_view text);
+
+/// The directory that `path` lies in; "." for a bare name.
 std::filesystem::path directory_of(const std::filesystem::path& path);
 std::uint64_t random_number(const std::filesystem::path& path);
 /// A name beside `path` that no other process uses, hidden and with ".tmp-" in it.

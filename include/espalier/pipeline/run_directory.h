@@ -57,7 +57,7 @@ class RunDirectory {
   /// A name of this run that its exports carry (`run` in provenance.json); a new one where there is
   /// no such file yet.
   std::string identity() const;
-  /// Where an export goes: relative paths start here; normal, without a trailing slash.
+  /// Where an export goes: relative paths start here; tidy (core/paths.h).
   std::filesystem::path place_of(const ExportConfig& target) const;
   /// Whether `out` lies below the run directory, links in its parents followed.
   bool holds(const std::filesystem::path& out) const;
@@ -71,8 +71,6 @@ class RunDirectory {
   /// 1 for the first process that worked here, then 2, ...
   int attempt() const { return attempt_; }
   std::filesystem::path log_directory() const;
-  /// Where an export goes: absolute, relative ones below the run directory.
-  std::filesystem::path place_of(const ExportConfig& target) const;
 
   /// Removes what writers of the export `out` left behind when they died (a half-written new one, a
   /// replaced old one); only inside this run directory, where the lock says that nobody else is
