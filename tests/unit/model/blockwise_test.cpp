@@ -228,11 +228,11 @@ class Fault {
     const std::string text = "point=" + point + ";rank=" + std::to_string(world.size() - 1) +
                              ";nth=" + std::to_string(nth) + ";action=nan";
     ::setenv("ESPALIER_FAULT", text.c_str(), 1);
-    fault::initialise(world.rank());
+    fault::initialise(world.rank(), world.size());
   }
   ~Fault() {
     ::unsetenv("ESPALIER_FAULT");
-    fault::initialise(0);
+    fault::initialise(0, 1);
   }
   Fault(const Fault&) = delete;
   Fault& operator=(const Fault&) = delete;
