@@ -219,8 +219,9 @@ TEST_P(RefusedFields, AreNamedWithValueRuleAndRemedy) {
   const std::string message = message_of(config_text(row.model_type, row.changes));
   const std::string expected = "config.json: " + std::string(row.message);
   EXPECT_TRUE(message.starts_with(expected)) << message;
-  if (expected.ends_with(")"))
+  if (expected.ends_with(")")) {
     EXPECT_TRUE(message.substr(expected.size()).starts_with(". ")) << message;
+  }
   EXPECT_TRUE(message.ends_with(".")) << message;
   EXPECT_EQ(message.find('\n'), std::string::npos) << message;
 }
