@@ -76,8 +76,8 @@ void StagingDirectory::exchange(const fs::path& old) {
   try {
     rename_path(staging_, out_, WriteScope::export_model);
   } catch (...) {
-    std::error_code ignored;
-    if (!name_exists(out_)) fs::rename(old, out_, ignored);
+    std::error_code failure;
+    if (!name_exists(out_)) fs::rename(old, out_, failure);
     throw;
   }
 }

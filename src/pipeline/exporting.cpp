@@ -158,17 +158,15 @@ struct Standing {
   std::string why;  ///< of the last two
 };
 
-bool is_there(const fs::path& path) {
-  std::error_code ignored;
-  return fs::exists(fs::symlink_status(path, ignored));
+bool is_link(const fs::path& path) {
+  std::error_code failure;
+  return fs::is_symlink(fs::symlink_status(path, failure));
 }
 
 /// Its provenance.json, or null: without one nobody can tell what wrote the directory.
 nlohmann::ordered_json provenance_of_export(const fs::path& out) {
   const fs::path file = out / kProvenance;
-  if (fs::is_symlink(fs::symlink_status(out)) || !fs::is_directory(out) ||
-      !fs::is_regular_file(file))
-    return nullptr;
+  if (is_link(out) || !directory_exists(out) || !file_exists(file)) return nullptr;
   nlohmann::ordered_json facts = nlohmann::ordered_json::parse(read_file(file), nullptr, false);
   const bool usable = facts.is_object() && facts.contains("files") && facts["files"].is_object();
   return usable ? facts : nlohmann::ordered_json(nullptr);
@@ -180,16 +178,22 @@ struct FilesOfExport {
 
   FilesOfExport(const fs::path& out, const nlohmann::ordered_json& hashes) {
     for (const auto& [name, hash] : hashes.items()) {
-      if (!fs::is_regular_file(out / name)) {
+      if (!file_exists(out / name)) {
         if (missing.empty()) missing = name;
       } else if (changed.empty() && sha256_of_file(out / name) != hash) {
         changed = name;
       }
     }
-    for (const auto& entry : fs::recursive_directory_iterator(out)) {
-      const std::string name = entry.path().lexically_relative(out).generic_string();
-      const bool directory = entry.is_directory() && !entry.is_symlink();
-      if (!directory && name != kProvenance && !hashes.contains(name) && added.empty())
+    look_for_others(out, "", hashes);
+  }
+
+  void look_for_others(const fs::path& directory, const std::string& prefix,
+                       const nlohmann::ordered_json& hashes) {
+    for (const fs::path& entry : list_directory(directory)) {
+      const std::string name = prefix + entry.filename().string();
+      if (directory_exists(entry) && !is_link(entry))
+        look_for_others(entry, name + "/", hashes);
+      else if (name != kProvenance && !hashes.contains(name) && added.empty())
         added = name;
     }
   }
@@ -232,11 +236,11 @@ Standing look_at(const fs::path& out, const RunDirectory& run, ExportFormat form
 
 Standing standing_at(const fs::path& out, const RunDirectory& run, ExportFormat format,
                      const std::string& digest) {
-  if (!is_there(out)) return {};
+  if (!name_exists(out)) return {};
   try {
     return look_at(out, run, format, digest);
-  } catch (const fs::filesystem_error& error) {
-    return {Standing::Kind::kept, fmt::format("it cannot be read ({})", error.code().message())};
+  } catch (const Error& error) {
+    return {Standing::Kind::kept, fmt::format("it cannot be read ({})", error.what())};
   } catch (const nlohmann::json::exception&) {
     return {Standing::Kind::kept, "its config.json or provenance.json is not one of an export"};
   }
@@ -251,15 +255,14 @@ void add_refusal(Problems& problems, const fs::path& out, const std::string& why
 
 /// Whether `inner` is `outer` or lies below it.
 bool is_within(const fs::path& inner, const fs::path& outer) {
-  const fs::path relative = inner.lexically_relative(outer);
-  return !relative.empty() && *relative.begin() != "..";
+  return (inner.string() + "/").starts_with(outer.string() + "/");
 }
 
 /// A directory must be possible there; the last part is made by the export itself.
 void check_parents(Problems& problems, const fs::path& out) {
   fs::path parent = out.parent_path();
-  while (!is_there(parent) && parent.has_relative_path()) parent = parent.parent_path();
-  if (!fs::is_directory(parent))
+  while (!name_exists(parent) && parent.has_relative_path()) parent = parent.parent_path();
+  if (!directory_exists(parent))
     problems.add(ExitCode::cannot_create, fmt::format("{} is no directory", parent.string()),
                  "an export is to lie below it", "Name another path for the export.", out.string());
   else if (::access(parent.c_str(), W_OK | X_OK) != 0)
