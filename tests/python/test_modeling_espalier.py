@@ -322,8 +322,10 @@ class SameAsMasked(PrunedCase):
         reference = masked(model, plan).train()
         reference(**batch, labels=labels).loss.backward()
         expected = sliced({n: p.grad for n, p in reference.named_parameters()}, plan)
+        # With left padding the stock models of 4.49 have wrong gradients under sdpa, too.
+        attention = "sdpa" if VERSION >= (4, 57) else "eager"
         for checkpointing in (False, True):
-            loaded = self.load(directory).train()
+            loaded = self.load(directory, attention).train()
             if checkpointing:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", FutureWarning)  # renamed in 5.x, absent in 4.57
