@@ -36,7 +36,8 @@ class StrictHandler : public nlohmann::json_sax<Json> {
     return true;
   }
   bool key(string_t& k) override {
-    if (!keys_.back().insert(k).second) fail(fmt::format("duplicate key '{}'", line_text(std::string_view(k).substr(0, 80))));
+    if (!keys_.back().insert(k).second)
+      fail(fmt::format("duplicate key '{}'", line_text(std::string_view(k).substr(0, 80))));
     pending_key_ = std::move(k);
     return true;
   }

@@ -1,10 +1,13 @@
 #include <algorithm>
+#include <cerrno>
+#include <cstring>
 #include <set>
 
 #include <fmt/format.h>
 
 #include "espalier/core/placeholder.h"
 #include "espalier/core/remedy.h"
+#include "espalier/store/files.h"
 #include "espalier/store/safetensors.h"
 #include "posix.h"
 #include "safetensors_format.h"
@@ -98,6 +101,9 @@ void CheckpointReader::State::open_shards(const std::set<std::string>& names, Pr
   for (const std::string& name : names) {
     try {
       const auto path = directory / name;
+      if (!path_exists(path))
+        throw Error(ExitCode::missing_input, fmt::format("cannot read {}", shown(path.string())),
+                    fmt::format("open: {}", std::strerror(ENOENT)), download_remedy(path));
       shards.emplace(name, with_remedy(download_remedy(path), [&] { return open_shard(path); }));
     } catch (const Error& error) {
       for (const Problem& problem : error.problems()) problems.add(problem);

@@ -105,7 +105,7 @@ class Variants:
         self.assertNotIn("internal", result.text)
         for line in result.err.splitlines():
             # "what (why). remedy": every problem says what to do.
-            self.assertRegex(line, r"[.)] [A-Z][^()]*[.]$|[.] [A-Z].*[.]$", "a problem without a remedy")
+            self.assertRegex(line, r"[.?] \S.*[.]$", "a problem without a remedy")
 
     def check_read(self, name, found, result):
         self.assertEqual(result.code, 0, result)

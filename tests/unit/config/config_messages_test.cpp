@@ -260,7 +260,7 @@ const std::vector<Row> kRows{
     set({"prune.tarket=0.2"},
         "--set prune.tarket: unknown key 'prune.tarket'. Did you mean 'prune.target'?"),
     set({"calibration.domains.3.weight=1"},
-        "--set calibration.domains.3.weight: the key cannot be set (the list has 1 elements, "
+        "--set calibration.domains.3.weight: the key cannot be set (the list has 1 element, "
         "numbered from 0)"),
     set({"prune.target.x=1"}, "--set prune.target.x: the key cannot be set ('x' is no key of 0.5)"),
     set({"prune.target"},

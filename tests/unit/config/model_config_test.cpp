@@ -231,9 +231,8 @@ constexpr const char* kBias = "(biases in attention are implemented for qwen2 on
 const std::vector<Refused> kRefusedRows{
     {"gemma", "{}", "model_type = \"gemma\" (model types that work: llama, mistral, qwen2, qwen3)"},
     {"llama", R"({"model_type": "<absent>"})",
-     "model_type is missing (model types that work: llama, mistral, qwen2, qwen3). Point "
-     "model.path at a "
-     "Hugging Face model directory."},
+     "model_type is missing (model types that work: llama, mistral, qwen2, qwen3). Name a "
+     "Hugging Face model directory (config.json and safetensors files)."},
     {"llama", R"({"model_type": 3})", "model_type = 3 (a string is needed)"},
     {"llama", R"({"hidden_size": "<absent>"})",
      "hidden_size is missing (it has no safe default). Add the value that the checkpoint was "

@@ -16,6 +16,8 @@ std::filesystem::path token_file(const TemporaryDirectory& directory, const std:
   const std::vector<std::int32_t> tokens(static_cast<std::size_t>(rows * width), 3);
   Hdf5Writer file;
   file.write("/tokens", std::span<const std::int32_t>(tokens), {rows, width});
+  const std::vector<std::uint8_t> mask(tokens.size(), 1);  // for an objective that wants one
+  file.write("/loss_mask", std::span<const std::uint8_t>(mask), {rows, width});
   file.attribute("/", "format", std::string("espalier-tokens"));
   file.attribute("/", "version", std::int64_t{1});
   const std::vector<std::byte> image = file.finish();

@@ -295,7 +295,7 @@ TEST_F(Sharded, ShardsThatWereNotDownloaded) {
        "is a Git LFS pointer of 73 bytes"},
       {"<!DOCTYPE html>\n<html></html>\n", "is an HTML or XML page"},
       {"", "is empty"},
-      {"Entry not found", "Download the checkpoint again."}};
+      {"Entry not found", "Download or export the checkpoint again."}};
   for (const auto& [content, words] : contents) {
     put(scratch / "s9.safetensors", content);
     const std::string message = refusal(ExitCode::bad_content);
