@@ -114,7 +114,7 @@ void define_run(CLI::App& app, CommandOptions& o, Commands& commands) {
   CLI::App* run =
       add(app, "run", "Prune a model: score, rank, remove, commit; resumable at any moment",
           "  espalier run configs/quickstart.yaml --run-dir runs/a\n"
-          "  mpirun -n 2 espalier run configs/quickstart.yaml --run-dir runs/b --tensor 2 --set "
+          "  mpirun -n 2 espalier run configs/quickstart.yaml --run-dir runs/c --tensor 2 --set "
           "prune.target=0.4");
   add_config(run, o);
   add_path(run, "--run-dir", o.run_dir, "Directory for everything the run writes", "DIR")
@@ -182,8 +182,7 @@ void define_reading(CLI::App& app, CommandOptions& o, Commands& commands) {
       ->capture_default_str();
   exported
       ->add_option("--sparsity", o.sparsity,
-                   "Largest plan not above this, in --measure (default: all that the run removed); "
-                   "not below what the run's source had lost")
+                   "Largest plan not above this, in --measure; not below what the source had lost")
       ->transform(real_number(kRatio))
       ->type_name("RATIO");
   exported->add_option("--measure", o.measure, "Of --sparsity (default: the run's prune.measure)")

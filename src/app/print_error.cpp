@@ -26,8 +26,29 @@ std::string field(const char* label, const std::string& text) {
   return lines;
 }
 
+/// Where a problem itself says no more: what anybody can do about one of its kind.
+std::string remedy_of(const Problem& p) {
+  if (!p.remedy.empty()) return p.remedy;
+  switch (p.code) {
+    case ExitCode::usage:
+      return "See espalier --help and espalier COMMAND --help.";
+    case ExitCode::config:
+      return "Correct the value; 'espalier config --explain KEY' says what a key means.";
+    case ExitCode::bad_content:
+      return "Restore the file or write it again, or name another one.";
+    case ExitCode::missing_input:
+      return "Check the path.";
+    case ExitCode::write_failed:
+      return "Check the file system, then give the same command again.";
+    case ExitCode::internal:
+      return "Please report this with the command.";
+    default:
+      return "docs/file-formats.md says what the exit code means.";
+  }
+}
+
 std::string fields_of(const Problem& p) {
-  return field("why", p.why) + field("where", p.where) + field("do", p.remedy);
+  return field("why", p.why) + field("where", p.where) + field("do", remedy_of(p));
 }
 
 /// The problems without a configuration's closing line, which counts them.
@@ -57,7 +78,7 @@ nlohmann::ordered_json facts_of(const Error& error, const std::vector<Problem>& 
                     {"what", utf8_text(p.what)},
                     {"why", utf8_text(p.why)},
                     {"where", utf8_text(p.where)},
-                    {"do", utf8_text(p.remedy)}});
+                    {"do", utf8_text(remedy_of(p))}});
   return {{"exit_code", static_cast<int>(error.code())},
           {"resumable", is_resumable(error.code())},
           {"problems", list}};

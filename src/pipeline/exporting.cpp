@@ -130,13 +130,11 @@ ExportOutcome export_run(const ExportRequest& request) {
   Origin origin = file_exists(request.from) ? origin_of_plan(request.from, request.model)
                                             : origin_of_run(request.from, request.model);
   if (request.measure) origin.rules.measure = *request.measure;
-  const PruningPlan base = base_of(origin.source, origin.facts.plan);
+  require_continuation(origin.source, origin.facts.plan, "the plan of " + request.from.string());
   if (request.sparsity)
-    origin.facts.plan = truncate_plan(origin.source.config, origin.facts.plan, base,
+    origin.facts.plan = truncate_plan(origin.source.config, origin.facts.plan,
+                                      start_plan(origin.source, origin.facts.plan.attention_unit),
                                       *request.sparsity, origin.rules);
-  require_continuation(origin.source, origin.facts.plan,
-                       request.sparsity ? fmt::format("a plan of sparsity {}", *request.sparsity)
-                                        : "the plan of " + request.from.string());
   for (const std::string& note : origin.source.notes) log::info("note: {}", note);
   return {export_plan(origin.source, origin.rules, request.format, request.out, origin.facts),
           sparsity_of(origin.source.config, origin.rules, origin.facts.plan)};

@@ -58,13 +58,6 @@ PruningPlan start_plan(const Source& source, AttentionUnit unit) {
   return *source.plan;
 }
 
-PruningPlan base_of(const Source& source, const PruningPlan& plan) {
-  const AttentionUnit unit = source.plan ? source.plan->attention_unit : plan.attention_unit;
-  PruningPlan base = start_plan(source, unit);
-  require_part(base, plan);
-  return base;
-}
-
 void require_continuation(const Source& source, const PruningPlan& plan,
                           const std::string& origin) {
   if (!source.config.exported) return;

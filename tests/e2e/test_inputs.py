@@ -187,7 +187,7 @@ class SeenFromOutside(Case):
             self.assertLess(time.monotonic(), deadline)
             time.sleep(0.01)
         seen = run("status", run_dir)
-        self.assertIn("running", seen.out)
+        self.assertIn("starting iter 0/0", seen.out)
         self.assertIn("hash inputs", seen.out)
         self.succeeds("stop", run_dir)
         result = running.wait()

@@ -124,8 +124,8 @@ class PruneAgain(workbench.Case):
         self.succeeds("run", self.config(self.saved), "--run-dir", run_dir)
         self.succeeds("export", run_dir, "--sparsity", 0.5, "--out", self.folder / "half")
         result = workbench.run("export", run_dir, "--sparsity", 0.1, "--out", self.folder / "tenth")
-        self.assertEqual(result.code, 65, result)
-        self.assertIn("higher --sparsity", result.text)
+        self.assertEqual(result.code, 78, result)
+        self.assertIn("cannot be had from this plan", result.text)
 
     def test_with_the_plan_file_copied_the_numbers_go_on(self):
         with_plan = self.folder / "with-plan"

@@ -8,12 +8,19 @@ model of which transformers drew a part at random was not read: that is an error
 """
 
 import pathlib
+import resource
 import sys
+
+# Where peft is installed, transformers wants the adapter that a config file beside full weights names.
+sys.modules["peft"] = None
 
 import torch
 import transformers
 
 import reference
+
+
+MEMORY = 8 << 30  # of address space; torch alone maps some
 
 
 def read(path, tokens):
@@ -30,6 +37,8 @@ def read(path, tokens):
 def main():
     tokens, out = torch.load(sys.argv[1]), pathlib.Path(sys.argv[2])
     torch.set_num_threads(1)
+    # A size that config.json gets wrong must be an error, not the end of the machine's memory.
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     for line in sys.stdin:

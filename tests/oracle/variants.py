@@ -215,7 +215,8 @@ FIELDS = [
     ("head-dim-float", ("llama",), ("head_dim", "no fraction"), fields(head_dim=8.0)),
     ("head-dim-wrong", FAMILIES, ("q_proj.weight",), fields(head_dim=16)),
     ("kv-heads-null", ("llama", "qwen2"), ("k_proj.weight",), fields(num_key_value_heads=None)),
-    ("kv-heads-absent", FAMILIES, ("k_proj.weight",), without("num_key_value_heads")),
+    ("kv-heads-absent", ("llama",), ("k_proj.weight",), without("num_key_value_heads")),
+    ("kv-heads-default", FAMILIES[1:], ("num_key_value_heads", "the default of this model type"), without("num_key_value_heads")),
     ("kv-heads-zero", ("llama",), ("num_key_value_heads",), fields(num_key_value_heads=0)),
     ("kv-heads-3", ("llama",), ("num_key_value_heads",), fields(num_key_value_heads=3)),
     ("hidden-float", ("llama", "qwen2"), ("hidden_size", "no fraction"), fields(hidden_size=32.0)),
@@ -296,7 +297,7 @@ FIELDS = [
     ("config-pointer", ("llama",), ("config.json", "Git LFS pointer", "git lfs pull"), files(config__json=POINTER)),
     ("config-page", ("llama",), ("config.json", "HTML", "ownload"), files(config__json=PAGE)),
     ("config-empty", ("llama",), ("config.json", "empty", "ownload"), files(config__json=b"")),
-    ("config-absent", ("llama",), ("config.json", "model.path"), files(config__json=None)),
+    ("config-absent", ("llama",), ("config.json", "Name a Hugging Face model directory"), files(config__json=None)),
 ]
 
 

@@ -36,10 +36,6 @@ Source open_source(const std::filesystem::path& directory);
 /// with another attention unit.
 PruningPlan start_plan(const Source& source, AttentionUnit unit);
 
-/// What this source had lost before `plan` was made from it: nothing, or what the export's own plan
-/// says. Throws Error(bad_content) when `plan` keeps a unit that the source has not.
-PruningPlan base_of(const Source& source, const PruningPlan& plan);
-
 /// Throws Error(bad_content) unless `plan` (of `origin`, as a message names it) continues the plan
 /// that the source starts from: otherwise its units are others than the source's tensors hold.
 void require_continuation(const Source& source, const PruningPlan& plan, const std::string& origin);
