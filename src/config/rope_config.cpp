@@ -1,4 +1,5 @@
 #include <array>
+#include <cmath>
 
 #include <fmt/format.h>
 
@@ -66,6 +67,19 @@ struct RopeContext {
   std::int64_t max_positions = 0;
 };
 
+/// original_max_position_embeddings only divides wave lengths: transformers takes 8192.0 for 8192.
+std::optional<std::int64_t> original_positions(const ModelFields& fields) {
+  constexpr const char* kName = "original_max_position_embeddings";
+  const Json* value = fields.find(kName);
+  if (value != nullptr && value->is_number_float()) {
+    const double number = value->get<double>();
+    if (number >= 1.0 && number <= static_cast<double>(kMaxPositions) &&
+        std::floor(number) == number)
+      return static_cast<std::int64_t>(number);
+  }
+  return fields.integer(kName, 1, kMaxPositions);
+}
+
 void read_llama3(const ModelFields& rope, const RopeContext& context, RopeConfig& out) {
   out.factor = required_factor(rope, "factor", 1.0, true);
   out.low_freq_factor = required_factor(rope, "low_freq_factor", 0.0, false);
@@ -74,7 +88,7 @@ void read_llama3(const ModelFields& rope, const RopeContext& context, RopeConfig
       out.high_freq_factor <= out.low_freq_factor)
     rope.problem("high_freq_factor",
                  fmt::format("it must be above low_freq_factor = {}", out.low_freq_factor));
-  const auto inner = rope.integer("original_max_position_embeddings", 1, kMaxPositions);
+  const auto inner = original_positions(rope);
   if (inner && context.outer_original && *inner != *context.outer_original)
     rope.problem("original_max_position_embeddings",
                  fmt::format("the field of the same name outside says {}", *context.outer_original),
@@ -149,7 +163,7 @@ RopeConfig read_rope(const ModelFields& fields, std::int64_t max_positions) {
   RopeContext context;
   const std::optional<double> outer_theta = fields.number("rope_theta", 0.0);
   context.theta = outer_theta.value_or(kDefaultTheta);
-  context.outer_original = fields.integer("original_max_position_embeddings", 1, kMaxPositions);
+  context.outer_original = original_positions(fields);
   context.max_positions = max_positions;
   const bool fourth = is_dictionary(fields, "rope_scaling");
   const bool fifth = is_dictionary(fields, "rope_parameters");

@@ -478,7 +478,7 @@ class PruningRun {
     const bool agreed = dynamic_cast<const AgreedError*>(&exception) != nullptr;
     const Error error = as_error(exception, fmt::format("rank {}", world_.rank()));
     const int code = static_cast<int>(error.code());
-    if (directory_ && directory_->abandon()) return;
+    if (agreed && directory_ && directory_->abandon()) return;
     if (directory_)
       finish("failed", code, error.what());
     else if (!agreed)

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import signal
@@ -54,7 +55,7 @@ class Surroundings(Case):
 
     def refuses(self, result, codes, *words):
         self.assertIn(result.code, codes, result)
-        self.assertEqual(result.err.count("espalier: "), 1, result)
+        self.assertEqual(len(re.findall('^espalier: |"problems":', result.err, re.M)), 1, result)
         for word in words:
             self.assertIn(str(word), result.err)
 

@@ -159,7 +159,7 @@ class Paused(Stops):
                 manifest = json.loads((run_dir / "ckpt/pass-000003/MANIFEST.json").read_text())
                 verified = run("verify", run_dir)
                 self.assertEqual(verified.code, 0, verified)
-                self.assertIn(f"sums after {manifest['pass']['micro_batches']} micro-batches", verified.out)
+                self.assertRegex(verified.out, rf"sums after {manifest['pass']['micro_batches']} micro-batch(es)?,")
                 result = self.continues_to_gold(run_dir, *resumed)
                 self.assertIn("in the middle of its pass", result.text)
                 row = metrics_of(run_dir)[3]

@@ -14,6 +14,13 @@ import make_random
 MISSING = [n for n in ("torch", "transformers") if importlib.util.find_spec(n) is None]
 
 
+def families():
+    """Those that this version of transformers has: 4.49 knows no Qwen3."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    return [family for family in make_random.FAMILIES if family in CONFIG_MAPPING]
+
+
 @unittest.skipIf(MISSING, f"needs {' and '.join(MISSING)}: launch/setup.sh --tests installs them")
 class MakeRandom(unittest.TestCase):
     def setUp(self):
@@ -39,7 +46,7 @@ class MakeRandom(unittest.TestCase):
             return model, model(torch.arange(2, 66).reshape(2, 32)).logits
 
     def test_families_spellings_and_shards_agree(self):
-        for family in make_random.FAMILIES:
+        for family in families():
             for tied in (False, True):
                 with self.subTest(family=family, tied=tied):
                     one = make_random.make(self.dir / "one", family, 3, spelling=4, tied=tied)
@@ -60,6 +67,8 @@ class MakeRandom(unittest.TestCase):
             _, logits = self.load(make_random.make(self.dir / "a", family, spelling=4))
             _, other = self.load(make_random.make(self.dir / "b", family, spelling=4, **plain))
             self.assertGreater(float((logits - other).abs().max()), 0.1, family)
+        if "qwen3" not in families():
+            self.skipTest("this version of transformers has no Qwen3")
         config = json.loads((make_random.make(self.dir / "c", "qwen3") / "config.json").read_text())
         self.assertNotEqual(
             config["head_dim"] * config["num_attention_heads"], config["hidden_size"]

@@ -146,7 +146,10 @@ TEST(ModelConfig, RopeInBothSpellings) {
   const char* fifth = R"({"rope_parameters": {"rope_type": "llama3", "rope_theta": 500000.0,
      "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
      "original_max_position_embeddings": 512}})";
-  for (const char* changes : {fourth, older, fifth}) {
+  const char* with_fraction = R"({"rope_theta": 500000.0, "rope_scaling": {"type": "llama3",
+     "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4,
+     "original_max_position_embeddings": 512.0}})";
+  for (const char* changes : {fourth, older, fifth, with_fraction}) {
     const RopeConfig rope = parse("llama", changes).rope;
     EXPECT_EQ(rope.type, RopeConfig::Type::llama3) << changes;
     EXPECT_EQ(rope.theta, 500000.0);
