@@ -192,6 +192,11 @@ Commit read_commit(const fs::path& directory) {
   }
 }
 
+bool is_damage(const Error& error) {
+  return error.code() != ExitCode::permission && error.code() != ExitCode::unsuitable &&
+         error.code() != ExitCode::write_failed;
+}
+
 std::vector<std::int64_t> CommitStore::iterations(CommitKind kind) const {
   std::vector<std::int64_t> found;
   for (const std::string& name : names_in(directory_))
@@ -218,8 +223,7 @@ std::optional<Commit> CommitStore::newest_valid(std::vector<std::string>& reject
     try {
       return read(*it, kind);
     } catch (const Error& error) {
-      // What may not be read is not damaged: going back would do work again that is there.
-      if (error.code() == ExitCode::permission || error.code() == ExitCode::unsuitable) throw;
+      if (!is_damage(error)) throw;
       rejected.push_back(
           fmt::format("{} is not used: {}", directory_name(*it, kind), error.what()));
     }

@@ -183,6 +183,7 @@ void RunDirectory::choose_paused_pass(std::vector<std::string>& messages) {
     try {
       paused_pass_ = commits_.read(next, CommitKind::pass);
     } catch (const Error& error) {
+      if (!is_damage(error)) throw;
       messages.push_back(fmt::format(
           "{} is not used: {}", CommitStore::directory_name(next, CommitKind::pass), error.what()));
     }

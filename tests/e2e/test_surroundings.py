@@ -35,8 +35,6 @@ SHORT = {"prune": {"iterations": 2}, "evaluation": {"every": 1}, "export": [{"fo
 
 def bytes_of(text):
     """The bytes that a file of the program writes as this text (docs/file-formats.md)."""
-    import re
-
     raw = text.encode()
     return re.sub(rb"\\x([0-9a-fA-F]{2})", lambda m: bytes([int(m.group(1), 16)]), raw)
 
@@ -104,12 +102,12 @@ class Names(Surroundings):
         self.whole_life(bench, bench / os.fsdecode(b"run\x80"), ranks=2)
 
     def test_names_that_mean_something_elsewhere(self):
-        for number, name in enumerate(
-            ["a b'\"c", "-x", "#y", "${HOME}", "~", "~root", "\\x41\\", "%s{}", "é\u202e", "a: b", "tab\there\x1b[31m", "*?[x]"]
-        ):
-            with self.subTest(name):
-                bench = self.copy_of_bench(f"{number}/{name}")
-                self.whole_life(bench, bench / name)
+        """Several in one path each: a directory of every name, and the run directory of the last."""
+        for names in (["a b'\"c", "-x", "#y"], ["~root", "${HOME}", "~"], ["%s{}", "a: b", "*?[x]"],
+                      ["é\u202e", "tab\there\x1b[31m", "\\x41\\"]):
+            with self.subTest(names):
+                bench = self.copy_of_bench("/".join(names))
+                self.whole_life(bench, bench / names[-1])
 
     def test_names_with_line_breaks(self):
         bench = self.copy_of_bench("a\nb: c\r\n- d")
@@ -489,6 +487,17 @@ class Calls(Surroundings):
             self.succeeds("run", self.config, "--run-dir", self.folder / f"run-{number}", extra=extra)
         extra["SHIM_FSYNC"] = str(errno.EIO)
         self.refuses(run("run", self.config, "--run-dir", self.folder / "run-io", extra=extra), (74,), "fsync")
+
+    def test_a_commit_that_cannot_be_read_now_is_not_damaged(self):
+        """The device, not the file: 74, nothing set aside, and the run goes on from it later."""
+        run_dir = self.folder / "run"
+        run("run", self.config, "--run-dir", run_dir, extra={"ESPALIER_FAULT": "point=forward.enter;iter=2;action=kill9"})
+        before = sorted(p.name for p in (run_dir / "ckpt").iterdir())
+        self.assertIn("iter-000001", before)
+        extra = {"LD_PRELOAD": self.shim(), "SHIM_ROOT": str(run_dir / "ckpt/iter-000001"), "SHIM_READ": str(errno.EIO)}
+        self.refuses(run("resume", run_dir, extra=extra), (74,), "iter-000001", "Input/output error")
+        self.assertEqual(sorted(p.name for p in (run_dir / "ckpt").iterdir()), before)
+        self.assertIn("continuing with iteration 2", self.succeeds("resume", run_dir).text)
 
 
 class NoLocks(Surroundings):

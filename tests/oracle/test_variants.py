@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import unittest
+import zlib
 
 HERE = pathlib.Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "models"), str(HERE.parent / "support")]
@@ -145,7 +146,8 @@ class Variants:
             self.check_refusal(result, outcome)
         else:
             self.check_read(name, found, result)
-        if name in self.first:
+        # The other commands read a directory through the same code: a quarter of the variants, all in the long form.
+        if name in self.first and (workbench.FULL or zlib.crc32(name.encode()) % 4 == 0):
             self.check_commands(name, found is not None)
 
     def test_all(self):

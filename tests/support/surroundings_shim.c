@@ -2,7 +2,7 @@
  *   SHIM_LOCKS=N   locks of open file descriptions and flock fail with errno N
  *   SHIM_HOST=S    gethostname gives S
  *   SHIM_ROOT=DIR  calls on files below DIR: with SHIM_INTERRUPT every second one is interrupted (EINTR) and reads and
- *                  writes are short, with SHIM_FSYNC=N fsync fails with errno N
+ *                  writes are short, with SHIM_FSYNC=N fsync and with SHIM_READ=N reads fail with errno N
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -63,13 +63,19 @@ int open64(const char* path, int flags, ...) {
   return opened(REAL(open64)(path, flags, mode), path);
 }
 
+static int fails_to_read(int fd) {
+  if (!is_ours(fd) || number_of("SHIM_READ") == 0) return 0;
+  errno = number_of("SHIM_READ");
+  return 1;
+}
+
 ssize_t pread(int fd, void* to, size_t count, off_t at) {
-  if (interrupted(is_ours(fd))) return -1;
+  if (interrupted(is_ours(fd)) || fails_to_read(fd)) return -1;
   return REAL(pread)(fd, to, shortened(fd, count), at);
 }
 
 ssize_t pread64(int fd, void* to, size_t count, off64_t at) {
-  if (interrupted(is_ours(fd))) return -1;
+  if (interrupted(is_ours(fd)) || fails_to_read(fd)) return -1;
   return REAL(pread64)(fd, to, shortened(fd, count), at);
 }
 

@@ -10,6 +10,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "espalier/core/error.h"
 #include "espalier/pipeline/fingerprint.h"
 #include "espalier/prune/plan.h"
 #include "espalier/prune/score_table.h"
@@ -46,7 +47,8 @@ class CommitStore {
   /// last, fsync, rename. One of the same name is replaced. Throws write_failed with the state
   /// before intact.
   void publish(const Commit& commit, int attempt);
-  /// The newest commit that verifies; `rejected` receives a line for every one that did not.
+  /// The newest commit that verifies; `rejected` receives a line for every one that is damaged.
+  /// Throws what is no damage (is_damage).
   std::optional<Commit> newest_valid(std::vector<std::string>& rejected,
                                      CommitKind kind = CommitKind::iteration) const;
   /// One commit, verified; throws bad_content saying what is wrong, missing_input when there is
@@ -80,5 +82,8 @@ class CommitStore {
 /// Reads and verifies one commit directory: sizes and hashes before any library sees the bytes, the
 /// manifest by its own hash. Throws bad_content or missing_input.
 Commit read_commit(const std::filesystem::path& directory);
+/// Whether what read_commit() threw says something about the content. What may not be read, or
+/// cannot be read now, is not damaged: going back would do work again that is there.
+bool is_damage(const Error& error);
 
 }  // namespace espalier
