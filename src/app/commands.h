@@ -24,6 +24,7 @@ struct CommandOptions {
   std::optional<std::int64_t> tensor;
   std::optional<std::int64_t> iteration;
   std::optional<double> sparsity;
+  std::optional<double> hang_timeout;
   std::int64_t logit_rows = 1;
   double max_hours = 0;
   double lock_wait = 30;

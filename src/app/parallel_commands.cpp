@@ -40,7 +40,8 @@ class LogWarnings : public c10::WarningHandler {
 /// Runs `work` on all ranks. What every rank throws together is printed by rank 0 and all ranks
 /// return its code; what one rank throws alone is printed by that rank and ends the whole job,
 /// since its peers may wait for it.
-int run_on_ranks(const std::function<void(CommRuntime&)>& work) {
+int run_on_ranks(const CommandOptions& options,
+                 const std::function<void(CommRuntime&, Watchdog&)>& work) {
   // First: a request that comes while MPI starts must not kill.
   stop::install_handlers(last_words());
   std::unique_ptr<CommRuntime> runtime = std::make_unique<CommRuntime>();
@@ -48,6 +49,8 @@ int run_on_ranks(const std::function<void(CommRuntime&)>& work) {
   log::Options log = log::current();
   log.rank = rank;
   log::configure(log);
+  // Until the very end: the last barrier may hang too.
+  Watchdog watchdog(rank, runtime->world().size(), {options.hang_timeout, print_error});
   LogWarnings warnings;
   const c10::WarningUtils::WarningHandlerGuard guard(&warnings);
   int code = 0;
@@ -58,7 +61,7 @@ int run_on_ranks(const std::function<void(CommRuntime&)>& work) {
   };
   try {
     together(runtime->world(), "start", [&] { fault::initialise(rank, runtime->world().size()); });
-    work(*runtime);
+    work(*runtime, watchdog);
   } catch (const stop::Stopped&) {
     if (rank == 0)
       log::info("stopped on request after the last commit; the same command continues (exit 75)");
@@ -86,7 +89,7 @@ RunConfig read_config(Communicator& world, const fs::path& file, const CommandOp
 }
 
 RunRequest run_request(RunConfig config, const fs::path& run_dir, const CommandOptions& options,
-                       ResumeMode resume) {
+                       ResumeMode resume, Watchdog& watchdog) {
   RunRequest request;
   request.config = std::move(config);
   request.run_dir = run_dir;
@@ -95,6 +98,7 @@ RunRequest run_request(RunConfig config, const fs::path& run_dir, const CommandO
   request.directory.lock_wait_seconds = options.lock_wait;
   request.fast_verify = options.fast_verify;
   request.max_hours = options.max_hours;
+  request.watchdog = &watchdog;
   return request;
 }
 
@@ -123,17 +127,18 @@ void print_perplexities(const nlohmann::ordered_json& result) {
 }  // namespace
 
 int command_run(const CommandOptions& options) {
-  return run_on_ranks([&](CommRuntime& runtime) {
+  return run_on_ranks(options, [&](CommRuntime& runtime, Watchdog& watchdog) {
     RunConfig config = read_config(runtime.world(), options.path, options, ConfigUse::run);
     const ResumeMode resume = options.resume == "never"     ? ResumeMode::never
                               : options.resume == "require" ? ResumeMode::require
                                                             : ResumeMode::automatic;
-    run_pruning(runtime, run_request(std::move(config), options.run_dir, options, resume));
+    run_pruning(runtime,
+                run_request(std::move(config), options.run_dir, options, resume, watchdog));
   });
 }
 
 int command_resume(const CommandOptions& options) {
-  return run_on_ranks([&](CommRuntime& runtime) {
+  return run_on_ranks(options, [&](CommRuntime& runtime, Watchdog& watchdog) {
     const fs::path resolved = fs::path(options.path) / "config.resolved.yaml";
     together(runtime.world(), "resume", [&] {
       if (!is_run_directory(options.path))
@@ -142,13 +147,13 @@ int command_resume(const CommandOptions& options) {
                     "Start the run with 'espalier run CONFIG --run-dir DIR'.", options.path);
     });
     RunConfig config = read_config(runtime.world(), resolved, options, ConfigUse::run);
-    run_pruning(runtime,
-                run_request(std::move(config), options.path, options, ResumeMode::require));
+    run_pruning(runtime, run_request(std::move(config), options.path, options, ResumeMode::require,
+                                     watchdog));
   });
 }
 
 int command_score(const CommandOptions& options) {
-  return run_on_ranks([&](CommRuntime& runtime) {
+  return run_on_ranks(options, [&](CommRuntime& runtime, Watchdog&) {
     const ModelChoice choice = model_choice(runtime.world(), options);
     const RunConfig config = read_config(runtime.world(), options.path, options, ConfigUse::score);
     score_model(runtime, config, choice, options.out);
@@ -156,7 +161,7 @@ int command_score(const CommandOptions& options) {
 }
 
 int command_eval(const CommandOptions& options) {
-  return run_on_ranks([&](CommRuntime& runtime) {
+  return run_on_ranks(options, [&](CommRuntime& runtime, Watchdog&) {
     const EvalRequest request{model_choice(runtime.world(), options), options.out, options.logits,
                               options.logit_rows};
     const RunConfig config = read_config(runtime.world(), options.path, options, ConfigUse::eval);

@@ -9,6 +9,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "espalier/core/pulse.h"
 #include "espalier/core/stop.h"
 
 namespace espalier {
@@ -136,6 +137,7 @@ void take_steps(Communicator& world, const std::string& phase, std::int64_t coun
     agree_to_continue(world, phase, problems, hooks);
     if (hooks.progress) hooks.progress(step, count);
     problems = problems_of([&] { work(step); });
+    pulse::beat();
   }
   agree_to_continue(world, phase, problems, hooks);
   if (hooks.progress) hooks.progress(count, count);

@@ -10,6 +10,7 @@
 
 #include "buffer_rules.h"
 #include "espalier/core/error.h"
+#include "espalier/core/pulse.h"
 
 namespace espalier {
 namespace {
@@ -66,6 +67,7 @@ class Count {
 
  private:
   CommCounters& counters_;
+  const pulse::Wait wait_{pulse::Waiting::ranks};
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 

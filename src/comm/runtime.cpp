@@ -11,6 +11,7 @@
 #include <fmt/format.h>
 
 #include "espalier/core/error.h"
+#include "espalier/core/pulse.h"
 #include "mpi_communicator.h"
 
 namespace espalier {
@@ -138,6 +139,7 @@ int CommRuntime::node_rank() const { return state_->node_rank; }
 int CommRuntime::node_size() const { return state_->node_size; }
 
 void CommRuntime::finish() {
+  const pulse::Wait wait(pulse::Waiting::ranks);
   if (state_->owns_mpi) check_mpi(MPI_Barrier(MPI_COMM_WORLD), "MPI_Barrier");
   state_->finalise();
 }

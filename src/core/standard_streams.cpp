@@ -7,6 +7,8 @@
 #include <cerrno>
 #include <csignal>
 
+#include "espalier/core/pulse.h"
+
 namespace espalier::standard_streams {
 
 void prepare() {
@@ -21,6 +23,7 @@ void prepare() {
 }
 
 int write_all(int descriptor, std::string_view text) {
+  const pulse::Wait wait_for_reader(pulse::Waiting::reader);
   while (!text.empty()) {
     const ssize_t written = ::write(descriptor, text.data(), text.size());
     if (written > 0) {

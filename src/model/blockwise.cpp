@@ -14,6 +14,7 @@
 
 #include "espalier/core/error.h"
 #include "espalier/core/fault.h"
+#include "espalier/core/pulse.h"
 #include "espalier/model/memory.h"
 #include "espalier/model/tensor_ops.h"
 #include "espalier/model/vocabulary_loss.h"
@@ -209,6 +210,7 @@ at::Tensor through_layers(const CausalLM& model, const at::Tensor& tokens_BT, Co
   for (std::int64_t half = 0; half < 2 * model.layers(); ++half) {
     at::Tensor partial_BTD = partial_of(half, x_BTD);
     poison_at("layer.forward", partial_BTD);
+    pulse::beat();
     watch.next_step();
     watch.see(partial_BTD, {Value::output, half});
     all_reduce_sum(partial_BTD, tensor);
@@ -425,6 +427,7 @@ class Attempt {
       }
     }
     poison_at("layer.backward", gradients.dx_BTD);
+    pulse::beat();
     watch_.see(gradients.dx_BTD, {Value::input_gradient, half});
   }
 

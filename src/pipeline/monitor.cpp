@@ -9,6 +9,7 @@
 
 #include "espalier/core/error.h"
 #include "espalier/core/log.h"
+#include "espalier/core/pulse.h"
 #include "espalier/core/stop.h"
 
 namespace espalier {
@@ -28,6 +29,7 @@ void Monitor::watch(RunDirectory& directory) {
 void Monitor::enter(const std::string& phase) {
   leave();
   status_.phase = phase;
+  pulse::enter(phase);
   write_status();
 }
 
@@ -35,6 +37,7 @@ void Monitor::leave() {
   const Clock::time_point now = Clock::now();
   if (!status_.phase.empty()) seconds_[status_.phase] += between(phase_begin_, now);
   status_.phase.clear();
+  pulse::enter("");
   phase_begin_ = now;
 }
 

@@ -14,18 +14,13 @@
 #include "espalier/comm/runtime.h"
 #include "espalier/core/fault.h"
 #include "espalier/core/hash.h"
+#include "espalier/core/host.h"
 #include "espalier/core/text.h"
 #include "espalier/core/version.h"
 #include "espalier/store/hdf5_version.h"
 
 namespace espalier {
 namespace {
-
-std::string host_name() {
-  char name[256] = {};
-  ::gethostname(name, sizeof(name) - 1);
-  return name;
-}
 
 /// The words of this process's command line.
 nlohmann::ordered_json command_line() {

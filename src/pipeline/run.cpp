@@ -88,6 +88,7 @@ class PruningRun {
   void open_inputs() {
     monitor_.enter("open");
     together(world_, "open", [&] {
+      if (request_.watchdog != nullptr) request_.watchdog->watch(request_.run_dir);
       source_.emplace(open_source(config_.model_path));
       rules_ = prune_rules(source_->config, config_.prune);
       start_ = start_plan(*source_, config_.prune.attention_unit);

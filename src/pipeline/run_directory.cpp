@@ -14,10 +14,12 @@
 
 #include "espalier/core/error.h"
 #include "espalier/core/hash.h"
+#include "espalier/core/host.h"
 #include "espalier/core/json.h"
 #include "espalier/core/log.h"
 #include "espalier/core/paths.h"
 #include "espalier/core/text.h"
+#include "espalier/pipeline/watchdog.h"
 
 namespace espalier {
 namespace {
@@ -25,12 +27,6 @@ namespace {
 namespace fs = std::filesystem;
 
 std::string now_text() { return fmt::format("{:%FT%TZ}", fmt::gmtime(std::time(nullptr))); }
-
-std::string host_name() {
-  char name[256] = {};
-  ::gethostname(name, sizeof(name) - 1);
-  return name;
-}
 
 nlohmann::ordered_json read_json(const fs::path& path) {
   return parse_json(read_file(path), path.string());
@@ -81,6 +77,7 @@ RunDirectory RunDirectory::open(const fs::path& path, const RunConfig& config,
   run.choose_start(options.resume, messages);
   while (name_exists(run.log_directory())) ++run.attempt_;
   make_directories(run.log_directory());
+  Watchdog::prepare(run.path_);
   return run;
 }
 

@@ -13,6 +13,7 @@
 #include <fmt/format.h>
 
 #include "espalier/core/error.h"
+#include "espalier/core/pulse.h"
 
 namespace espalier::posix {
 namespace {
@@ -184,6 +185,7 @@ std::size_t read_at(const Descriptor& file, const std::filesystem::path& path, s
     if (got < 0) fail("pread", path, errno, Access::read);
     if (got == 0) break;
     done += static_cast<std::size_t>(got);
+    pulse::beat();
   }
   return done;
 }
@@ -237,6 +239,7 @@ void OutputFile::write_block(std::span<const std::byte> block) {
     done += static_cast<std::size_t>(put);
   }
   written_ += done;
+  pulse::beat();
   if (short_write) fail("write", path_, outcome.error_number, Access::write, expected_bytes_);
 }
 

@@ -7,6 +7,7 @@
 #include "espalier/comm/runtime.h"
 #include "espalier/config/run_config.h"
 #include "espalier/pipeline/run_directory.h"
+#include "espalier/pipeline/watchdog.h"
 
 namespace espalier {
 
@@ -15,8 +16,9 @@ struct RunRequest {
   RunConfig config;
   std::filesystem::path run_dir;
   RunDirectory::Options directory;
-  bool fast_verify = false;  ///< compare inputs by size, time and first MiB where that decides
-  double max_hours = 0;      ///< stop in time; 0 = no limit
+  bool fast_verify = false;      ///< compare inputs by size, time and first MiB where that decides
+  double max_hours = 0;          ///< stop in time; 0 = no limit
+  Watchdog* watchdog = nullptr;  ///< watches as soon as there is a run directory
 };
 
 /// The main job: score, rank, remove, commit, iteration by iteration, then evaluate and export.
