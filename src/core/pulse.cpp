@@ -57,6 +57,7 @@ void enter(std::string_view phase) {
 
 void beat() {
   State& s = state();
+  if (s.main != std::this_thread::get_id()) return;
   const std::lock_guard lock(s.mutex);
   count(s);
 }

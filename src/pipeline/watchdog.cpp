@@ -9,11 +9,13 @@
 #include <condition_variable>
 #include <csignal>
 #include <cstdlib>
+#include <ctime>
 #include <mutex>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include <fmt/chrono.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
@@ -38,6 +40,13 @@ constexpr double kLongestTick = 5;
 constexpr double kLastWordsSeconds = 5;
 
 std::string rank_name(int rank) { return fmt::format("rank-{:04}", rank); }
+
+/// Who looks at everybody: three ranks that are likely on different hosts.
+std::vector<int> watchers_of(int ranks) {
+  std::vector<int> watchers{0, ranks / 2, ranks - 1};
+  watchers.erase(std::unique(watchers.begin(), watchers.end()), watchers.end());
+  return watchers;
+}
 
 std::optional<Heartbeat> read_heartbeat(const fs::path& file) {
   try {
@@ -70,10 +79,11 @@ class Watchdog::Thread {
         directory_(run_directory),
         file_(heartbeat_path(rank_)),
         judge_(ranks_),
-        watchers_{0, ranks_ / 2, ranks_ - 1} {
+        watchers_(watchers_of(ranks_)) {
     self_.host = host_name();
     self_.pid = ::getpid();
     tick_ = std::min(kLongestTick, options_.hang_timeout.value_or(8 * kLongestTick) / 8);
+    say();
     stack::watch_this_thread();
     // Signals are for the main thread.
     sigset_t all, before;
@@ -162,19 +172,29 @@ class Watchdog::Thread {
                  fmt::format("rank {} of {} on {}, process {}, phase '{}', no step for {:.0f} s",
                              rank_, ranks_, one_line(self_.host), self_.pid, self_.phase, idle),
                  std::min(tick_, 1.0));
-    if (reporter() == rank_) {
+    // The launcher ends this process when the reporter has left.
+    if (reporter() != rank_)
+      std::this_thread::sleep_for(Seconds(2 * kLastWordsSeconds + 4 * tick_));
+    if (is_first_to_report()) {
       wait_for_stacks();
       const Error error = described();
-      within(kLastWordsSeconds, [this, &error] {
+      within(kLastWordsSeconds, [this, error] {
         options_.report(error);
         report_lone_failure(directory_, static_cast<int>(error.code()), error.what());
       });
       kill_silent();
-    } else {
-      // The launcher ends this process when the reporter has left.
-      std::this_thread::sleep_for(Seconds(2 * kLastWordsSeconds + 4 * tick_));
     }
     ::_exit(static_cast<int>(ExitCode::peer_lost));
+  }
+
+  /// One that was stopped and wakes when the launcher ends it finds that all has been said.
+  bool is_first_to_report() const {
+    try {
+      const LiveFile claim(directory_ / "heartbeat" / "reported");
+      return true;
+    } catch (const Error&) {
+      return false;
+    }
   }
 
   /// Every rank that answers notices within a few ticks and writes where it is.
@@ -194,8 +214,7 @@ class Watchdog::Thread {
   std::string rank_text(int rank) const {
     const std::optional<Heartbeat>& last = judge_.last_of(rank);
     if (!last) return fmt::format("rank {} (no heartbeat)", rank);
-    return fmt::format("rank {} on {} (process {}, phase '{}')", rank, one_line(last->host),
-                       last->pid, last->phase);
+    return fmt::format("rank {} on {} (process {})", rank, one_line(last->host), last->pid);
   }
 
   Error described() const {
@@ -213,14 +232,17 @@ class Watchdog::Thread {
         verdict.cause == Cause::silent  ? "its process is stopped, or its host does not answer"
         : verdict.cause == Cause::works ? "it is at something that does not come to an end"
                                         : "every rank waits in a collective for another one";
+    // What a silent rank said last is older than what this one waits for.
+    const std::string phase =
+        verdict.cause == Cause::works ? judge_.last_of(verdict.ranks.front())->phase : self_.phase;
     return Error(
         ExitCode::peer_lost,
-        fmt::format("the run hangs: {} did nothing for {:.0f} s", fmt::join(names, ", "),
-                    judge_.idle_seconds(rank_)),
+        fmt::format("the run hangs in phase '{}': {} did nothing for {:.0f} s", phase,
+                    fmt::join(names, ", "), judge_.idle_seconds(rank_)),
         fmt::format("{}; a step of this phase may take {:.0f} s", why, self_.deadline_seconds),
         "Start it again with the same command: the last commit stands. The files in hang/ of the "
         "run directory say where the ranks were; --hang-timeout SECONDS allows longer steps.",
-        fmt::format("phase {}", self_.phase));
+        directory_.string());
   }
 
   void kill_silent() const {
@@ -252,10 +274,8 @@ Watchdog::Watchdog(int rank, int ranks, Options options)
 Watchdog::~Watchdog() = default;
 
 void Watchdog::prepare(const fs::path& run_directory) {
-  for (const char* name : {"heartbeat", "hang"}) {
-    remove_tree(run_directory / name, WriteScope::other);
-    make_directories(run_directory / name);
-  }
+  remove_tree(run_directory / "heartbeat", WriteScope::other);
+  for (const char* name : {"heartbeat", "hang"}) make_directories(run_directory / name);
 }
 
 void Watchdog::watch(const fs::path& run_directory) {

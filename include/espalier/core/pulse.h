@@ -6,9 +6,9 @@
 
 /// The sign of life of this process's main thread, for those who watch it from another thread: in
 /// which phase it is, how many steps it has done, and whether it waits for somebody else. A step is
-/// anything that shows that work goes on: half a layer, a block of a file, a collective. Any thread
-/// may count steps and read; the main thread is the one that called first, and its waits alone
-/// count.
+/// anything that shows that work goes on: half a layer, a block of a file, a collective. The main
+/// thread is the one that called first; steps and waits of others count for nothing, those of
+/// whoever watches least of all. Any thread may read.
 namespace espalier::pulse {
 
 /// What the main thread waits for, if it does.

@@ -34,7 +34,7 @@ class Watchdog {
   Watchdog(const Watchdog&) = delete;
   Watchdog& operator=(const Watchdog&) = delete;
 
-  /// Removes what earlier processes left in heartbeat/ and hang/ of the directory, and makes both.
+  /// Makes heartbeat/, empty, and hang/, where the files of an earlier hang stay.
   /// Rank 0, before the others watch.
   static void prepare(const std::filesystem::path& run_directory);
   /// From now on this rank watches and is watched. Throws where its heartbeat cannot be written.
