@@ -105,10 +105,8 @@ void add_run_flags(CLI::App* command, CommandOptions& o) {
       ->type_name("HOURS")
       ->capture_default_str();
   command
-      ->add_option(
-          "--hang-timeout", o.hang_timeout,
-          "End a run (exit 76) in which no rank does a step for so long; 0: never. Default: "
-          "5 times the slowest step seen, at least 60")
+      ->add_option("--hang-timeout", o.hang_timeout,
+                   "End (exit 76) when no rank does a step for so long; 0: never; default: learned")
       ->transform(real_number(kSeconds))
       ->type_name("SECONDS");
   command->add_option("--lock-wait", o.lock_wait, "How long to wait for the run directory's lock")

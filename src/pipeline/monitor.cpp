@@ -35,7 +35,13 @@ void Monitor::enter(const std::string& phase) {
 
 void Monitor::leave() {
   const Clock::time_point now = Clock::now();
-  if (!status_.phase.empty()) seconds_[status_.phase] += between(phase_begin_, now);
+  const double waited = pulse::read().waited_seconds;
+  if (!status_.phase.empty()) {
+    const double seconds = between(phase_begin_, now);
+    seconds_[status_.phase] += seconds;
+    busy_seconds_[status_.phase] += std::max(0.0, seconds - (waited - waited_before_));
+  }
+  waited_before_ = waited;
   status_.phase.clear();
   pulse::enter("");
   phase_begin_ = now;
@@ -84,6 +90,12 @@ void Monitor::write_status() {
 std::map<std::string, double> Monitor::take_seconds() {
   std::map<std::string, double> result;
   result.swap(seconds_);
+  return result;
+}
+
+std::map<std::string, double> Monitor::take_busy_seconds() {
+  std::map<std::string, double> result;
+  result.swap(busy_seconds_);
   return result;
 }
 

@@ -1,7 +1,9 @@
 #include "espalier/pipeline/run.h"
 
 #include <algorithm>
+#include <array>
 #include <chrono>
+#include <map>
 #include <optional>
 #include <utility>
 
@@ -10,6 +12,7 @@
 #include "espalier/comm/process_grid.h"
 #include "espalier/core/error.h"
 #include "espalier/core/fault.h"
+#include "espalier/core/host.h"
 #include "espalier/core/json.h"
 #include "espalier/core/log.h"
 #include "espalier/core/stop.h"
@@ -21,6 +24,7 @@
 #include "espalier/pipeline/provenance.h"
 #include "espalier/pipeline/run_report.h"
 #include "espalier/pipeline/source.h"
+#include "espalier/pipeline/straggler.h"
 #include "espalier/score/score.h"
 
 namespace espalier {
@@ -252,6 +256,7 @@ class PruningRun {
                        world = world_.counters();
     const Advance step = rank_units(pass.table, i);
     slice(step.plan);
+    warn_of_stragglers(i);
     plan_ = step.plan;
     nlohmann::ordered_json row = describe(i);
     row["target"] = target_of(i);
@@ -327,6 +332,29 @@ class PruningRun {
         log::info("tensor ranks were uneven: cut anew");
     });
     fault::hit("slice.exit");
+  }
+
+  /// Phases in which every rank has work of its own; what came after slicing was in the iteration
+  /// before. Told once per phase and rank, and again every tenth time.
+  void warn_of_stragglers(std::int64_t iteration) {
+    static constexpr std::array kPhases{"load", "calibrate", "slice", "evaluate"};
+    std::map<std::string, double> mine = monitor_.take_busy_seconds();
+    std::vector<double> busy;
+    for (const char* phase : kPhases) busy.push_back(mine[phase]);
+    const std::vector<double> all = world_.gather(busy);
+    for (std::size_t p = 0; p < kPhases.size(); ++p) {
+      std::vector<double> of_phase;
+      for (std::size_t at = p; at < all.size(); at += kPhases.size()) of_phase.push_back(all[at]);
+      const std::optional<Straggler> slow = find_straggler(of_phase);
+      if (!slow || stragglers_[{kPhases[p], slow->rank}]++ % 10 != 0) continue;
+      const std::string host = world_.broadcast_text(host_name(), slow->rank);
+      if (grid_.is_root())
+        log::warning(
+            "iteration {}: rank {} on {} was busy {:.1f} times as long in phase {} as the median "
+            "of "
+            "the others ({:.1f} s, {:.1f} s), which wait for it",
+            iteration, slow->rank, host, slow->ratio(), kPhases[p], slow->seconds, slow->median);
+    }
   }
 
   nlohmann::ordered_json describe(std::int64_t iteration) const {
@@ -502,6 +530,7 @@ class PruningRun {
   nlohmann::ordered_json provenance_;
   std::optional<PausedPass> paused_;  // continued by the first iteration
   std::optional<CausalLM> model_;
+  std::map<std::pair<std::string, int>, int> stragglers_;  // how often a phase had this rank last
   std::int64_t exported_parts_ = 0;
   std::int64_t read_before_ = kernel_bytes_read();  // by this process before the run
 };

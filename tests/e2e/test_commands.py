@@ -473,7 +473,7 @@ class ClusterScripts(Runs):
             (tree / folder).mkdir(parents=True)
         shutil.copytree(ROOT / "cluster", tree / "cluster")
         (tree / "build/release/bin/espalier").symlink_to(PROGRAM)
-        run_line = f'exec "{PROGRAM}" run "{self.config}" --run-dir runs/a'
+        run_line = f'exec "{PROGRAM}" run "{self.config}" --run-dir runs/a $more'
         for command, text in (("mpirun", run_line), ("scontrol", 'echo "$@" > submitted'), ("qsub", 'echo "$@" > submitted')):
             (tree / "bin" / command).write_text(f"#!/bin/bash\n{text}\n")
             (tree / "bin" / command).chmod(0o755)
@@ -481,11 +481,13 @@ class ClusterScripts(Runs):
 
     def test_they_submit_themselves_again_unless_somebody_stopped_the_run(self):
         for script, again in (("slurm/espalier.sbatch", "requeue 17"), ("pbs/espalier.pbs", "cluster/pbs/espalier.pbs")):
-            for asked_by in ("signal", "stop", "nobody"):
+            for asked_by in ("signal", "stop", "hang", "nobody"):
                 with self.subTest(script, asked_by=asked_by):
                     tree = self.tree(f"{pathlib.Path(script).stem}-{pathlib.Path(script).parent}-{asked_by}")
                     extra = {"PATH": f"{tree}/bin:{os.environ['PATH']}", "SLURM_JOB_ID": "17", "PBS_O_WORKDIR": str(tree), "PBS_NODEFILE": "none"}
-                    if asked_by != "nobody":
+                    if asked_by == "hang":
+                        extra |= {"ESPALIER_FAULT": "point=rank.enter;action=slow:60000", "more": "--hang-timeout 1"}
+                    elif asked_by != "nobody":
                         extra["ESPALIER_FAULT"] = SLOW
                     job = subprocess.Popen(
                         ["bash", f"cluster/{script}"], cwd=tree, env=environment(extra), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
@@ -493,7 +495,7 @@ class ClusterScripts(Runs):
                     )  # fmt: skip
                     run_dir = tree / "runs/a"
                     deadline = time.monotonic() + 40
-                    while asked_by != "nobody" and time.monotonic() < deadline:
+                    while asked_by in ("signal", "stop") and time.monotonic() < deadline:
                         if (run_dir / "status.json").exists() and status_of(run_dir)["phase"] == "calibrate":
                             break
                         time.sleep(0.02)
@@ -502,9 +504,10 @@ class ClusterScripts(Runs):
                     elif asked_by == "stop":
                         self.succeeds("stop", run_dir)
                     error = job.communicate(timeout=50)[1].decode()
-                    self.assertEqual(job.returncode, 0 if asked_by == "nobody" else 75, error)
+                    self.assertEqual(job.returncode, {"nobody": 0, "hang": 76}.get(asked_by, 75), error)
                     submitted = (tree / "submitted").read_text().strip() if (tree / "submitted").exists() else None
-                    self.assertEqual(submitted, again if asked_by == "signal" else None, error)
+                    continues = ("signal", "hang") if script.startswith("slurm") else ("signal",)
+                    self.assertEqual(submitted, again if asked_by in continues else None, error)
 
 
 class Examples(Case):

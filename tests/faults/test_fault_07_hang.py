@@ -95,7 +95,7 @@ class Fine(Interrupted):
     def test_steps_that_are_slow_but_end(self):
         """Many steps of half the time limit, on one rank, while the other waits for it all along."""
         run_dir = self.folder / "slow"
-        fault = f"point=layer.forward;rank=1;iter=2;action=slow:{TIMEOUT * 400:.0f}"
+        fault = f"point=forward.enter;rank=1;iter=2;action=slow:{TIMEOUT * 400:.0f}"
         result = self.start(run_dir, 2, 1, fault, "--hang-timeout", TIMEOUT).wait(120)
         self.assertEqual(result.code, 0, result)
         self.is_gold(run_dir, result)

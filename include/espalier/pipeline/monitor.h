@@ -39,6 +39,9 @@ class Monitor {
   void write_status();
   /// Seconds per phase since the last call.
   std::map<std::string, double> take_seconds();
+  /// Of this rank alone, since the last call: seconds per phase less those that it waited for other
+  /// ranks.
+  std::map<std::string, double> take_busy_seconds();
   double elapsed() const;
 
  private:
@@ -54,7 +57,9 @@ class Monitor {
   double longest_unwatched_ = 0;  // seconds between two polls
   bool asked_ = false;
   bool status_failed_ = false;
+  double waited_before_ = 0;  // when the phase began
   std::map<std::string, double> seconds_;
+  std::map<std::string, double> busy_seconds_;
 };
 
 /// Largest resident memory of this process so far, bytes.

@@ -1,0 +1,22 @@
+#pragma once
+
+#include <optional>
+#include <span>
+
+namespace espalier {
+
+/// A rank that keeps the others waiting without standing still.
+struct Straggler {
+  int rank = 0;
+  double seconds = 0;
+  double median = 0;  ///< of the others that worked at all
+  double ratio() const { return seconds / median; }
+};
+
+/// The slowest rank of a phase, when it worked more than twice as long as the median of the other
+/// ranks that had work, and at least half a second longer. `busy_seconds` has a number per rank:
+/// time in the phase less what it waited for others. Micro-batches are dealt so that a rank has at
+/// most one more than another, which twice the median allows for.
+std::optional<Straggler> find_straggler(std::span<const double> busy_seconds);
+
+}  // namespace espalier
