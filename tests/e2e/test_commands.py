@@ -213,7 +213,8 @@ class Streams(Runs):
             run_dir = self.folder / f"read-{number}"
             launcher = "mpirun --oversubscribe --bind-to none -n 2 " if ranks == 2 else ""
             code, out, _ = shell(f"{launcher} $E run {self.config} --run-dir {run_dir} {streams} | head -1; exit ${{PIPESTATUS[0]}}")
-            self.assertEqual(code, 0, out)
+            # mpirun of Open MPI 4.1.4 itself crashes (in PMIx_Finalize, after its ranks have ended) in one of fifty such runs.
+            self.assertIn(code, (0, 139) if launcher else (0,), out)
             self.assertEqual(status_of(run_dir)["state"], "finished")
             log = (run_dir / "logs/attempt-001/main.log").read_text()
             self.assertIn("iter 4/4", log)
