@@ -46,6 +46,7 @@ class PruningRun {
   void execute() {
     try {
       open_directory();
+      watch_for_hangs();
       open_inputs();
       check_inputs();
       begin();
@@ -88,11 +89,24 @@ class PruningRun {
     });
   }
 
+  /// Ranks see one another in the run directory, which only rank 0 needs for all else.
+  void watch_for_hangs() {
+    if (request_.watchdog == nullptr) return;
+    std::int64_t sees = 0;
+    together(world_, "open the run directory",
+             [&] { sees = Watchdog::can_watch(request_.run_dir) ? 1 : 0; });
+    if (world_.min(sees) == 0) {
+      if (grid_.is_root())
+        log::warning("nobody watches for hangs: not every rank sees the run directory");
+      return;
+    }
+    together(world_, "open the run directory", [&] { request_.watchdog->watch(request_.run_dir); });
+  }
+
   /// Everything that can be wrong with the inputs is looked at before anything takes long.
   void open_inputs() {
     monitor_.enter("open");
     together(world_, "open", [&] {
-      if (request_.watchdog != nullptr) request_.watchdog->watch(request_.run_dir);
       source_.emplace(open_source(config_.model_path));
       rules_ = prune_rules(source_->config, config_.prune);
       start_ = start_plan(*source_, config_.prune.attention_unit);

@@ -237,8 +237,9 @@ class Watchdog::Thread {
         verdict.cause == Cause::works ? judge_.last_of(verdict.ranks.front())->phase : self_.phase;
     return Error(
         ExitCode::peer_lost,
-        fmt::format("the run hangs in phase '{}': {} did nothing for {:.0f} s", phase,
-                    fmt::join(names, ", "), judge_.idle_seconds(rank_)),
+        fmt::format("the run hangs{}: {} did nothing for {:.0f} s",
+                    phase.empty() ? "" : " in phase '" + phase + "'", fmt::join(names, ", "),
+                    judge_.idle_seconds(rank_)),
         fmt::format("{}; a step of this phase may take {:.0f} s", why, self_.deadline_seconds),
         "Start it again with the same command: the last commit stands. The files in hang/ of the "
         "run directory say where the ranks were; --hang-timeout SECONDS allows longer steps.",
@@ -276,6 +277,10 @@ Watchdog::~Watchdog() = default;
 void Watchdog::prepare(const fs::path& run_directory) {
   remove_tree(run_directory / "heartbeat", WriteScope::other);
   for (const char* name : {"heartbeat", "hang"}) make_directories(run_directory / name);
+}
+
+bool Watchdog::can_watch(const fs::path& run_directory) {
+  return directory_exists(run_directory / "heartbeat");
 }
 
 void Watchdog::watch(const fs::path& run_directory) {

@@ -5,12 +5,13 @@ import pathlib
 import re
 import signal
 import socket
+import subprocess
 import sys
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
 from interrupted import Interrupted, frozen
-from workbench import FULL, main, run, status_of
+from workbench import FULL, MPIRUN, PROGRAM, environment, main, run, status_of
 
 TIMEOUT = 2.0
 PHASES = ["resume", "load", "calibrate", "forward", "backward", "reduce", "rank", "slice", "save", "evaluate", "export"]
@@ -117,6 +118,16 @@ class Fine(Interrupted):
         result = running.wait()
         self.assertEqual(result.code, 0, result)
         self.is_gold(run_dir, result)
+
+    def test_a_run_directory_that_only_rank_0_sees(self):
+        run_dir = self.folder / "own"
+        words = [PROGRAM, "run", self.config, "--tensor", 1, "--hang-timeout", TIMEOUT, "--run-dir"]
+        ranks = [*MPIRUN, "-n", 1, *words, run_dir, ":", "-n", 1, *words, self.folder / "elsewhere"]
+        result = subprocess.run([str(word) for word in ranks], env=environment(), capture_output=True, text=True, timeout=60)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("nobody watches for hangs", result.stderr)
+        self.is_gold(run_dir, result.stderr)
+        self.assertFalse((self.folder / "elsewhere").exists())
 
     def test_nobody_watches(self):
         run_dir = self.folder / "off"

@@ -37,6 +37,8 @@ class Watchdog {
   /// Makes heartbeat/, empty, and hang/, where the files of an earlier hang stay.
   /// Rank 0, before the others watch.
   static void prepare(const std::filesystem::path& run_directory);
+  /// Whether this rank sees what rank 0 prepared.
+  static bool can_watch(const std::filesystem::path& run_directory);
   /// From now on this rank watches and is watched. Throws where its heartbeat cannot be written.
   void watch(const std::filesystem::path& run_directory);
 
