@@ -36,6 +36,7 @@ namespace fs = std::filesystem;
 using Clock = std::chrono::steady_clock;
 using Seconds = std::chrono::duration<double>;
 
+constexpr double kShortestTick = 0.05;
 constexpr double kLongestTick = 5;
 constexpr double kLastWordsSeconds = 5;
 
@@ -82,7 +83,8 @@ class Watchdog::Thread {
         watchers_(watchers_of(ranks_)) {
     self_.host = host_name();
     self_.pid = ::getpid();
-    tick_ = std::min(kLongestTick, options_.hang_timeout.value_or(8 * kLongestTick) / 8);
+    tick_ = std::clamp(options_.hang_timeout.value_or(8 * kLongestTick) / 8, kShortestTick,
+                       kLongestTick);
     say();
     stack::watch_this_thread();
     // Signals are for the main thread.
@@ -168,10 +170,12 @@ class Watchdog::Thread {
     self_.hangs = true;
     say();
     const double idle = judge_.idle_seconds(rank_);
-    stack::write((directory_ / "hang" / (rank_name(rank_) + ".stack")).string(),
-                 fmt::format("rank {} of {} on {}, process {}, phase '{}', no step for {:.0f} s",
-                             rank_, ranks_, one_line(self_.host), self_.pid, self_.phase, idle),
-                 std::min(tick_, 1.0));
+    stack::write(
+        (directory_ / "hang" / (rank_name(rank_) + ".stack")).string(),
+        fmt::format("{:%FT%TZ} rank {} of {} on {}, process {}, phase '{}', no step for {:.0f} s",
+                    fmt::gmtime(std::time(nullptr)), rank_, ranks_, one_line(self_.host), self_.pid,
+                    self_.phase, idle),
+        std::min(tick_, 1.0));
     // The launcher ends this process when the reporter has left.
     if (reporter() != rank_)
       std::this_thread::sleep_for(Seconds(2 * kLastWordsSeconds + 4 * tick_));

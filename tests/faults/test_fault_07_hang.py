@@ -93,20 +93,19 @@ class AtWork(Interrupted):
 class Fine(Interrupted):
     """What takes long and is no hang."""
 
-    def test_steps_that_are_slow_but_end(self):
-        """Many steps of half the time limit, on one rank, while the other waits for it all along."""
-        run_dir = self.folder / "slow"
-        fault = f"point=forward.enter;rank=1;iter=2;action=slow:{TIMEOUT * 400:.0f}"
+    def is_left_alone(self, name, fault):
+        run_dir = self.folder / name
         result = self.start(run_dir, 2, 1, fault, "--hang-timeout", TIMEOUT).wait(120)
         self.assertEqual(result.code, 0, result)
         self.is_gold(run_dir, result)
+        self.assertGreater(result.seconds, 2 * TIMEOUT, "the other rank waited for long enough")
+
+    def test_steps_that_are_slow_but_end(self):
+        """Many steps of two fifths of the time allowed, on one rank, while the other waits for it all along."""
+        self.is_left_alone("slow", f"point=forward.enter;rank=1;iter=2;action=slow:{TIMEOUT * 400:.0f}")
 
     def test_one_rank_exports_and_the_others_wait(self):
-        run_dir = self.folder / "export"
-        fault = f"point=export.write;action=slow:{TIMEOUT * 600:.0f}"
-        result = self.start(run_dir, 2, 1, fault, "--hang-timeout", TIMEOUT).wait(120)
-        self.assertEqual(result.code, 0, result)
-        self.is_gold(run_dir, result)
+        self.is_left_alone("export", f"point=export.write;action=slow:{TIMEOUT * 600:.0f}")
 
     def test_a_job_that_was_suspended_as_a_whole(self):
         run_dir = self.folder / "suspended"
