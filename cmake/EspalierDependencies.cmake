@@ -16,11 +16,6 @@ espalier_require(CLI11 libcli11-dev)
 espalier_require(HDF5 libhdf5-dev COMPONENTS C)
 espalier_require(MPI libopenmpi-dev COMPONENTS C)
 
-find_path(ESPALIER_XXHASH_INCLUDE xxhash.h)
-if(NOT ESPALIER_XXHASH_INCLUDE)
-  message(FATAL_ERROR "xxhash.h was not found. Run launch/setup.sh, or install it (Debian: apt-get install libxxhash-dev).")
-endif()
-
 if(ESPALIER_TESTS)
   espalier_require(GTest libgtest-dev)
 endif()

@@ -49,7 +49,6 @@ git|command git
 python3-venv|python ensurepip
 libfmt-dev|header fmt/format.h
 libssl-dev|header openssl/sha.h
-libxxhash-dev|header xxhash.h
 libyaml-cpp-dev|header yaml-cpp/yaml.h
 libcli11-dev|header CLI/CLI.hpp
 nlohmann-json3-dev|header nlohmann/json.hpp
@@ -103,9 +102,9 @@ may_use_apt() {
 print_other_names() {
   cat >&2 <<'TEXT'
 The same elsewhere (unverified):
-  RHEL, Fedora  dnf install gcc-c++ cmake ninja-build ccache git python3 fmt-devel openssl-devel xxhash-devel yaml-cpp-devel
+  RHEL, Fedora  dnf install gcc-c++ cmake ninja-build ccache git python3 fmt-devel openssl-devel yaml-cpp-devel
                 cli11-devel json-devel hdf5-devel gtest-devel clang-tools-extra openmpi openmpi-devel; module load mpi
-  Spack         spack install gcc cmake ninja ccache fmt openssl xxhash yaml-cpp cli11 nlohmann-json hdf5~mpi googletest openmpi
+  Spack         spack install gcc cmake ninja ccache fmt openssl yaml-cpp cli11 nlohmann-json hdf5~mpi googletest openmpi
   modules       module load gcc cmake hdf5 openmpi    (and the rest from Spack)
 TEXT
 }

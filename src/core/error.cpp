@@ -188,8 +188,7 @@ Problem memory_ran_out(const std::string& said) {
           {}};
 }
 
-void check_internal(bool condition, std::string_view what, const char* file, int line) {
-  if (condition) return;
+void fail_check(std::string_view what, const char* file, int line) {
   throw Error(ExitCode::internal, std::string(what), "internal check failed",
               "This is a bug in espalier: please report it with the command and this line.",
               fmt::format("{}:{}", file, line));

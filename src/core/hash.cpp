@@ -6,9 +6,6 @@
 #include <fmt/format.h>
 #include <openssl/evp.h>
 
-#define XXH_INLINE_ALL
-#include <xxhash.h>
-
 #include "espalier/core/error.h"
 
 namespace espalier {
@@ -57,11 +54,6 @@ std::string sha256_hex(std::span<const std::byte> bytes) {
 
 std::string sha256_hex(std::string_view text) {
   return sha256_hex(std::as_bytes(std::span(text.data(), text.size())));
-}
-
-std::string xxh3_hex(std::span<const std::byte> bytes) {
-  const XXH128_hash_t hash = XXH3_128bits(bytes.data(), bytes.size());
-  return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
 }
 
 std::uint64_t counter_hash(std::span<const std::uint64_t> words) {

@@ -134,12 +134,19 @@ at::Tensor CausalLM::attention(std::int64_t layer, at::Tensor q_BHTE, at::Tensor
   if (window == 0 || window >= tokens)
     return at::scaled_dot_product_attention(q_BHTE, k_BKTE, v_BKTE, {}, 0.0, /*is_causal=*/true,
                                             scale, shared_kv);
+  return at::scaled_dot_product_attention(q_BHTE, k_BKTE, v_BKTE, visible(tokens, window), 0.0,
+                                          false, scale, shared_kv);
+}
+
+at::Tensor CausalLM::visible(std::int64_t tokens, std::int64_t window) const {
+  if (window_ == window && visible_TT_.defined() && visible_TT_.size(0) == tokens)
+    return visible_TT_;
   const at::Tensor position =
       at::arange(tokens, at::TensorOptions(at::kLong).device(options_.device));
   const at::Tensor distance_TT = position.unsqueeze(1) - position.unsqueeze(0);
-  const at::Tensor visible_TT = at::logical_and(distance_TT >= 0, distance_TT < window);
-  return at::scaled_dot_product_attention(q_BHTE, k_BKTE, v_BKTE, visible_TT, 0.0, false, scale,
-                                          shared_kv);
+  visible_TT_ = at::logical_and(distance_TT >= 0, distance_TT < window);
+  window_ = window;
+  return visible_TT_;
 }
 
 HalfOutput CausalLM::attention_half(std::int64_t l, const at::Tensor& x_BTD) const {

@@ -12,7 +12,7 @@
 #include "espalier/core/hash.h"
 #include "espalier/core/stop.h"
 #include "espalier/model/tensor_ops.h"
-#include "espalier/score/normalize.h"
+#include "espalier/score/score_lists.h"
 #include "espalier/score/unit_sums.h"
 #include "scored_units.h"
 
@@ -60,7 +60,6 @@ class Pass {
 
   ScorePass run() {
     ScorePass pass;
-    work_ = work_of(model_, data_, request_);
     if (request_.paused && is_continued_by_this(*request_.paused)) {
       continue_from(*request_.paused);
       pass.continued_tokens = request_.paused->tokens;
@@ -155,9 +154,9 @@ class Pass {
 
   bool is_continued_by_this(const PausedPass& paused) const {
     const std::size_t rows = paused.attention.size();
-    return paused.work == work_ && paused.iteration == request_.iteration &&
-           paused.loss.size() == loss_.size() && rows <= traversals() &&
-           (rows > 0) == needs_gradients();
+    return paused.iteration == request_.iteration && paused.loss.size() == loss_.size() &&
+           rows <= traversals() && (rows > 0) == needs_gradients() &&
+           paused.work == work_of(model_, data_, request_);
   }
 
   /// Data rank 0 takes what was summed, whoever did it.
@@ -183,7 +182,8 @@ class Pass {
       reduce_unit_sums(*current, grid_.data());
       raw_.push_back(std::move(*current));
     }
-    PausedPass paused{work_, request_.iteration, done_, {}, {}, loss_, tokens_};
+    PausedPass paused{
+        work_of(model_, data_, request_), request_.iteration, done_, {}, {}, loss_, tokens_};
     paused.attention = units_.flattened(raw_, UnitKind::attention, grid_.tensor());
     paused.mlp = units_.flattened(raw_, UnitKind::mlp, grid_.tensor());
     grid_.data().all_reduce_sum(std::span<double>(paused.loss));
@@ -246,44 +246,31 @@ class Pass {
       table.raw_rows = table.domains;
     else
       table.raw_rows.emplace_back("pooled");
-    fill(table.attention, UnitKind::attention);
-    fill(table.mlp, UnitKind::mlp);
+    const std::vector<RawBlock> blocks = raw_blocks();
+    Scoring scoring{request_.importance.normalization, request_.unit, Combine::pooled, {}};
+    if (table.raw_rows.size() > 1) scoring.combine = request_.combine;
+    for (const DomainDraw& domain : data_.domains()) scoring.weights.push_back(domain.weight);
+    ScoreLists lists = make_lists(model_.config(), blocks, scoring);
+    table.attention = std::move(lists.attention);
+    table.mlp = std::move(lists.mlp);
     return table;
   }
 
-  void fill(ScoreList& list, UnitKind kind) const {
-    const std::vector<LayerValues> values = units_.gathered(raw_, kind, grid_.tensor());
-    list.raw.resize(values.size());
-    for (std::int64_t l = 0; l < model_.layers(); ++l) {
-      if (!units_.is_scored(l, kind)) continue;
-      const std::vector<std::int32_t> numbers = units_.numbers(l, kind);
-      list.layer.insert(list.layer.end(), numbers.size(), static_cast<std::int32_t>(l));
-      list.unit.insert(list.unit.end(), numbers.begin(), numbers.end());
-      const std::vector<double> combined = combine(values, l, kind);
-      list.score.insert(list.score.end(), combined.begin(), combined.end());
-      for (std::size_t row = 0; row < values.size(); ++row) {
-        const std::vector<double>& raw = values[row][static_cast<std::size_t>(l)];
-        list.raw[row].insert(list.raw[row].end(), raw.begin(), raw.end());
+  /// Collective over the tensor group.
+  std::vector<RawBlock> raw_blocks() const {
+    std::vector<RawBlock> blocks;
+    for (const UnitKind kind : {UnitKind::attention, UnitKind::mlp}) {
+      const std::vector<LayerValues> values = units_.gathered(raw_, kind, grid_.tensor());
+      for (std::int64_t l = 0; l < model_.layers(); ++l) {
+        if (!units_.is_scored(l, kind)) continue;
+        RawBlock& block = blocks.emplace_back(
+            RawBlock{static_cast<std::int32_t>(l), kind, units_.numbers(l, kind), {}, {}});
+        if (kind == UnitKind::attention) block.heads = units_.heads_per_unit(l);
+        for (const LayerValues& row : values)
+          block.values.push_back(row[static_cast<std::size_t>(l)]);
       }
     }
-  }
-
-  /// Normalises each row's block, then takes the weighted mean over domains (or the only row).
-  std::vector<double> combine(const std::vector<LayerValues>& values, std::int64_t layer,
-                              UnitKind kind) const {
-    std::vector<double> sum;
-    double total = 0;
-    for (std::size_t row = 0; row < values.size(); ++row) {
-      const double weight = values.size() > 1 ? data_.domains()[row].weight : 1.0;
-      const std::vector<double> block =
-          normalized(model_.config(), request_.importance.normalization, request_.unit, kind,
-                     values[row][static_cast<std::size_t>(layer)], units_.heads_per_unit(layer));
-      sum.resize(block.size(), 0.0);
-      for (std::size_t u = 0; u < block.size(); ++u) sum[u] += weight * block[u];
-      total += weight;
-    }
-    for (double& value : sum) value /= total;
-    return sum;
+    return blocks;
   }
 
   const CausalLM& model_;
@@ -295,7 +282,6 @@ class Pass {
   StatisticsOptions options_;
   std::vector<double> loss_;
   std::int64_t tokens_ = 0;
-  std::string work_;
   std::int64_t done_ = 0;              // micro-batches of the traversal under way
   std::optional<UnitSums> continued_;  // of the traversal under way, from the paused pass
   std::vector<UnitSums> raw_;          // one per finished traversal: per domain, or one

@@ -99,13 +99,16 @@ Problems problems_of(const std::function<void()>& work);
 /// every `where`.
 Error as_error(const std::exception& exception, const std::string& who);
 
-/// Always-on check of our own logic; throws Error(ExitCode::internal) naming the place.
-void check_internal(bool condition, std::string_view what, const char* file, int line);
+/// What ESPALIER_CHECK does where its condition does not hold.
+[[noreturn]] void fail_check(std::string_view what, const char* file, int line);
 
 /// The candidate nearest to `word` by edit distance, or "" when none is near enough to be meant.
 std::string nearest_name(std::string_view word, const std::vector<std::string>& candidates);
 
 }  // namespace espalier
 
-#define ESPALIER_CHECK(condition, what) \
-  ::espalier::check_internal(static_cast<bool>(condition), (what), __FILE__, __LINE__)
+/// Always-on check of our own logic; throws Error(ExitCode::internal) naming the place. `what` is
+/// made only then.
+#define ESPALIER_CHECK(condition, what)                \
+  (static_cast<bool>(condition) ? static_cast<void>(0) \
+                                : ::espalier::fail_check((what), __FILE__, __LINE__))

@@ -31,9 +31,6 @@ class Sha256 {
 std::string sha256_hex(std::span<const std::byte> bytes);
 std::string sha256_hex(std::string_view text);
 
-/// XXH3-128 as 32 hex digits: fast integrity of our own files.
-std::string xxh3_hex(std::span<const std::byte> bytes);
-
 /// A counter-based 64-bit hash (SplitMix64 finaliser over the words in turn): the same inputs give
 /// the same number on every machine and rank, without any generator state.
 std::uint64_t counter_hash(std::span<const std::uint64_t> words);

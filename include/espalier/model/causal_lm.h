@@ -97,6 +97,8 @@ class CausalLM {
   at::Tensor attention(std::int64_t layer, at::Tensor q_BHTE, at::Tensor k_BKTE,
                        at::Tensor v_BKTE) const;
   const RotaryTable& rotary(std::int64_t tokens) const;
+  /// Which tokens a token sees under a sliding window.
+  at::Tensor visible(std::int64_t tokens, std::int64_t window) const;
 
   ModelConfig config_;
   std::vector<ShardWidths> shards_;
@@ -104,7 +106,9 @@ class CausalLM {
   ComputeOptions options_;
   std::vector<LayerWeights> layers_;
   at::Tensor embedding_VD_, final_norm_D_, head_VD_;
-  mutable RotaryTable rotary_;  // for the longest sequence seen; rebuilt when a longer one comes
+  mutable RotaryTable rotary_;     // for the longest sequence seen; rebuilt when a longer one comes
+  mutable at::Tensor visible_TT_;  // the last one asked for: layers share it
+  mutable std::int64_t window_ = 0;  // its window
 };
 
 }  // namespace espalier

@@ -1,0 +1,114 @@
+#include "espalier/score/score_lists.h"
+
+#include <gtest/gtest.h>
+
+#include "espalier/core/error.h"
+
+namespace espalier {
+namespace {
+
+using Rows = std::vector<std::vector<double>>;
+
+ModelConfig config() {
+  ModelConfig config;
+  config.layers = 3;
+  config.hidden = 10;
+  config.heads = 4;
+  config.kv_heads = 2;
+  config.head_dim = 5;
+  config.channels = 6;
+  return config;
+}
+
+RawBlock heads(std::int32_t layer, std::vector<std::int32_t> units, Rows values) {
+  RawBlock block{layer, UnitKind::attention, std::move(units), {}, std::move(values)};
+  block.heads.assign(block.units.size(), 1);
+  return block;
+}
+RawBlock channels(std::int32_t layer, std::vector<std::int32_t> units, Rows values) {
+  return {layer, UnitKind::mlp, std::move(units), {}, std::move(values)};
+}
+
+TEST(ScoreLists, Table) {
+  struct Row {
+    const char* name;
+    Scoring scoring;
+    RawBlock block;
+    std::vector<double> scores;
+  };
+  const auto unit = AttentionUnit::query_head;
+  const auto pooled = Combine::pooled, mean = Combine::weighted_mean;
+  const Row rows[] = {
+      {"as it is", {Normalization::none, unit, pooled, {}}, channels(0, {1, 4}, {{3, 5}}), {3, 5}},
+      {"pooled knows no weights",
+       {Normalization::none, unit, pooled, {7, 9}},
+       channels(0, {1, 4}, {{3, 5}}),
+       {3, 5}},
+      {"mean of two rows",
+       {Normalization::none, unit, mean, {1, 3}},
+       channels(0, {0, 5}, {{4, 0}, {8, 2}}),
+       {7, 1.5}},
+      {"weights need not add up to one",
+       {Normalization::none, unit, mean, {10, 30}},
+       channels(0, {0, 5}, {{4, 0}, {8, 2}}),
+       {7, 1.5}},
+      {"a weight of zero",
+       {Normalization::none, unit, mean, {0, 2}},
+       channels(0, {0}, {{4}, {8}}),
+       {8}},
+      {"divided by the dense width",
+       {Normalization::gisp, unit, pooled, {}},
+       channels(0, {0}, {{36}}),
+       {2}},
+      {"heads by their size", {Normalization::gisp, unit, pooled, {}}, heads(0, {2}, {{400}}), {2}},
+      {"normalised before the mean",
+       {Normalization::block_mean, unit, mean, {1, 1}},
+       channels(0, {0, 1}, {{1, 3}, {300, 100}}),
+       {1, 1}},
+  };
+  for (const Row& row : rows) {
+    const ScoreLists lists = make_lists(config(), std::span(&row.block, 1), row.scoring);
+    const bool is_mlp = row.block.kind == UnitKind::mlp;
+    const ScoreList& list = is_mlp ? lists.mlp : lists.attention;
+    EXPECT_EQ(list.score, row.scores) << row.name;
+    EXPECT_EQ(list.raw, row.block.values) << row.name;
+    EXPECT_EQ(list.unit, row.block.units) << row.name;
+    const ScoreList& other = is_mlp ? lists.attention : lists.mlp;
+    EXPECT_TRUE(other.score.empty()) << row.name;
+    EXPECT_EQ(other.raw.size(), row.block.values.size()) << "a row without units: " << row.name;
+  }
+}
+
+TEST(ScoreLists, BlocksFollowOneAnotherByKind) {
+  const std::vector<RawBlock> blocks{heads(0, {0, 3}, {{1, 2}}), heads(2, {1}, {{3}}),
+                                     channels(0, {5}, {{4}}), channels(1, {}, {{}}),
+                                     channels(2, {0, 1}, {{5, 6}})};
+  const ScoreLists lists = make_lists(
+      config(), blocks, {Normalization::none, AttentionUnit::query_head, Combine::pooled, {}});
+  EXPECT_EQ(lists.attention.layer, (std::vector<std::int32_t>{0, 0, 2}));
+  EXPECT_EQ(lists.attention.unit, (std::vector<std::int32_t>{0, 3, 1}));
+  EXPECT_EQ(lists.attention.score, (std::vector<double>{1, 2, 3}));
+  EXPECT_EQ(lists.mlp.layer, (std::vector<std::int32_t>{0, 2, 2}));
+  EXPECT_EQ(lists.mlp.raw, (Rows{{4, 5, 6}}));
+}
+
+TEST(ScoreLists, ABlockIsNormalisedByItself) {
+  const std::vector<RawBlock> blocks{channels(0, {0, 1}, {{1, 3}}),
+                                     channels(1, {0, 1}, {{100, 300}})};
+  const ScoreLists lists =
+      make_lists(config(), blocks,
+                 {Normalization::block_mean, AttentionUnit::query_head, Combine::pooled, {}});
+  EXPECT_EQ(lists.mlp.score, (std::vector<double>{0.5, 1.5, 0.5, 1.5}));
+}
+
+TEST(ScoreLists, RowsAndWeightsMustMatch) {
+  const std::vector<RawBlock> blocks{channels(0, {0}, {{1}, {2}})};
+  for (const Scoring& scoring :
+       {Scoring{Normalization::none, AttentionUnit::query_head, Combine::pooled, {}},
+        Scoring{Normalization::none, AttentionUnit::query_head, Combine::weighted_mean, {1}},
+        Scoring{Normalization::none, AttentionUnit::query_head, Combine::weighted_mean, {1, 2, 3}}})
+    EXPECT_THROW((void)make_lists(config(), blocks, scoring), Error);
+}
+
+}  // namespace
+}  // namespace espalier
