@@ -99,11 +99,11 @@ void add_run_flags(CLI::App* command, CommandOptions& o) {
       "--fast-verify", o.fast_verify,
       "Compare inputs by size, time and first MiB; by content only where the time differs");
   command
-      ->add_option("--max-hours", o.max_hours,
-                   "Stop (exit 75) before this time is over; 0: no limit")
+      ->add_option(
+          "--max-hours", o.max_hours,
+          "Stop (exit 75) before this time is over; 0: no limit; default: Slurm's end of the job")
       ->transform(real_number(kHours))
-      ->type_name("HOURS")
-      ->capture_default_str();
+      ->type_name("HOURS");
   command
       ->add_option("--hang-timeout", o.hang_timeout,
                    "End (exit 76) when no rank does a step for so long; 0: never; default: learned")

@@ -25,8 +25,8 @@ struct CommandOptions {
   std::optional<std::int64_t> iteration;
   std::optional<double> sparsity;
   std::optional<double> hang_timeout;
+  std::optional<double> max_hours;
   std::int64_t logit_rows = 1;
-  double max_hours = 0;
   double lock_wait = 30;
   bool fast_verify = false;
   bool deep = false;

@@ -7,6 +7,7 @@
 #include "commands.h"
 #include "espalier/comm/process_grid.h"
 #include "espalier/comm/runtime.h"
+#include "espalier/core/batch.h"
 #include "espalier/core/fault.h"
 #include "espalier/core/log.h"
 #include "espalier/core/stop.h"
@@ -97,7 +98,8 @@ RunRequest run_request(RunConfig config, const fs::path& run_dir, const CommandO
   request.directory.allowed_changes = options.allow_change;
   request.directory.lock_wait_seconds = options.lock_wait;
   request.fast_verify = options.fast_verify;
-  request.max_hours = options.max_hours;
+  request.max_seconds =
+      options.max_hours ? *options.max_hours * 3600 : batch::seconds_left().value_or(0);
   request.watchdog = &watchdog;
   return request;
 }

@@ -58,8 +58,9 @@ void Monitor::poll() {
   last_look_ = now;
   if (directory_ == nullptr || asked_ || between(last_poll_, now) < 0.1) return;
   last_poll_ = now;
+  const double ending = std::clamp(max_seconds_ / 20, 1.0, 60.0);
   const bool out_of_time =
-      max_seconds_ > 0 && elapsed() + 2 * longest_unwatched_ + 1 > max_seconds_;
+      max_seconds_ > 0 && elapsed() + 2 * longest_unwatched_ + ending > max_seconds_;
   const bool asked = directory_->stop_requested();
   if (!asked && !out_of_time) return;
   asked_ = true;

@@ -41,7 +41,7 @@ class PruningRun {
         runtime_(runtime),
         world_(runtime.world()),
         grid_(world_, static_cast<int>(config_.tensor)),
-        monitor_(request.max_hours) {}
+        monitor_(request.max_seconds) {}
 
   void execute() {
     try {
@@ -178,6 +178,8 @@ class PruningRun {
       if (directory_->start()) write_plan_file();
       directory_->write_provenance(provenance_);
       print_start(*source_, config_, rules_, plan_, start_.iteration, grid_, options_, *directory_);
+      if (request_.max_seconds > 0)
+        log::info("limit    stops in time before {} are over", duration(request_.max_seconds));
     });
     monitor_.leave();
   }

@@ -12,6 +12,7 @@
 #include <fmt/chrono.h>
 #include <fmt/format.h>
 
+#include "espalier/core/batch.h"
 #include "espalier/core/error.h"
 #include "espalier/core/hash.h"
 #include "espalier/core/host.h"
@@ -30,11 +31,6 @@ std::string now_text() { return fmt::format("{:%FT%TZ}", fmt::gmtime(std::time(n
 
 nlohmann::ordered_json read_json(const fs::path& path) {
   return parse_json(read_file(path), path.string());
-}
-
-std::string environment(const char* name) {
-  const char* value = std::getenv(name);
-  return value == nullptr ? "" : value;
 }
 
 void remove_entries(const fs::path& directory,
@@ -130,11 +126,9 @@ fs::path RunDirectory::log_directory() const {
 
 void RunDirectory::take_lock(double wait_seconds) {
   const fs::path owner = path_ / "owner.json";
-  const std::string job =
-      environment("SLURM_JOB_ID").empty() ? environment("PBS_JOBID") : environment("SLURM_JOB_ID");
   const nlohmann::ordered_json facts{{"host", utf8_text(host_name())},
                                      {"pid", ::getpid()},
-                                     {"job", utf8_text(job)},
+                                     {"job", utf8_text(batch::job())},
                                      {"since", now_text()}};
   lock_ = FileLock::acquire(path_ / ".lock", wait_seconds, json_text(facts) + "\n");
   if (!lock_)

@@ -17,11 +17,11 @@ namespace espalier {
 /// The time limit is that of the whole run, from the monitor's birth. A request to stop takes
 /// effect at the next agreement, and what lies between two of them can be long: one micro-batch, or
 /// reduce, rank, slice and save together. So the longest time between two polls so far must fit
-/// twice into what is left.
+/// twice into what is left, and a twentieth of the limit, at most a minute, for the job to end.
 class Monitor {
  public:
-  /// max_hours <= 0: no limit.
-  explicit Monitor(double max_hours) : max_seconds_(max_hours * 3600) {}
+  /// max_seconds <= 0: no limit.
+  explicit Monitor(double max_seconds) : max_seconds_(max_seconds) {}
   /// From now on there is a run directory to look at and to report to. Rank 0 only.
   void watch(RunDirectory& directory);
 
