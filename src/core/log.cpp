@@ -1,10 +1,12 @@
 #include "espalier/core/log.h"
 
 #include <fcntl.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
 #include <ctime>
 #include <mutex>
@@ -26,6 +28,8 @@ struct State {
   int file = -1;
   bool file_failed = false;
   bool first_error_shown = false;
+  bool terminal = false;
+  std::string progress;  // the last line of the terminal
 };
 State& state() {
   static State instance;
@@ -78,6 +82,22 @@ std::string line_of(const State& s, Level level, std::string_view text) {
 /// fits, the log has nobody to tell.
 void put(int descriptor, std::string_view line) { standard_streams::write_all(descriptor, line); }
 
+constexpr const char* kEraseLine = "\r\x1b[K";
+
+/// A line above the terminal's last one.
+void put_above_progress(const State& s, int descriptor, std::string_view line) {
+  if (s.progress.empty()) return put(descriptor, line);
+  put(STDERR_FILENO, kEraseLine);
+  put(descriptor, line);
+  put(STDERR_FILENO, s.progress);
+}
+
+bool is_terminal(const Options& options) {
+  const char* kind = std::getenv("TERM");
+  return !options.json && options.rank == 0 && options.level <= Level::info &&
+         ::isatty(STDERR_FILENO) == 1 && kind != nullptr && std::string_view(kind) != "dumb";
+}
+
 /// A log that cannot be written must not end the run: that is said once, and later lines are tried
 /// again.
 void put_into_file(State& s, std::string_view line) {
@@ -100,6 +120,7 @@ void configure(const Options& options) {
   s.file_failed = false;
   s.options = options;
   threshold = options.level;
+  s.terminal = is_terminal(options);
   if (options.file.empty()) return;
   s.file = ::open(options.file.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
   if (s.file >= 0) return;
@@ -122,9 +143,38 @@ void write(Level level, std::string_view text) {
   const std::lock_guard lock(s.mutex);
   const std::string line = line_of(s, level, text);
   const bool first_error = level == Level::error && !s.first_error_shown;
-  if (s.options.rank == 0 || first_error) put(STDERR_FILENO, line);
+  if (s.options.rank == 0 || first_error) put_above_progress(s, STDERR_FILENO, line);
   s.first_error_shown = s.first_error_shown || level == Level::error;
   put_into_file(s, line);
+}
+
+void write(Level level, std::string_view text, std::string_view shown) {
+  if (!has_terminal()) return write(level, text);
+  if (!enabled(level)) return;
+  State& s = state();
+  const std::lock_guard lock(s.mutex);
+  if (!shown.empty()) put_above_progress(s, STDERR_FILENO, std::string(shown) + "\n");
+  put_into_file(s, line_of(s, level, text));
+}
+
+bool has_terminal() {
+  State& s = state();
+  const std::lock_guard lock(s.mutex);
+  return s.terminal;
+}
+
+std::size_t terminal_columns() {
+  winsize size{};
+  if (::ioctl(STDERR_FILENO, TIOCGWINSZ, &size) != 0 || size.ws_col == 0) return 80;
+  return size.ws_col;
+}
+
+void show_progress(std::string_view line) {
+  State& s = state();
+  const std::lock_guard lock(s.mutex);
+  if (!s.terminal || line == s.progress) return;
+  put(STDERR_FILENO, kEraseLine + std::string(line));
+  s.progress = line;
 }
 
 void write(Level level, const Block& block, Stream stream) {
@@ -134,7 +184,7 @@ void write(Level level, const Block& block, Stream stream) {
   const std::string text =
       s.options.json ? json_line(s, level, block.title, block.facts) : block.text;
   const bool to_output = stream == Stream::standard_output && !s.options.json;
-  put(to_output ? STDOUT_FILENO : STDERR_FILENO, text);
+  put_above_progress(s, to_output ? STDOUT_FILENO : STDERR_FILENO, text);
   put_into_file(s, text);
 }
 

@@ -11,6 +11,7 @@
 #include "espalier/core/log.h"
 #include "espalier/core/pulse.h"
 #include "espalier/core/stop.h"
+#include "espalier/core/text.h"
 
 namespace espalier {
 namespace {
@@ -44,6 +45,7 @@ void Monitor::leave() {
   waited_before_ = waited;
   status_.phase.clear();
   pulse::enter("");
+  log::show_progress("");
   phase_begin_ = now;
 }
 
@@ -70,11 +72,36 @@ void Monitor::poll() {
 
 void Monitor::progress(std::int64_t done, std::int64_t total, const std::string& unit) {
   const Clock::time_point now = Clock::now();
+  const double seconds = between(phase_begin_, now);
+  if (between(last_drawn_, now) >= 0.2 && log::has_terminal()) {
+    last_drawn_ = now;
+    log::show_progress(
+        progress_line(status_.phase, done, total, unit, seconds, log::terminal_columns() - 1));
+  }
   if (between(last_line_, now) < 60) return;
   last_line_ = now;
   const std::string of = total > 0 ? fmt::format("/{}", total) : "";
-  log::info("{} {}{} {} {:.0f} s", status_.phase, done, of, unit, between(phase_begin_, now));
+  log::write(log::Level::info,
+             fmt::format("{} {}{} {} {:.0f} s", status_.phase, done, of, unit, seconds), "");
   write_status();
+}
+
+std::string progress_line(const std::string& phase, std::int64_t done, std::int64_t total,
+                          const std::string& unit, double seconds, std::size_t columns) {
+  std::string bar, of, eta;
+  if (total > 0) {
+    constexpr std::int64_t kWidth = 30;
+    const std::int64_t filled = std::min(kWidth, kWidth * done / total);
+    bar = fmt::format(" [{}{}]", std::string(static_cast<std::size_t>(filled), '='),
+                      std::string(static_cast<std::size_t>(kWidth - filled), ' '));
+    of = fmt::format("/{}", total);
+    if (done > 0)
+      eta = ", eta " + duration(seconds / static_cast<double>(done) *
+                                static_cast<double>(std::max<std::int64_t>(total - done, 0)));
+  }
+  const double rate = seconds > 0 ? static_cast<double>(done) / seconds : 0;
+  return fmt::format("{}{} {}{} {}, {:.3g}/s{}", phase, bar, done, of, unit, rate, eta)
+      .substr(0, columns);
 }
 
 void Monitor::write_status() {

@@ -2,8 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <ctime>
+#include <limits>
 #include <map>
 
+#include <fmt/chrono.h>
 #include <fmt/format.h>
 
 #include "espalier/calib/calibration.h"
@@ -116,6 +119,85 @@ void print_start(const Source& source, const RunConfig& config, const PruneRules
     log::info("start    at iteration {}, in {}", base_iteration + 1, directory.path().string());
 }
 
+namespace {
+
+constexpr int kRowsPerHeader = 20;
+constexpr const char* kColumns =
+    "{:>7} {:>7} {:>7} {:>6} {:>6} {:<13} {:>5} {:>6} {:>7} {:>6} {:>5} {:>7} {:>7}";
+
+/// "14:05" of today, "14:05+2" of the day after tomorrow.
+std::string clock_in(double seconds) {
+  const std::time_t now = std::time(nullptr);
+  const std::tm end = fmt::localtime(now + static_cast<std::time_t>(seconds));
+  const std::tm today = fmt::localtime(now);
+  const auto day = [](std::tm time) {
+    time.tm_hour = 12;  // whatever the clocks do at night
+    time.tm_min = time.tm_sec = 0;
+    return std::mktime(&time) / 86400;
+  };
+  const auto days = day(end) - day(today);
+  return fmt::format("{:%H:%M}", end) + (days > 0 ? fmt::format("+{}", days) : "");
+}
+
+/// Mean and highest loss, the latter with its domain.
+std::pair<std::string, std::string> losses_of(const nlohmann::ordered_json& row) {
+  double sum = 0, worst = -std::numeric_limits<double>::infinity();
+  std::string name;
+  for (const auto& [domain, loss] : row.at("loss").items()) {
+    sum += loss.get<double>();
+    if (loss.get<double>() <= worst) continue;
+    worst = loss.get<double>();
+    name = domain;
+  }
+  if (name.empty()) return {};
+  return {fmt::format("{:.4g}", sum / static_cast<double>(row.at("loss").size())),
+          fmt::format("{:.4g} {}", worst, one_line(name).substr(0, 6))};
+}
+
+}  // namespace
+
+std::string table_row(const nlohmann::ordered_json& row, std::int64_t last, std::int64_t base,
+                      double eta) {
+  const auto i = row.at("iteration").get<std::int64_t>();
+  const auto [mean, worst] = losses_of(row);
+  std::string time, speed, memory, left, end;
+  if (row.contains("seconds_iteration")) {
+    const double scoring = std::max(row.at("seconds").value("calibrate", 0.0), 1e-9);
+    time = duration(row.at("seconds_iteration").get<double>());
+    speed = fmt::format(
+        "{:.0f}", (row.at("tokens").get<double>() - row.value("continued_tokens", 0.0)) / scoring);
+    memory = fmt::format("{:.1f}", row.at("peak_bytes").get<double>() / 1073741824.0);
+    left = duration(eta);
+    end = clock_in(eta);
+  }
+  std::string text = fmt::format(
+      fmt::runtime(kColumns), fmt::format("{}/{}", i - base, last - base),
+      removed(row, "sparsity_structures"), removed(row, "sparsity_parameters"),
+      removed(row, "sparsity_total_parameters"), mean, worst, json_text(row.at("heads_kept")),
+      count_text(row.at("channels_kept").get<std::int64_t>()), time, speed, memory, left, end);
+  if (row.at("perplexity").empty()) return text;
+  text += "\n        perplexity";
+  for (const auto& [name, value] : row.at("perplexity").items())
+    text += fmt::format("  {} {:.3f}", one_line(name), value.get<double>());
+  return text;
+}
+
+std::string table_header() {
+  return fmt::format(fmt::runtime(kColumns), "iter", "structs", "decoder", "all", "loss", "worst",
+                     "heads", "chans", "time", "tok/s", "GiB", "eta", "end");
+}
+
+namespace {
+
+std::string table_rows(const nlohmann::ordered_json& row, std::int64_t last, std::int64_t base,
+                       double eta) {
+  static int rows = 0;
+  const std::string text = table_row(row, last, base, eta);
+  return rows++ % kRowsPerHeader == 0 ? table_header() + "\n" + text : text;
+}
+
+}  // namespace
+
 double print_iteration(const nlohmann::ordered_json& row, std::int64_t last, std::int64_t base) {
   const auto i = row.at("iteration").get<std::int64_t>();
   std::string line =
@@ -138,7 +220,7 @@ double print_iteration(const nlohmann::ordered_json& row, std::int64_t last, std
                     (row.at("tokens").get<double>() - row.value("continued_tokens", 0.0)) / scoring,
                     row.at("peak_bytes").get<double>() / 1073741824.0, duration(eta));
   }
-  log::info("{}", line);
+  log::write(log::Level::info, line, log::has_terminal() ? table_rows(row, last, base, eta) : "");
   return eta;
 }
 

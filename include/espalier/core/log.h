@@ -27,7 +27,18 @@ void configure(const Options& options);
 Options current();
 
 void write(Level level, std::string_view text);
+/// The same for the file and for readers without a terminal; a terminal shows `shown` as it is, or
+/// nothing where that is empty.
+void write(Level level, std::string_view text, std::string_view shown);
 bool enabled(Level level);
+
+/// Whether rank 0's lines go to a terminal, as text: one that can be drawn on.
+bool has_terminal();
+/// Characters in a line of that terminal.
+std::size_t terminal_columns();
+/// Draws the last line of the terminal anew, below all others; an empty one takes it away. Nothing
+/// happens where there is no terminal, and nothing goes into the file.
+void show_progress(std::string_view line);
 
 /// A block of several lines for readers of text, which gets no time and no rank, and what it says
 /// as members of one JSON line (beside time, level, rank and text) for programs.

@@ -32,7 +32,7 @@ class Monitor {
   RoundHooks hooks(const std::string& unit = "micro-batches");
   /// Looks for a STOP file and the time limit (rank 0), at most every 0.1 s.
   void poll();
-  /// A heartbeat line when the last line is 60 s old. total = 0: not known.
+  /// A line when the last one is 60 s old; a terminal gets a bar instead. total = 0: not known.
   void progress(std::int64_t done, std::int64_t total, const std::string& unit);
 
   RunStatus& status() { return status_; }
@@ -53,6 +53,7 @@ class Monitor {
   Clock::time_point phase_begin_ = Clock::now();
   Clock::time_point last_poll_{};
   Clock::time_point last_line_ = Clock::now();
+  Clock::time_point last_drawn_{};
   Clock::time_point last_look_ = Clock::now();
   double longest_unwatched_ = 0;  // seconds between two polls
   bool asked_ = false;
@@ -61,6 +62,11 @@ class Monitor {
   std::map<std::string, double> seconds_;
   std::map<std::string, double> busy_seconds_;
 };
+
+/// "load [=====     ] 3/17 parts, 2.1/s, eta 6.7 s", at most `columns` characters; without bar and
+/// time left where total is 0.
+std::string progress_line(const std::string& phase, std::int64_t done, std::int64_t total,
+                          const std::string& unit, double seconds, std::size_t columns);
 
 /// Largest resident memory of this process so far, bytes.
 std::int64_t peak_memory_bytes();

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include <nlohmann/json.hpp>
 
@@ -19,7 +20,17 @@ void print_start(const Source& source, const RunConfig& config, const PruneRules
                  const PruningPlan& plan, std::int64_t base_iteration, const ProcessGrid& grid,
                  const ComputeOptions& options, const RunDirectory& directory);
 
-/// One line per iteration; returns the estimate of the seconds left.
+/// What a terminal shows of an iteration in place of its line: a row under the columns of
+/// table_header(), at most 100 characters, and a second one when perplexities were measured. What
+/// was removed by the three measures, mean loss, highest loss and its domain, heads and channels
+/// kept, time of the iteration, loss tokens per second, peak memory of a rank, time left, and the
+/// clock's time at the end ("14:05+1" is tomorrow).
+std::string table_row(const nlohmann::ordered_json& row, std::int64_t last_iteration,
+                      std::int64_t base_iteration, double eta_seconds);
+std::string table_header();
+
+/// One line per iteration, on a terminal a row of the table with the header above every twentieth;
+/// returns the estimate of the seconds left.
 double print_iteration(const nlohmann::ordered_json& row, std::int64_t last_iteration,
                        std::int64_t base_iteration);
 
