@@ -123,7 +123,7 @@ namespace {
 
 constexpr int kRowsPerHeader = 20;
 constexpr const char* kColumns =
-    "{:>7} {:>7} {:>7} {:>6} {:>6} {:<13} {:>5} {:>6} {:>7} {:>6} {:>5} {:>7} {:>7}";
+    "{:>7} {:>7} {:>7} {:>6} {:>6} {:<12} {:>5} {:>6} {:>7} {:>6} {:>5} {:>7} {:>7}";
 
 /// "14:05" of today, "14:05+2" of the day after tomorrow.
 std::string clock_in(double seconds) {
@@ -151,7 +151,7 @@ std::pair<std::string, std::string> losses_of(const nlohmann::ordered_json& row)
   }
   if (name.empty()) return {};
   return {fmt::format("{:.4g}", sum / static_cast<double>(row.at("loss").size())),
-          fmt::format("{:.4g} {}", worst, one_line(name).substr(0, 6))};
+          fmt::format("{:.4g} {}", worst, one_line(name).substr(0, 5))};
 }
 
 }  // namespace

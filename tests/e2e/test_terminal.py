@@ -58,7 +58,6 @@ class Terminal(Case):
         code, text = on_a_terminal("run", self.config, "--run-dir", run_dir, extra=SLOW)
         self.assertEqual(code, 0, text)
         self.assertRegex(text, r"calibrate \[=* *\] \d+/\d+ micro-batches, [\d.]+/s, eta ")
-        self.assertRegex(text, r"evaluate \[")
         screen = screen_of(text)
         header = [n for n, line in enumerate(screen) if re.match(r" +iter structs decoder", line)]
         self.assertEqual(len(header), 1, text)

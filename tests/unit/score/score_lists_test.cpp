@@ -29,54 +29,35 @@ RawBlock channels(std::int32_t layer, std::vector<std::int32_t> units, Rows valu
   return {layer, UnitKind::mlp, std::move(units), {}, std::move(values)};
 }
 
+void expect_scores(const char* name, const Scoring& scoring, const RawBlock& block,
+                   const std::vector<double>& scores) {
+  const ScoreLists lists = make_lists(config(), std::span(&block, 1), scoring);
+  const bool is_mlp = block.kind == UnitKind::mlp;
+  const ScoreList& list = is_mlp ? lists.mlp : lists.attention;
+  EXPECT_EQ(list.score, scores) << name;
+  EXPECT_EQ(list.raw, block.values) << name;
+  EXPECT_EQ(list.unit, block.units) << name;
+  const ScoreList& other = is_mlp ? lists.attention : lists.mlp;
+  EXPECT_TRUE(other.score.empty()) << name;
+  EXPECT_EQ(other.raw.size(), block.values.size()) << "a row without units: " << name;
+}
+
 TEST(ScoreLists, Table) {
-  struct Row {
-    const char* name;
-    Scoring scoring;
-    RawBlock block;
-    std::vector<double> scores;
-  };
   const auto unit = AttentionUnit::query_head;
   const auto pooled = Combine::pooled, mean = Combine::weighted_mean;
-  const Row rows[] = {
-      {"as it is", {Normalization::none, unit, pooled, {}}, channels(0, {1, 4}, {{3, 5}}), {3, 5}},
-      {"pooled knows no weights",
-       {Normalization::none, unit, pooled, {7, 9}},
-       channels(0, {1, 4}, {{3, 5}}),
-       {3, 5}},
-      {"mean of two rows",
-       {Normalization::none, unit, mean, {1, 3}},
-       channels(0, {0, 5}, {{4, 0}, {8, 2}}),
-       {7, 1.5}},
-      {"weights need not add up to one",
-       {Normalization::none, unit, mean, {10, 30}},
-       channels(0, {0, 5}, {{4, 0}, {8, 2}}),
-       {7, 1.5}},
-      {"a weight of zero",
-       {Normalization::none, unit, mean, {0, 2}},
-       channels(0, {0}, {{4}, {8}}),
-       {8}},
-      {"divided by the dense width",
-       {Normalization::gisp, unit, pooled, {}},
-       channels(0, {0}, {{36}}),
-       {2}},
-      {"heads by their size", {Normalization::gisp, unit, pooled, {}}, heads(0, {2}, {{400}}), {2}},
-      {"normalised before the mean",
-       {Normalization::block_mean, unit, mean, {1, 1}},
-       channels(0, {0, 1}, {{1, 3}, {300, 100}}),
-       {1, 1}},
-  };
-  for (const Row& row : rows) {
-    const ScoreLists lists = make_lists(config(), std::span(&row.block, 1), row.scoring);
-    const bool is_mlp = row.block.kind == UnitKind::mlp;
-    const ScoreList& list = is_mlp ? lists.mlp : lists.attention;
-    EXPECT_EQ(list.score, row.scores) << row.name;
-    EXPECT_EQ(list.raw, row.block.values) << row.name;
-    EXPECT_EQ(list.unit, row.block.units) << row.name;
-    const ScoreList& other = is_mlp ? lists.attention : lists.mlp;
-    EXPECT_TRUE(other.score.empty()) << row.name;
-    EXPECT_EQ(other.raw.size(), row.block.values.size()) << "a row without units: " << row.name;
-  }
+  const auto none = Normalization::none, gisp = Normalization::gisp;
+  const RawBlock one_row = channels(0, {1, 4}, {{3, 5}});
+  const RawBlock two_rows = channels(0, {0, 5}, {{4, 0}, {8, 2}});
+  expect_scores("as it is", {none, unit, pooled, {}}, one_row, {3, 5});
+  expect_scores("pooled knows no weights", {none, unit, pooled, {7, 9}}, one_row, {3, 5});
+  expect_scores("mean of two rows", {none, unit, mean, {1, 3}}, two_rows, {7, 1.5});
+  expect_scores("weights need not add up to one", {none, unit, mean, {10, 30}}, two_rows, {7, 1.5});
+  expect_scores("a weight of zero", {none, unit, mean, {0, 2}}, two_rows, {8, 2});
+  expect_scores("divided by the dense width", {gisp, unit, pooled, {}}, channels(0, {0}, {{36}}),
+                {2});
+  expect_scores("heads by their size", {gisp, unit, pooled, {}}, heads(0, {2}, {{400}}), {2});
+  expect_scores("normalised before the mean", {Normalization::block_mean, unit, mean, {1, 1}},
+                channels(0, {0, 1}, {{1, 3}, {300, 100}}), {1, 1});
 }
 
 TEST(ScoreLists, BlocksFollowOneAnotherByKind) {
