@@ -362,7 +362,9 @@ class Attempt {
         lowest_(scope.lowest_half),
         observer_(observer),
         tensor_(tensor),
-        tape_(model, lowest_, scope.graph_bytes - loss_bytes(model, batch.targets_N.numel()),
+        tape_(model, lowest_,
+              scope.graph_bytes - loss_bytes(model.config(), tensor.size(), model.options().dtype,
+                                             batch.targets_N.numel()),
               observer) {}
 
   /// Shows the observer the halves below `unobserved` and lowers it to the last one shown.

@@ -64,13 +64,12 @@ std::int64_t loss_chunk(std::int64_t local_vocabulary) {
   return std::clamp<std::int64_t>(kLogits / std::max<std::int64_t>(local_vocabulary, 1), 16, 2048);
 }
 
-std::int64_t loss_bytes(const CausalLM& model, std::int64_t predictions) {
-  const ModelConfig& config = model.config();
-  const std::int64_t widest =
-      even_cut(config.vocabulary, static_cast<int>(model.shards().size()), 0).size();
+std::int64_t loss_bytes(const ModelConfig& config, int tensor_size, at::ScalarType dtype,
+                        std::int64_t predictions) {
+  const std::int64_t widest = even_cut(config.vocabulary, tensor_size, 0).size();
   const std::int64_t rows = std::min(predictions, loss_chunk(widest));
-  const auto logit = static_cast<std::int64_t>(at::elementSize(loss_type(model.options().dtype)));
-  const auto entry = static_cast<std::int64_t>(at::elementSize(model.options().dtype));
+  const auto logit = static_cast<std::int64_t>(at::elementSize(loss_type(dtype)));
+  const auto entry = static_cast<std::int64_t>(at::elementSize(dtype));
   return 3 * rows * widest * logit + 4 * predictions * config.hidden * entry;
 }
 

@@ -24,13 +24,6 @@ double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
 }
 
-std::int64_t lowest_half(const ScoredHalves& scored) {
-  for (std::size_t l = 0; l < scored.size(); ++l)
-    for (std::size_t k = 0; k < 2; ++k)
-      if (scored[l][k]) return static_cast<std::int64_t>(2 * l + k);
-  return static_cast<std::int64_t>(2 * scored.size());
-}
-
 /// An observer for passes that only want losses.
 class NoStatistics final : public BackwardObserver {
  public:

@@ -15,20 +15,6 @@
 namespace espalier {
 namespace {
 
-at::ScalarType accumulator_type(Accumulate accumulate, at::ScalarType model) {
-  switch (accumulate) {
-    case Accumulate::automatic:
-      return model == at::kDouble ? at::kDouble : at::kFloat;
-    case Accumulate::float32:
-      return at::kFloat;
-    case Accumulate::float64:
-      return at::kDouble;
-    case Accumulate::bfloat16:
-      return at::kBFloat16;
-  }
-  return at::kFloat;
-}
-
 /// |w g| in the accumulator's type, never narrower than float32.
 at::Tensor weight_times_gradient(const at::Tensor& weight, const at::Tensor& gradient) {
   const at::ScalarType wide =
@@ -230,6 +216,27 @@ class GateStatistics final : public Statistics {
 };
 
 }  // namespace
+
+std::int64_t lowest_half(const ScoredHalves& scored) {
+  for (std::size_t l = 0; l < scored.size(); ++l)
+    for (std::size_t k = 0; k < 2; ++k)
+      if (scored[l][k]) return static_cast<std::int64_t>(2 * l + k);
+  return static_cast<std::int64_t>(2 * scored.size());
+}
+
+at::ScalarType accumulator_type(Accumulate accumulate, at::ScalarType model) {
+  switch (accumulate) {
+    case Accumulate::automatic:
+      return model == at::kDouble ? at::kDouble : at::kFloat;
+    case Accumulate::float32:
+      return at::kFloat;
+    case Accumulate::float64:
+      return at::kDouble;
+    case Accumulate::bfloat16:
+      return at::kBFloat16;
+  }
+  return at::kFloat;
+}
 
 std::unique_ptr<Statistics> make_statistics(const CausalLM& model,
                                             const StatisticsOptions& options) {

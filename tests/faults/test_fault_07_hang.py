@@ -102,7 +102,8 @@ class Fine(Interrupted):
 
     def test_steps_that_are_slow_but_end(self):
         """Many steps of two fifths of the time allowed, on one rank, while the other waits for it all along."""
-        self.is_left_alone("slow", f"point=forward.enter;rank=1;iter=2;action=slow:{TIMEOUT * 400:.0f}")
+        slow = [f"point=forward.enter;rank=1;iter={i};action=slow:{TIMEOUT * 400:.0f}" for i in (2, 3)]
+        self.is_left_alone("slow", "|".join(slow))
 
     def test_one_rank_exports_and_the_others_wait(self):
         self.is_left_alone("export", f"point=export.write;action=slow:{TIMEOUT * 600:.0f}")

@@ -25,8 +25,9 @@ VocabularyLoss vocabulary_loss(const CausalLM& model, const at::Tensor& x_BTD,
 /// Predictions per chunk for a local vocabulary of this size.
 std::int64_t loss_chunk(std::int64_t local_vocabulary);
 
-/// Bytes that vocabulary_loss takes on this rank while it runs: logits, their shifted and their
-/// exponential copy of one chunk, and the rows of all predictions.
-std::int64_t loss_bytes(const CausalLM& model, std::int64_t predictions);
+/// Bytes that vocabulary_loss takes on the rank with the most vocabulary while it runs: logits,
+/// their shifted and their exponential copy of one chunk, and the rows of all predictions.
+std::int64_t loss_bytes(const ModelConfig& config, int tensor_size, at::ScalarType dtype,
+                        std::int64_t predictions);
 
 }  // namespace espalier

@@ -15,6 +15,8 @@ namespace espalier {
 
 /// Which halves of which layers are scored: [layer][UnitKind].
 using ScoredHalves = std::vector<std::array<bool, 2>>;
+/// The first scored half, numbered as in BackwardScope; 2 * layers where none is.
+std::int64_t lowest_half(const ScoredHalves& scored);
 
 /// One number per unit this rank holds: values[layer][UnitKind] in the order of the shard's units
 /// (query heads or KV heads, and channels); empty where a half is not scored.
@@ -70,6 +72,9 @@ UnitSums magnitude_sums(const CausalLM& model, const StatisticsOptions& options)
 /// A uniform number per unit: a counter-based hash of (seed, iteration, layer, kind, unit).
 UnitSums random_sums(const CausalLM& model, const StatisticsOptions& options, std::int64_t seed,
                      std::int64_t iteration);
+
+/// The type in which gradients of weights are summed for a model of this type.
+at::ScalarType accumulator_type(Accumulate accumulate, at::ScalarType model);
 
 /// Tensors whose weights enter a unit's sum.
 std::vector<TensorRole> scored_roles(const ModelConfig& config, AttentionUnit unit, UnitKind half);
