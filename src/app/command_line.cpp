@@ -37,6 +37,7 @@ const NumberRange kSeconds{0, 1e6, "a number of seconds", "30"};
 const NumberRange kRatio{0, 1, "a ratio", "0.3"};
 const NumberRange kRanks{1, 1e6, "a whole number of ranks", "2"};
 const NumberRange kIteration{0, 1e6, "an iteration, a whole number", "10"};
+const NumberRange kGib{0, 1e6, "a number of GiB", "79.1"};
 const NumberRange kRows{1, 1e6, "a whole number of rows", "1"};
 
 using Commands = std::vector<std::pair<CLI::App*, Command>>;
@@ -140,6 +141,22 @@ void define_run(CLI::App& app, CommandOptions& o, Commands& commands) {
   add_set(resume, o, "Override a key that is free at resume (repeatable)");
   add_run_flags(resume, o);
   commands.emplace_back(resume, command_resume);
+}
+
+void define_planning(CLI::App& app, CommandOptions& o, Commands& commands) {
+  CLI::App* plan = add(
+      app, "plan", "The memory that a run needs, from config.json alone; 69 when it does not fit",
+      "  espalier plan configs/quickstart.yaml\n"
+      "  espalier plan configs/quickstart.yaml --ranks 4 --tensor 2 --memory 16 --json");
+  add_config(plan, o);
+  plan->add_option("--ranks", o.ranks, "Ranks of the job (default: one tensor group)")
+      ->transform(whole_number(kRanks))
+      ->type_name("N");
+  plan->add_option("--memory", o.memory, "What one rank can have, in GiB")
+      ->transform(real_number(kGib))
+      ->type_name("GIB");
+  plan->add_flag("--json", o.json, "As JSON");
+  commands.emplace_back(plan, command_plan);
 }
 
 void define_measuring(CLI::App& app, CommandOptions& o, Commands& commands) {
@@ -405,6 +422,7 @@ int run_command_line(int argc, char** argv) {
   add_global_options(app, options);
   Commands commands;
   define_run(app, options, commands);
+  define_planning(app, options, commands);
   define_measuring(app, options, commands);
   define_reading(app, options, commands);
   define_watching(app, options, commands);

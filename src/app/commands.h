@@ -23,9 +23,11 @@ struct CommandOptions {
   std::vector<std::string> allow_change;
   std::optional<std::int64_t> tensor;
   std::optional<std::int64_t> iteration;
+  std::optional<std::int64_t> ranks;
   std::optional<double> sparsity;
   std::optional<double> hang_timeout;
   std::optional<double> max_hours;
+  std::optional<double> memory;
   std::int64_t logit_rows = 1;
   double lock_wait = 30;
   bool fast_verify = false;
@@ -52,6 +54,7 @@ int command_score(const CommandOptions& options);
 int command_eval(const CommandOptions& options);
 
 // Commands of one process, which never touch MPI.
+int command_plan(const CommandOptions& options);
 int command_export(const CommandOptions& options);
 int command_inspect(const CommandOptions& options);
 int command_config(const CommandOptions& options);

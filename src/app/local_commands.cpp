@@ -12,6 +12,7 @@
 #include "espalier/core/log.h"
 #include "espalier/core/text.h"
 #include "espalier/pipeline/exporting.h"
+#include "espalier/pipeline/memory_forecast.h"
 #include "espalier/pipeline/run_directory.h"
 #include "espalier/pipeline/source.h"
 #include "espalier/pipeline/verify.h"
@@ -146,6 +147,36 @@ nlohmann::ordered_json schema_json() {
 }
 
 }  // namespace
+
+int command_plan(const CommandOptions& options) {
+  std::vector<std::string> overrides = options.set;
+  if (options.tensor) overrides.push_back(fmt::format("parallel.tensor={}", *options.tensor));
+  const RunConfig config = read_run_config(options.path, overrides, ConfigUse::print);
+  const ModelConfig model = read_model_config(config.model_path);
+  MemoryForecast forecast = forecast_run(config, model);
+  forecast.ranks = options.ranks.value_or(config.tensor);
+  forecast.available = static_cast<std::int64_t>(options.memory.value_or(0) * (1 << 30));
+  if (forecast.ranks % config.tensor != 0)
+    throw Error(ExitCode::unsuitable,
+                fmt::format("{} with --tensor {}", counted(forecast.ranks, "rank"), config.tensor),
+                "the ranks form groups of that many", "Give a multiple of it with --ranks.");
+  const nlohmann::ordered_json facts = to_json(forecast, model);
+  if (options.json) {
+    output::put(json_text(facts, 2) + "\n");
+  } else {
+    output::print("layout   {} = tensor {} x data {}, {}, {}\n", counted(forecast.ranks, "rank"),
+                  config.tensor, forecast.ranks / config.tensor, facts["dtype"].get<std::string>(),
+                  name_of(config.importance.criterion));
+    output::print("memory   at least {}; micro-batches of {}\n", memory_text(forecast),
+                  counted(facts["micro_batch_tokens"].get<std::int64_t>(), "token"));
+    if (forecast.available > 0)
+      output::print("         {}\n",
+                    forecast.fits() ? "fits" : "does not fit; each of these would:");
+    for (const auto& change : facts.value("fitting_changes", nlohmann::ordered_json::array()))
+      output::print("         {}\n", change.get<std::string>());
+  }
+  return forecast.fits() ? 0 : static_cast<int>(ExitCode::unsuitable);
+}
 
 int command_export(const CommandOptions& options) {
   ExportRequest request;

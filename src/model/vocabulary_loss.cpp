@@ -70,7 +70,7 @@ std::int64_t loss_bytes(const ModelConfig& config, int tensor_size, at::ScalarTy
   const std::int64_t rows = std::min(predictions, loss_chunk(widest));
   const auto logit = static_cast<std::int64_t>(at::elementSize(loss_type(dtype)));
   const auto entry = static_cast<std::int64_t>(at::elementSize(dtype));
-  return 3 * rows * widest * logit + 4 * predictions * config.hidden * entry;
+  return 3 * rows * widest * logit + 2 * predictions * config.hidden * entry;
 }
 
 VocabularyLoss vocabulary_loss(const CausalLM& model, const at::Tensor& x_BTD,

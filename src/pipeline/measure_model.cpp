@@ -16,6 +16,7 @@
 #include "espalier/eval/perplexity.h"
 #include "espalier/model/tensor_ops.h"
 #include "espalier/pipeline/commit.h"
+#include "espalier/pipeline/memory_forecast.h"
 #include "espalier/pipeline/monitor.h"
 #include "espalier/pipeline/source.h"
 #include "espalier/score/score.h"
@@ -93,6 +94,7 @@ ChosenModel open_model(CommRuntime& runtime, const ProcessGrid& grid, const RunC
   std::optional<ChosenModel> chosen;
   ComputeOptions options;
   ModelWidths widths;
+  MemoryForecast forecast;
   together(grid.world(), "open", [&] {
     Source source = source_of(config, choice);
     widths = source.widths;
@@ -110,9 +112,12 @@ ChosenModel open_model(CommRuntime& runtime, const ProcessGrid& grid, const RunC
     }
     options = compute_options(config, chosen->source, runtime);
     check_token_files(config, use, chosen->source, grid.world());
+    forecast = forecast_memory(config, use, chosen->source.config, widths,
+                               all_halves(chosen->source.config), options.dtype);
   });
   for (const std::string& note : chosen->source.notes) log::info("note: {}", note);
   for (const std::string& warning : chosen->source.warnings) log::warning("model: {}", warning);
+  require_memory(std::move(forecast), chosen->source.config, options, runtime, grid);
   monitor.enter("load");
   const std::int64_t read_before = kernel_bytes_read();
   fault::hit("load.enter");

@@ -20,6 +20,7 @@
 #include "espalier/eval/perplexity.h"
 #include "espalier/export/export_model.h"
 #include "espalier/pipeline/exporting.h"
+#include "espalier/pipeline/memory_forecast.h"
 #include "espalier/pipeline/monitor.h"
 #include "espalier/pipeline/provenance.h"
 #include "espalier/pipeline/run_report.h"
@@ -219,6 +220,7 @@ class PruningRun {
     monitor_.status().iteration = plan_.iteration;
     monitor_.status().iterations = last;
     if (plan_.iteration >= last && all_done()) return;
+    require_memory();
     load();
     complete_last_iteration(last);
     for (std::int64_t i = plan_.iteration + 1; i <= last; ++i) iterate(i, last);
@@ -233,6 +235,17 @@ class PruningRun {
     });
     world_.broadcast({&done, 1, DType::i64}, 0);
     return done != 0;
+  }
+
+  /// What cannot fit must not be found by the kernel, hours later.
+  void require_memory() {
+    MemoryForecast forecast;
+    together(world_, "look at the memory", [&] {
+      forecast = forecast_memory(config_, ConfigUse::run, source_->config,
+                                 widths_of(source_->config, plan_),
+                                 prunable_halves(source_->config, rules_), options_.dtype);
+    });
+    espalier::require_memory(std::move(forecast), source_->config, options_, runtime_, grid_);
   }
 
   void load() {

@@ -1,5 +1,7 @@
 #include "espalier/pipeline/source.h"
 
+#include <algorithm>
+
 #include <ATen/ATen.h>
 #include <ATen/Context.h>
 #include <ATen/Version.h>
@@ -100,12 +102,17 @@ ComputeOptions compute_options(const RunConfig& config, const Source& source,
   return options;
 }
 
+std::int64_t ranks_on_device(at::Device device, const CommRuntime& runtime) {
+  const int devices = device.is_cpu() ? 1 : static_cast<int>(at::getNumGPUs());
+  return (runtime.node_size() + devices - 1) / devices;
+}
+
 std::int64_t spare_memory(const RunConfig& config, const ComputeOptions& options,
                           const CommRuntime& runtime) {
   if (config.recompute == Recompute::all) return 0;
-  const int devices = options.device.is_cpu() ? 1 : static_cast<int>(at::getNumGPUs());
-  const std::int64_t sharing = (runtime.node_size() + devices - 1) / devices;
-  return available_memory(options.device) / 4 * 3 / sharing;
+  const std::int64_t mine =
+      available_memory(options.device) / ranks_on_device(options.device, runtime);
+  return std::max<std::int64_t>(0, mine - kBesideTensors) / 4 * 3;
 }
 
 void check_token_files(const RunConfig& config, ConfigUse use, Source& source,

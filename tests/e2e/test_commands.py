@@ -14,7 +14,7 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
 from workbench import PROGRAM, ROOT, Case, Running, environment, main, metrics_of, run, status_of, write_tokens
 
-COMMANDS = ("run", "resume", "score", "eval", "export", "inspect", "config", "verify", "status", "stop", "doctor")
+COMMANDS = ("run", "resume", "plan", "score", "eval", "export", "inspect", "config", "verify", "status", "stop", "doctor")
 EXPORT = {"export": [{"format": "exact", "path": "export/exact"}]}
 SLOW = "point=forward.enter;action=slow:300"
 
@@ -409,6 +409,8 @@ class Options(Runs):
             ("--tensor", ["run", config, "--run-dir", run_dir], ["0", "-2", "1.5", "99999999999999999999"]),
             ("--iteration", ["eval", config, "--run-dir", self.done], ["-1", "2.5"]),
             ("--logit-rows", ["eval", config], ["0", "-1"]),
+            ("--memory", ["plan", config], ["-1", "80G"]),
+            ("--ranks", ["plan", config], ["0", "1.5"]),
             ("--sparsity", ["export", self.done, "--out", run_dir], ["-0.1", "1.5"]),
         ]:
             for value in [*bad, "nan", "inf", "-inf", "1e400", "-1e400", "", "two", "0x10", "1 2"]:

@@ -12,6 +12,10 @@ namespace espalier {
 /// Processes that share the device each see all of it.
 std::int64_t available_memory(c10::Device device);
 
+/// What a process may come to take beside tensors once it computes: buffers of the math libraries
+/// and what the allocator cannot give back (230 MiB were seen on a CPU).
+inline constexpr std::int64_t kBesideTensors = std::int64_t{256} << 20;
+
 /// Counts the bytes of tensors that the calling thread allocates and has not freed since the meter
 /// was made, on any device; the thread's latest meter counts.
 class MemoryMeter {

@@ -26,7 +26,8 @@ VocabularyLoss vocabulary_loss(const CausalLM& model, const at::Tensor& x_BTD,
 std::int64_t loss_chunk(std::int64_t local_vocabulary);
 
 /// Bytes that vocabulary_loss takes on the rank with the most vocabulary while it runs: logits,
-/// their shifted and their exponential copy of one chunk, and the rows of all predictions.
+/// their shifted and their exponential copy of one chunk, and the normalised rows of all
+/// predictions with their gradients.
 std::int64_t loss_bytes(const ModelConfig& config, int tensor_size, at::ScalarType dtype,
                         std::int64_t predictions);
 

@@ -45,6 +45,9 @@ void require_continuation(const Source& source, const PruningPlan& plan, const s
 ComputeOptions compute_options(const RunConfig& config, const Source& source,
                                const CommRuntime& runtime);
 
+/// Ranks of this node that compute on one device: all of them on a CPU.
+std::int64_t ranks_on_device(at::Device device, const CommRuntime& runtime);
+
 /// Memory on this rank's device that a pass may take to save arithmetic: three quarters of what is
 /// available now, shared with the ranks on the same device; 0 with execution.recompute: all. To be
 /// called once what the pass needs in any case is allocated.

@@ -1,0 +1,46 @@
+#pragma once
+
+#include <cstdint>
+
+#include <c10/core/ScalarType.h>
+
+#include "espalier/config/model_config.h"
+#include "espalier/prune/widths.h"
+#include "espalier/score/statistics.h"
+
+namespace espalier {
+
+/// A scoring pass as far as its memory depends on it.
+struct PassShape {
+  ModelWidths widths;   ///< what is left of the model
+  int tensor = 1;       ///< ranks that share it
+  ScoredHalves scored;  ///< halves whose units can fall; all false = losses only
+  Criterion criterion = Criterion::taylor;
+  AttentionUnit unit = AttentionUnit::query_head;
+  Accumulate accumulate = Accumulate::automatic;
+  at::ScalarType dtype = at::kFloat;
+  std::int64_t tokens = 0;  ///< of the largest micro-batch: B x T
+};
+
+/// Bytes of tensors that one rank holds at the height of a pass that keeps no graphs
+/// (`execution.recompute: all`): the least that the pass needs. What LibTorch, MPI and the
+/// allocator take beside tensors is not in it.
+struct MemoryNeed {
+  /// The rank's slices of all tensors.
+  std::int64_t weights = 0;
+  /// taylor: a sum per scored weight; the other criteria: a float64 per unit.
+  std::int64_t statistics = 0;
+  /// [B, T, D] in the model's dtype, in full on every tensor rank: the input of every half layer
+  /// from the lowest scored one up, and two more under way.
+  std::int64_t hidden_states = 0;
+  /// The graph of one half layer with the gradients on their way through it, or the loss, whichever
+  /// is more (loss_bytes; a graph: what RMSNorm, the projections, silu or attention keep).
+  std::int64_t working = 0;
+
+  std::int64_t total() const { return weights + statistics + hidden_states + working; }
+};
+
+/// Of the tensor rank that needs most. Pure arithmetic: no tensor is made.
+MemoryNeed memory_need(const ModelConfig& config, const PassShape& pass);
+
+}  // namespace espalier

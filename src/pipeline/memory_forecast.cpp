@@ -1,0 +1,200 @@
+#include "espalier/pipeline/memory_forecast.h"
+
+#include <algorithm>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "espalier/calib/calibration.h"
+#include "espalier/core/error.h"
+#include "espalier/core/host.h"
+#include "espalier/core/log.h"
+#include "espalier/core/text.h"
+#include "espalier/model/memory.h"
+#include "espalier/model/tensor_ops.h"
+#include "espalier/pipeline/source.h"
+#include "espalier/score/score.h"
+#include "espalier/store/files.h"
+
+namespace espalier {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::string gib(std::int64_t bytes) {
+  const double value = static_cast<double>(bytes) / (1 << 30);
+  return fmt::format("{:.{}f}", value, value < 1 ? 3 : 1);
+}
+
+/// The largest micro-batch of a kind of pass.
+struct Extent {
+  std::int64_t tokens = 0;
+  std::int64_t sequence = 1;
+
+  void add(std::int64_t micro_batch_tokens, std::int64_t row, std::int64_t rows) {
+    const std::int64_t sequences = sequences_per_micro_batch(micro_batch_tokens, row);
+    tokens = std::max(tokens, row * std::min(sequences, rows));
+    sequence = std::max(sequence, row);
+  }
+  void add_file(std::int64_t micro_batch_tokens, const fs::path& path, std::int64_t vocabulary,
+                std::optional<std::int64_t> sequences) {
+    if (!path_exists(path)) return add(micro_batch_tokens, 1, micro_batch_tokens);
+    const TokenFile file = TokenFile::open(path, vocabulary, Counting::every_token);
+    add(micro_batch_tokens, file.sequence_tokens(), sequences.value_or(file.rows()));
+  }
+};
+
+Extent calibration_extent(const CalibrationConfig& config, std::int64_t vocabulary) {
+  Extent extent;
+  for (const DomainConfig& domain : config.domains)
+    extent.add_file(config.micro_batch_tokens, domain.tokens, vocabulary, domain.sequences);
+  return extent;
+}
+
+Extent evaluation_extent(const RunConfig& config, std::int64_t vocabulary) {
+  Extent extent;
+  for (const NamedTokens& data : config.evaluation.perplexity)
+    extent.add_file(config.calibration.micro_batch_tokens, data.tokens, vocabulary, std::nullopt);
+  return extent;
+}
+
+/// What is recommended leaves room for what takes memory beside tensors, and an eighth.
+bool would_fit(const MemoryForecast& forecast, const ModelConfig& model, const PassShape& pass) {
+  const std::int64_t need = memory_need(model, pass).total();
+  return need + need / 8 + kBesideTensors <= forecast.available;
+}
+
+std::string with_need(const ModelConfig& model, const PassShape& pass, const std::string& change) {
+  return fmt::format("{} ({} GiB a rank)", change, gib(memory_need(model, pass).total()));
+}
+
+Error too_little(const MemoryForecast& forecast, const ModelConfig& model, std::int64_t sharing) {
+  std::vector<std::string> changes = fitting_changes(forecast, model);
+  return Error(
+      ExitCode::unsuitable,
+      fmt::format("not enough memory on {}: a rank needs {} GiB and can have {}", host_name(),
+                  gib(forecast.need.total()), gib(forecast.available)),
+      fmt::format("{}, with micro-batches of {}{}", memory_text(forecast),
+                  counted(forecast.pass.tokens, "token"),
+                  sharing > 1 ? fmt::format("; {} ranks share what is free here", sharing) : ""),
+      changes.empty()
+          ? "No single change is enough: combine a smaller calibration.micro_batch_tokens with "
+            "more "
+            "tensor ranks on more nodes. 'espalier plan' does this arithmetic without a run."
+          : fmt::format("Any of these would fit: {}.", fmt::join(changes, "; ")));
+}
+
+}  // namespace
+
+MemoryForecast forecast_memory(const RunConfig& config, ConfigUse use, const ModelConfig& model,
+                               const ModelWidths& widths, const ScoredHalves& scored,
+                               at::ScalarType dtype) {
+  PassShape pass;
+  pass.widths = widths;
+  pass.tensor = static_cast<int>(config.tensor);
+  pass.scored = scored;
+  pass.criterion = config.importance.criterion;
+  pass.unit = config.prune.attention_unit;
+  pass.accumulate = config.importance.accumulate;
+  pass.dtype = dtype;
+  MemoryForecast forecast;
+  const auto consider = [&](const Extent& extent) {
+    pass.tokens = extent.tokens;
+    const MemoryNeed need = memory_need(model, pass);
+    if (need.total() <= forecast.need.total()) return;
+    forecast.pass = pass;
+    forecast.need = need;
+    forecast.sequence = extent.sequence;
+  };
+  if (use != ConfigUse::eval) consider(calibration_extent(config.calibration, model.vocabulary));
+  pass.criterion = Criterion::magnitude;  // an evaluation only wants losses
+  if (use != ConfigUse::score) consider(evaluation_extent(config, model.vocabulary));
+  return forecast;
+}
+
+MemoryForecast forecast_run(const RunConfig& config, const ModelConfig& model) {
+  return forecast_memory(config, ConfigUse::run, model, dense_widths(model),
+                         prunable_halves(model, prune_rules(model, config.prune)),
+                         to_scalar_type(config.dtype.value_or(model.dtype)));
+}
+
+std::vector<std::string> fitting_changes(const MemoryForecast& forecast, const ModelConfig& model) {
+  std::vector<std::string> changes;
+  const auto offer = [&](const PassShape& pass, const std::string& change) {
+    if (!would_fit(forecast, model, pass)) return false;
+    changes.push_back(with_need(model, pass, change));
+    return true;
+  };
+  PassShape pass = forecast.pass;
+  for (std::int64_t rows = pass.tokens / forecast.sequence; rows > 1;) {
+    rows = (rows + 1) / 2;
+    pass.tokens = rows * forecast.sequence;
+    if (offer(pass, fmt::format("calibration.micro_batch_tokens: {}", pass.tokens))) break;
+  }
+  pass = forecast.pass;
+  for (std::int64_t tensor = 2LL * pass.tensor; tensor <= model.heads; tensor *= 2) {
+    pass.tensor = static_cast<int>(tensor);
+    const char* ranks = forecast.ranks % tensor == 0 ? "" : ", on a multiple of so many ranks";
+    if (offer(pass, fmt::format("--tensor {}{}", tensor, ranks))) break;
+  }
+  pass = forecast.pass;
+  if (pass.dtype == at::kFloat || pass.dtype == at::kDouble) {
+    pass.dtype = at::kBFloat16;
+    offer(pass, "model.dtype: bfloat16");
+  }
+  pass = forecast.pass;
+  if (pass.criterion == Criterion::taylor) {
+    pass.criterion = Criterion::taylor_gate;
+    offer(pass, "importance.criterion: taylor_gate");
+  }
+  return changes;
+}
+
+std::string memory_text(const MemoryForecast& forecast) {
+  const MemoryNeed& need = forecast.need;
+  const bool gradients = forecast.pass.criterion == Criterion::taylor;
+  return fmt::format("{} GiB a rank: weights {}, {} {}, hidden states {}, working set {}",
+                     gib(need.total()), gib(need.weights), gradients ? "sums of gradients" : "sums",
+                     gib(need.statistics), gib(need.hidden_states), gib(need.working));
+}
+
+nlohmann::ordered_json to_json(const MemoryForecast& forecast, const ModelConfig& model) {
+  const MemoryNeed& need = forecast.need;
+  nlohmann::ordered_json json{{"tensor", forecast.pass.tensor},
+                              {"ranks", forecast.ranks},
+                              {"dtype", std::string(torch_name(to_dtype(forecast.pass.dtype)))},
+                              {"criterion", name_of(forecast.pass.criterion)},
+                              {"micro_batch_tokens", forecast.pass.tokens},
+                              {"weight_bytes", need.weights},
+                              {"statistics_bytes", need.statistics},
+                              {"hidden_state_bytes", need.hidden_states},
+                              {"working_bytes", need.working},
+                              {"total_bytes", need.total()}};
+  if (forecast.available > 0) {
+    json["available_bytes"] = forecast.available;
+    json["fits"] = forecast.fits();
+    if (!forecast.fits()) json["fitting_changes"] = fitting_changes(forecast, model);
+  }
+  return json;
+}
+
+void require_memory(MemoryForecast forecast, const ModelConfig& model,
+                    const ComputeOptions& options, const CommRuntime& runtime,
+                    const ProcessGrid& grid) {
+  const std::int64_t sharing = ranks_on_device(options.device, runtime);
+  Communicator& world = grid.world();
+  forecast.ranks = world.size();
+  const std::int64_t mine = available_memory(options.device) / sharing;
+  forecast.available = world.min(mine);
+  // The rank that has least tells it for all.
+  const std::int64_t rank = world.rank();
+  const bool tells = world.min(mine == forecast.available ? rank : world.size()) == rank;
+  if (grid.is_root())
+    log::info("memory   at least {}; {} GiB free for each of {}", memory_text(forecast),
+              gib(forecast.available), counted(sharing, "rank"));
+  together(world, "look at the memory", [&] {
+    if (tells && !forecast.fits()) throw too_little(forecast, model, sharing);
+  });
+}
+
+}  // namespace espalier

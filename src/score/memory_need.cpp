@@ -1,0 +1,145 @@
+#include "espalier/score/memory_need.h"
+
+#include <algorithm>
+
+#include <c10/core/ScalarType.h>
+
+#include "espalier/model/vocabulary_loss.h"
+#include "espalier/prune/tensor_catalog.h"
+#include "espalier/score/unit_sums.h"
+
+namespace espalier {
+namespace {
+
+std::int64_t size_of(at::ScalarType type) {
+  return static_cast<std::int64_t>(c10::elementSize(type));
+}
+
+/// Elements of a tensor on the rank that holds `shard`.
+std::int64_t elements(const TensorSpec& spec, const ModelConfig& config, const ShardWidths& shard) {
+  const std::vector<std::int64_t> shape = shape_with(spec, config, shard.widths);
+  std::int64_t product = 1;
+  for (std::size_t axis = 0; axis < shape.size(); ++axis)
+    product *= spec.axes[axis] == AxisKind::vocabulary ? shard.vocabulary.size() : shape[axis];
+  return product;
+}
+
+std::int64_t units_of(const LayerWidths& layer, AttentionUnit unit, UnitKind half) {
+  return static_cast<std::int64_t>(unit_numbers(layer, unit, half).size());
+}
+
+/// The need of one tensor rank.
+class RankNeed {
+ public:
+  RankNeed(const ModelConfig& config, const PassShape& pass, int rank)
+      : config_(config),
+        pass_(pass),
+        shard_(shard_of(config, pass.widths, pass.tensor, rank)),
+        entry_(size_of(pass.dtype)) {}
+
+  MemoryNeed need() const {
+    MemoryNeed need;
+    for (const TensorSpec& spec : tensor_catalog(config_)) {
+      const std::int64_t n = elements(spec, config_, shard_);
+      need.weights += n * entry_;
+      if (with_weight_gradients() && is_scored_tensor(spec)) need.statistics += n * accumulator();
+    }
+    if (with_gradients() && !with_weight_gradients())
+      need.statistics = scored_units() * static_cast<std::int64_t>(sizeof(double));
+    // Inputs of halves are let go on the way back, so the height is where both together are most.
+    const std::int64_t first = with_gradients() ? lowest_half(pass_.scored) : 2 * config_.layers;
+    const auto consider = [&](std::int64_t inputs, std::int64_t working) {
+      const std::int64_t hidden = (inputs + 2) * pass_.tokens * config_.hidden * entry_;
+      if (hidden + working <= need.hidden_states + need.working) return;
+      need.hidden_states = hidden;
+      need.working = working;
+    };
+    consider(2 * config_.layers - first, loss_working());
+    for (std::int64_t half = 0; half < 2 * config_.layers; ++half)
+      consider(std::max<std::int64_t>(0, half - first + 1),
+               half % 2 == 0 ? attention_bytes(half / 2) : mlp_bytes(half / 2));
+    return need;
+  }
+
+ private:
+  bool with_weight_gradients() const { return pass_.criterion == Criterion::taylor; }
+  bool with_gradients() const {
+    return with_weight_gradients() || pass_.criterion == Criterion::taylor_gate ||
+           pass_.criterion == Criterion::taylor_gate_sample;
+  }
+
+  std::int64_t accumulator() const {
+    return size_of(accumulator_type(pass_.accumulate, pass_.dtype));
+  }
+
+  bool is_scored_tensor(const TensorSpec& spec) const {
+    if (spec.layer < 0) return false;
+    for (const UnitKind half : {UnitKind::attention, UnitKind::mlp}) {
+      if (!is_scored(pass_.scored, spec.layer, half)) continue;
+      const std::vector<TensorRole> roles = scored_roles(config_, pass_.unit, half);
+      if (std::find(roles.begin(), roles.end(), spec.role) != roles.end()) return true;
+    }
+    return false;
+  }
+
+  std::int64_t scored_units() const {
+    std::int64_t units = 0;
+    for (std::int64_t layer = 0; layer < config_.layers; ++layer)
+      for (const UnitKind half : {UnitKind::attention, UnitKind::mlp})
+        if (is_scored(pass_.scored, layer, half))
+          units += units_of(widths(layer), pass_.unit, half);
+    return units;
+  }
+
+  const LayerWidths& widths(std::int64_t layer) const {
+    return shard_.widths.layers[static_cast<std::size_t>(layer)];
+  }
+
+  /// What RMSNorm keeps: its input in float32 where the model is narrower, and its output where
+  /// weights that read it have gradients.
+  std::int64_t norm_bytes() const {
+    const std::int64_t wide = entry_ < 4 ? 4 : 0;
+    return pass_.tokens * config_.hidden * (wide + (with_weight_gradients() ? entry_ : 0));
+  }
+  std::int64_t loss_working() const {
+    return std::max(loss_bytes(config_, pass_.tensor, pass_.dtype, pass_.tokens),
+                    final_norm_bytes());
+  }
+  /// Going back through the last RMSNorm: six arrays in float32 or wider beside the rows of the
+  /// loss.
+  std::int64_t final_norm_bytes() const {
+    if (!with_gradients()) return 0;
+    const std::int64_t wide = std::max<std::int64_t>(4, entry_);
+    return pass_.tokens * config_.hidden * (6 * wide + (entry_ < 4 ? 3 : 2) * entry_);
+  }
+  /// Rotated q and k, v, the output and its contiguous copy; going back a gradient of each.
+  std::int64_t attention_bytes(std::int64_t layer) const {
+    const auto heads = static_cast<std::int64_t>(widths(layer).query_heads.size());
+    const auto kv_heads = static_cast<std::int64_t>(widths(layer).kv_heads.size());
+    const std::int64_t kept = (3 * heads + 2 * kv_heads) * config_.head_dim;
+    return norm_bytes() + pass_.tokens * entry_ * kept * (with_gradients() ? 2 : 1);
+  }
+  /// gate, silu(gate), up and their product; going back the gradients of three.
+  std::int64_t mlp_bytes(std::int64_t layer) const {
+    const auto channels = static_cast<std::int64_t>(widths(layer).channels.size());
+    return norm_bytes() + pass_.tokens * entry_ * channels * (with_gradients() ? 7 : 4);
+  }
+
+  const ModelConfig& config_;
+  const PassShape& pass_;
+  ShardWidths shard_;
+  std::int64_t entry_;
+};
+
+}  // namespace
+
+MemoryNeed memory_need(const ModelConfig& config, const PassShape& pass) {
+  MemoryNeed most;
+  for (int rank = 0; rank < pass.tensor; ++rank) {
+    const MemoryNeed need = RankNeed(config, pass, rank).need();
+    if (need.total() > most.total()) most = need;
+  }
+  return most;
+}
+
+}  // namespace espalier

@@ -1,0 +1,140 @@
+"""What does not fit into memory is refused before anything is loaded, with the smallest changes that fit.
+
+The address space of a process is limited to less than its pass needs, alone and on two ranks; the first change that the
+message offers is made, under the same limit.
+"""
+
+import json
+import pathlib
+import re
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
+import memory_table
+from interrupted import frozen
+from workbench import PROGRAM, Case, Running, main, run, write_tokens
+
+GIB = 2**30
+FORECAST = r"memory   at least ([\d.]+) GiB a rank: .*; ([\d.]+) GiB free for each of (\d) rank"
+REFUSAL = r"not enough memory on \S+: a rank needs ([\d.]+) GiB and can have ([\d.]+) \(exit 69\)"
+
+
+class MemoryEstimate(Case):
+    """Small weights and large micro-batches: what a pass holds is nearly all that is needed."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        write_tokens(cls.bench.folder / "long.h5", rows=4096, length=64, seed=5)
+        cls.config = cls.bench.config(
+            model={"path": "model", "dtype": "float32"},
+            calibration={"domains": [{"name": "long", "tokens": "long.h5"}], "micro_batch_tokens": 262144},
+            prune={"iterations": 1},
+            evaluation={"perplexity": []},
+        )
+
+    def held_at_load(self, name, ranks=1, tensor=1):
+        """Bytes of address space of the largest rank that is about to load, and GiB that its pass needs."""
+        arguments = ["run", self.config, "--run-dir", self.folder / name, "--tensor", tensor]
+        running = Running(arguments, ranks, {"ESPALIER_FAULT": "point=load.enter;action=stop"})
+        sizes = []
+        for pid in frozen(running, ranks):
+            status = pathlib.Path(f"/proc/{pid}/status").read_text()
+            sizes.append(int(re.search(r"VmSize:\s+(\d+)", status).group(1)) * 1024)
+        running.kill()
+        said = running.result(None).err
+        need, _, sharing = re.search(FORECAST, said).groups()
+        self.assertEqual(int(sharing), ranks, said)
+        return max(sizes), float(need)
+
+    def test_refused_and_mended(self):
+        size, need = self.held_at_load("size")
+        limited = ["prlimit", f"--as={int(size + 0.9 * need * GIB)}"]
+        run_dir = self.folder / "limited"
+        refused = run("run", self.config, "--run-dir", run_dir, prefix=limited)
+        self.assertEqual(refused.code, 69, refused)
+        needed, free = (float(number) for number in re.search(REFUSAL, refused.err).groups())
+        self.assertAlmostEqual(needed, need, delta=0.01)
+        self.assertLess(free, needed)
+        self.assertNotIn("iter 0", refused.err, "nothing was loaded")
+        change = re.search(r"(calibration\.micro_batch_tokens): (\d+)", refused.err)
+        self.assertIsNotNone(change, refused)
+        self.succeeds("run", self.config, "--run-dir", run_dir, "--set", "=".join(change.groups()), prefix=limited)
+
+    def test_ranks_of_a_node_share_its_memory(self):
+        size, need = self.held_at_load("size", 2, 2)
+        # Enough for one of the two.
+        limit = int(size + 1.5 * need * GIB)
+        launcher = Running(["run", self.config, "--run-dir", self.folder / "two", "--tensor", 2], 2,
+                           prefix=["prlimit", f"--as={limit}"])
+        refused = launcher.wait()
+        self.assertEqual(refused.code, 69, refused)
+        self.assertEqual(len(re.findall(REFUSAL, refused.err)), 1, refused)
+        self.assertIn("2 ranks share", refused.err)
+
+    def test_score_and_eval_look_too(self):
+        size, need = self.held_at_load("size")
+        limited = ["prlimit", f"--as={int(size + 0.5 * need * GIB)}"]
+        refused = run("score", self.config, "--out", self.folder / "s.h5", prefix=limited)
+        self.assertEqual(refused.code, 69, refused)
+        self.assertRegex(refused.err, REFUSAL)
+        long = self.bench.config("long", evaluation={"perplexity": [{"name": "long", "tokens": "long.h5"}]},
+                                 calibration={"micro_batch_tokens": 262144}, model={"path": "model", "dtype": "float32"})
+        refused = run("eval", long, prefix=["prlimit", f"--as={int(size + 0.2 * need * GIB)}"])
+        self.assertEqual(refused.code, 69, refused)
+        self.assertRegex(refused.err, REFUSAL)
+
+
+class Plan(Case):
+    """The same arithmetic without weights, data or ranks."""
+
+    def plan(self, *arguments, code=0):
+        result = run("plan", self.config, *arguments, "--json")
+        self.assertEqual(result.code, code, result)
+        return json.loads(result.out)
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        folder = cls.class_folder / "qwen2.5-32b"
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps({
+            "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 5120,
+            "intermediate_size": 27648, "num_attention_heads": 40, "num_key_value_heads": 8, "num_hidden_layers": 64,
+            "vocab_size": 152064, "max_position_embeddings": 32768, "rms_norm_eps": 1e-5, "rope_theta": 1000000.0,
+            "tie_word_embeddings": False, "torch_dtype": "bfloat16", "hidden_act": "silu", "use_sliding_window": False,
+        }))
+        cls.config = cls.bench.config(
+            model={"path": str(folder), "dtype": "as_stored"},
+            calibration={"domains": [{"name": "web", "tokens": "absent.h5"}], "micro_batch_tokens": 8192},
+        )
+
+    def test_a_32b_model(self):
+        whole = self.plan()
+        # 32,763,876,352 parameters; 2 x 63 half layers and two more of 8,192 x 5,120.
+        self.assertEqual(whole["weight_bytes"], 2 * 32763876352)
+        self.assertEqual(whole["hidden_state_bytes"], (2 * 64 + 2) * 8192 * 5120 * 2)
+        eighth = self.plan("--tensor", 8, "--ranks", 64, "--memory", 80)
+        self.assertTrue(eighth["fits"])
+        self.assertEqual(eighth["hidden_state_bytes"], whole["hidden_state_bytes"], "every rank holds them in full")
+        self.assertAlmostEqual(eighth["weight_bytes"] / whole["weight_bytes"], 1 / 8, delta=0.001)
+
+    def test_what_would_fit(self):
+        refused = self.plan("--tensor", 2, "--memory", 80, code=69)
+        self.assertFalse(refused["fits"])
+        self.assertTrue(any(change.startswith("--tensor 4") for change in refused["fitting_changes"]), refused)
+        self.assertTrue(any("taylor_gate" in change for change in refused["fitting_changes"]), refused)
+        self.plan("--tensor", 4, "--memory", 80)
+        self.plan("--tensor", 2, "--set", "importance.criterion=taylor_gate", "--memory", 80)
+
+    def test_the_table_of_the_documents(self):
+        self.assertEqual(memory_table.table_in_page(), memory_table.table(PROGRAM), "tests/support/memory_table.py --write")
+
+    def test_ranks_that_form_no_groups(self):
+        result = run("plan", self.config, "--ranks", 6, "--tensor", 4)
+        self.assertEqual(result.code, 69, result)
+        self.assertIn("6 ranks with --tensor 4", result.err)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+#include "espalier/score/memory_need.h"
+
+#include <algorithm>
+#include <set>
+
+#include <c10/core/Allocator.h>
+#include <c10/util/ThreadLocalDebugInfo.h>
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include "espalier/score/score.h"
+#include "model_case.h"
+
+namespace espalier {
+namespace {
+
+/// The most that tensors of this thread took at once, told by LibTorch's own allocators.
+class Peak final : public c10::MemoryReportingInfoBase {
+ public:
+  void reportMemoryUsage(void* place, std::int64_t bytes, std::size_t, std::size_t,
+                         c10::Device) override {
+    // Sums of gradients that meet in the engine are freed without having been told.
+    if (bytes < 0 && live_.erase(place) == 0) return;
+    if (bytes > 0) live_.insert(place);
+    now_ += bytes;
+    peak_ = std::max(peak_, now_);
+  }
+  bool memoryProfilingEnabled() const override { return true; }
+  std::int64_t bytes() const { return peak_; }
+
+ private:
+  std::set<void*> live_;
+  std::int64_t now_ = 0, peak_ = 0;
+};
+
+ModelConfig wide_config(ModelFamily family) {
+  ModelConfig config = testing::small_config(family);
+  config.hidden = 64;
+  config.layers = 4;
+  config.heads = 8;
+  config.kv_heads = family == ModelFamily::llama ? 8 : 4;
+  config.head_dim = 8;
+  config.channels = 260;
+  config.vocabulary = 300;
+  config.max_positions = 512;
+  config.sliding_window.assign(4, 0);
+  return config;
+}
+
+TokenBatch batch_of(const ModelConfig& config, std::int64_t B, std::int64_t T) {
+  TokenBatch batch;
+  batch.tokens_BT =
+      (at::arange(B * T, at::kLong) * 17 + 5).remainder(config.vocabulary).view({B, T});
+  const at::Tensor all = at::arange(B * T, at::kLong);
+  batch.positions_N = all.masked_select((all + 1).remainder(T) != 0);
+  batch.targets_N = batch.tokens_BT.view(-1).index_select(0, batch.positions_N + 1);
+  batch.weights_N = at::full({batch.positions_N.numel()}, 1e-3, at::kDouble);
+  return batch;
+}
+
+struct Measured {
+  std::int64_t weights = 0, statistics = 0, pass = 0;  // pass: beside weights, statistics included
+};
+
+class MemoryNeedTest : public ::testing::TestWithParam<ModelFamily> {
+ protected:
+  MemoryNeedTest() : config_(wide_config(GetParam())) {
+    testing::write_random_checkpoint(config_, directory_.path(), 3);
+    reader_.emplace(CheckpointReader::open(directory_.path()));
+    pass_.tensor = testing::world().size();
+    pass_.scored.assign(4, {true, true});
+    pass_.scored[0] = {false, false};  // protected
+    pass_.tokens = 6 * 96;
+  }
+
+  Measured measure() {
+    Communicator& tensor = testing::world();
+    ComputeOptions options;
+    options.dtype = pass_.dtype;
+    const CausalLM model = load_causal_lm(config_, pass_.widths, {&*reader_, dense_widths(config_)},
+                                          options, tensor.size(), tensor.rank());
+    StatisticsOptions what;
+    what.criterion = pass_.criterion;
+    what.unit = pass_.unit;
+    what.accumulate = pass_.accumulate;
+    what.scored = pass_.scored;
+    const TokenBatch batch = batch_of(config_, 6, 96);
+    const auto peak = std::make_shared<Peak>();
+    const c10::DebugInfoGuard guard{c10::DebugInfoKind::PROFILER_STATE, peak};
+    const std::unique_ptr<Statistics> statistics = make_statistics(model, what);
+    for (int i = 0; i < 2; ++i)
+      blockwise_backward(model, batch, {lowest_half(pass_.scored), 0}, *statistics, tensor);
+    return {model.weight_bytes(), statistics->bytes(), peak->bytes()};
+  }
+
+  /// What is computed of the fullest rank is what that rank takes.
+  void compare() {
+    Communicator& tensor = testing::world();
+    const Measured mine = measure();
+    const MemoryNeed need = memory_need(config_, pass_);
+    const auto most = [&](std::int64_t bytes) { return -tensor.min(-bytes); };
+    EXPECT_EQ(need.weights + need.statistics, most(mine.weights + mine.statistics));
+    const auto passed = static_cast<double>(most(mine.pass));
+    const auto expected = static_cast<double>(need.total() - need.weights);
+    const double ratio = expected / passed;
+    EXPECT_GT(ratio, 0.9) << what();
+    EXPECT_LT(ratio, 1.06) << what();
+  }
+
+  std::string what() const {
+    return fmt::format("{}, {}, tensor {}, computed without weights {}", at::toString(pass_.dtype),
+                       name_of(pass_.criterion), pass_.tensor,
+                       memory_need(config_, pass_).total() - memory_need(config_, pass_).weights);
+  }
+
+  ModelConfig config_;
+  testing::TemporaryDirectory directory_;
+  std::optional<CheckpointReader> reader_;
+  PassShape pass_;
+};
+
+TEST_P(MemoryNeedTest, IsWhatAPassTakes) {
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kDouble})
+    for (const Criterion criterion : {Criterion::taylor, Criterion::taylor_gate})
+      for (const ModelWidths& widths :
+           {dense_widths(config_), testing::random_widths(config_, 5)}) {
+        pass_.dtype = dtype;
+        pass_.criterion = criterion;
+        pass_.widths = widths;
+        compare();
+      }
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, MemoryNeedTest, ::testing::ValuesIn(testing::all_families()),
+                         [](const auto& family) { return std::string(name_of(family.param)); });
+
+}  // namespace
+}  // namespace espalier
