@@ -332,9 +332,11 @@ class Log(Runs):
 
     def test_json_of_the_third_signal(self):
         run_dir = self.folder / "thrice"
-        fault = {"ESPALIER_FAULT": "point=forward.enter;iter=1;nth=1;action=slow:20000"}
+        passed = self.folder / "passed"
+        fault = {"ESPALIER_FAULT": "point=forward.enter;iter=1;nth=1;action=slow:20000", "ESPALIER_FAULT_TRACE": str(passed)}
         running = Running(["run", self.config, "--run-dir", run_dir, "--log-format=json"], extra=fault)
-        self.until(lambda: (run_dir / "status.json").exists() and status_of(run_dir)["phase"] == "calibrate", running)
+        # In the slow step itself: a signal before it would be heard, and the run ended, at the first.
+        self.until(lambda: passed.exists() and "forward.enter" in passed.read_text().split(), running)
         for _ in range(3):
             os.kill(running.process.pid, signal.SIGUSR1)
             time.sleep(2.1)
