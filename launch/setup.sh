@@ -5,7 +5,7 @@
 # Does only what is missing, one line per step; says nothing when nothing is to be done.
 #
 #   --tests      also what launch/test.sh needs: all of torch, transformers in three versions, peft and
-#                quanto, strace
+#                quanto, strace, and where apt may install them slurm-wlm and munge (their services stay off)
 #   --cuda       all of torch, for a program that runs on GPUs (the default where an NVIDIA driver is)
 #   --torch DIR  use the LibTorch in DIR, which holds include/ and lib/; launch/build.sh remembers it.
 #                --torch wheel forgets it again
@@ -40,11 +40,12 @@ if [ -e /proc/driver/nvidia/version ]; then with_cuda=yes; fi
 # ---- packages of the system ---------------------------------------------------------------------
 
 # Debian's name | how to see that it is there in another way (a module, Spack, a hand-made installation)
+# | optional: it only makes work quicker, checks style, or serves a few tests, which are skipped without it
 packages="
 g++|command g++
 cmake|command cmake
 ninja-build|command ninja
-ccache|command ccache
+ccache|command ccache|optional
 git|command git
 python3-venv|python ensurepip
 libfmt-dev|header fmt/format.h
@@ -54,17 +55,20 @@ libcli11-dev|header CLI/CLI.hpp
 nlohmann-json3-dev|header nlohmann/json.hpp
 libhdf5-dev|header hdf5.h
 libgtest-dev|header gtest/gtest.h
-clang-format|command clang-format
+clang-format|command clang-format|optional
 openmpi-bin|command mpirun
 libopenmpi-dev|command mpicc
 "
 if [ $with_tests = yes ]; then packages="$packages
-strace|command strace
+strace|command strace|optional
+munge|command munged|optional
+slurm-wlm|command slurmctld|optional
 "; fi
 
 is_there() {  # is_there KIND NAME
   case $1 in
-    command) command -v "$2" >/dev/null ;;
+    # Daemons are in directories that a plain user's PATH lacks.
+    command) PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin command -v "$2" >/dev/null ;;
     header)
       # Debian keeps the serial HDF5 in a folder of its own; others name theirs in HDF5_ROOT.
       command -v g++ >/dev/null && printf '#include <%s>\n' "$2" |
@@ -74,25 +78,49 @@ is_there() {  # is_there KIND NAME
   esac
 }
 
-list_missing() {
-  local installed="" name probe
+list_missing() {  # list_missing needed|optional
+  local installed="" name probe kind
   if command -v dpkg-query >/dev/null; then
     installed=$(dpkg-query -W -f='${db:Status-Status} ${Package}\n' 2>/dev/null | sed -n 's/^installed //p')
   fi
-  while IFS='|' read -r name probe; do
-    [ -n "$name" ] || continue
+  while IFS='|' read -r name probe kind; do
+    if [ -z "$name" ] || [ "${kind:-needed}" != "$1" ]; then continue; fi
     if grep -qxF "$name" <<<"$installed"; then continue; fi
     # shellcheck disable=SC2086
     if ! is_there $probe; then echo "$name"; fi
   done <<<"$packages"
 }
 
-install_with_apt() {
-  local as_root=() options=(-y --no-install-recommends -o DPkg::Lock::Timeout=120)
-  if [ "$(id -u)" != 0 ]; then as_root=(sudo -n); fi
-  "${as_root[@]}" apt-get update
-  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install "${options[@]}" "$@"
+as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi; }
+
+apt_install() {
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends -o DPkg::Lock::Timeout=120 "$@"
 }
+
+install_with_apt() {
+  as_root apt-get update
+  apt_install "$@"
+}
+
+# One by one, so that what this system does not know keeps nothing else away. No service is started or
+# enabled: tests start daemons by themselves.
+install_optional() (
+  policy=/usr/sbin/policy-rc.d
+  if ! [ -e $policy ]; then
+    trap 'as_root rm -f $policy' EXIT
+    printf '#!/bin/sh\nexit 101\n' | as_root tee $policy
+    as_root chmod 755 $policy
+  fi
+  as_root apt-get update
+  for name in "$@"; do
+    apt_install "$name" || continue
+    case $name in
+      munge) as_root systemctl disable munge ;;
+      slurm-wlm) as_root systemctl disable slurmctld slurmd ;;
+    esac
+  done
+  true
+)
 
 may_use_apt() {
   command -v apt-get >/dev/null || return 1
@@ -109,12 +137,25 @@ The same elsewhere (unverified):
 TEXT
 }
 
-missing=$(list_missing | tr '\n' ' ')
+missing=$(list_missing needed | tr '\n' ' ')
 missing=${missing% }
 if [ -n "$missing" ] && may_use_apt; then
   # shellcheck disable=SC2086
   step "Debian packages $missing" install_with_apt $missing
   missing=""
+fi
+
+# Tried once and spoken of once: a machine without network would wait for it at every call.
+tried=$tools/optional-packages-tried
+mkdir -p "$tools"
+touch "$tried"
+optional=$(list_missing optional | grep -vxFf "$tried" | tr '\n' ' ' || true)
+optional=${optional% }
+if [ -n "$optional" ]; then
+  # shellcheck disable=SC2086
+  if may_use_apt; then step "optional Debian packages $optional" install_optional $optional; fi
+  optional=$(list_missing optional | grep -vxFf "$tried" | tee -a "$tried" | tr '\n' ' ' || true)
+  if [ -n "$optional" ]; then echo "without ${optional% } (optional; apt or this user cannot install it)"; fi
 fi
 
 # Without MPI and without the right to install it, a relocatable one does.
@@ -124,15 +165,6 @@ if [[ " $missing " == *openmpi* ]]; then
   missing=$(tr ' ' '\n' <<<"$missing" | grep -vxE 'openmpi-bin|libopenmpi-dev' | tr '\n' ' ' || true)
   missing=${missing% }
 fi
-# These only make work quicker or check style.
-for optional in ccache clang-format strace; do
-  if [[ " $missing " == *" $optional "* ]]; then
-    # Said once, at the first run.
-    if ! [ -e .venv ]; then echo "without $optional (not installed, and this user may not install it)"; fi
-    missing=$(tr ' ' '\n' <<<"$missing" | grep -vxF "$optional" | tr '\n' ' ' || true)
-    missing=${missing% }
-  fi
-done
 if [ -n "$missing" ]; then
   echo "Missing, and this user may not install it: $missing" >&2
   echo "Ask for it, or run:  sudo apt-get update && sudo apt-get install -y --no-install-recommends $missing" >&2
