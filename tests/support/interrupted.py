@@ -22,7 +22,7 @@ def other_layout(layout, name):
     return others[zlib.crc32(name.encode()) % len(others)]
 
 
-def wait_for(condition, running=None, timeout=120):
+def wait_for(condition, running=None, timeout=120, pause=0.02):
     """Waits for a state, however busy the machine is; an end of the run before it is a failure."""
     deadline = time.monotonic() + timeout
     while not condition():
@@ -34,7 +34,7 @@ def wait_for(condition, running=None, timeout=120):
                 raise AssertionError(f"the awaited state did not come in {timeout} s")
             running.kill()
             raise AssertionError(f"the awaited state did not come: {running.result(running.process.returncode)}")
-        time.sleep(0.02)
+        time.sleep(pause)
 
 
 def phase_of(run_dir):
