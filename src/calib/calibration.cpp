@@ -2,7 +2,8 @@
 
 #include <algorithm>
 #include <numeric>
-#include <tuple>
+#include <set>
+#include <utility>
 
 #include <ATen/ATen.h>
 #include <fmt/format.h>
@@ -110,33 +111,56 @@ Calibration Calibration::draw(const CalibrationConfig& config, std::int64_t iter
   return calibration;
 }
 
-std::vector<MicroBatch> Calibration::micro_batches(int only_domain) const {
-  std::vector<std::tuple<double, std::size_t, MicroBatch>> keyed;
-  for (std::size_t d = 0; d < domains_.size(); ++d) {
-    if (only_domain >= 0 && static_cast<std::size_t>(only_domain) != d) continue;
-    const std::size_t rows = domains_[d].rows.size();
-    const auto size = static_cast<std::size_t>(
-        sequences_per_micro_batch(micro_batch_tokens_, files_[d].sequence_tokens()));
-    const std::size_t count = (rows + size - 1) / size;
-    for (std::size_t i = 0; i < count; ++i)
-      keyed.emplace_back((static_cast<double>(i) + 0.5) / static_cast<double>(count), d,
-                         MicroBatch{d, i * size, std::min(rows, (i + 1) * size)});
-  }
-  std::stable_sort(keyed.begin(), keyed.end(), [](const auto& a, const auto& b) {
-    return std::tie(std::get<0>(a), std::get<1>(a)) < std::tie(std::get<0>(b), std::get<1>(b));
-  });
+std::vector<std::pair<double, MicroBatch>> Calibration::placed(std::size_t domain) const {
+  const std::size_t rows = domains_[domain].rows.size();
+  const auto size = static_cast<std::size_t>(
+      sequences_per_micro_batch(micro_batch_tokens_, files_[domain].sequence_tokens()));
+  const std::size_t count = (rows + size - 1) / size;
+  std::vector<std::pair<double, MicroBatch>> batches;
+  for (std::size_t i = 0; i < count; ++i)
+    batches.emplace_back((static_cast<double>(i) + 0.5) / static_cast<double>(count),
+                         MicroBatch{domain, i * size, std::min(rows, (i + 1) * size)});
+  return batches;
+}
+
+std::vector<MicroBatch> Calibration::micro_batches() const {
+  std::vector<std::pair<double, MicroBatch>> all;
+  for (std::size_t d = 0; d < domains_.size(); ++d)
+    for (const auto& batch : placed(d)) all.push_back(batch);
+  std::stable_sort(all.begin(), all.end(),
+                   [](const auto& a, const auto& b) { return a.first < b.first; });
   std::vector<MicroBatch> order;
-  for (const auto& entry : keyed) order.push_back(std::get<2>(entry));
+  for (const auto& [place, batch] : all) order.push_back(batch);
   return order;
 }
 
-CalibrationBatch Calibration::read(const MicroBatch& micro_batch, bool pooled,
+std::vector<MicroBatch> Calibration::micro_batches_of(std::size_t domain) const {
+  std::vector<MicroBatch> order;
+  for (const auto& [place, batch] : placed(domain)) order.push_back(batch);
+  return order;
+}
+
+std::vector<std::int64_t> Calibration::rows_of(const MicroBatch& micro_batch) const {
+  const std::vector<std::int64_t>& rows = domains_[micro_batch.domain].rows;
+  return {rows.begin() + static_cast<std::ptrdiff_t>(micro_batch.begin),
+          rows.begin() + static_cast<std::ptrdiff_t>(micro_batch.end)};
+}
+
+void Calibration::exclude(const std::vector<MicroBatch>& micro_batches) {
+  std::vector<std::set<std::int64_t>> excluded(domains_.size());
+  for (const MicroBatch& batch : micro_batches)
+    for (const std::int64_t row : rows_of(batch)) excluded[batch.domain].insert(row);
+  for (std::size_t d = 0; d < domains_.size(); ++d)
+    std::erase_if(domains_[d].rows, [&](std::int64_t row) { return excluded[d].contains(row); });
+}
+
+CalibrationBatch Calibration::read(const MicroBatch& micro_batch, Differentiated objective,
                                    at::Device device) const {
   const DomainDraw& domain = domains_[micro_batch.domain];
   const std::span<const std::int64_t> rows(domain.rows.data() + micro_batch.begin,
                                            micro_batch.end - micro_batch.begin);
   double weight = 1.0 / static_cast<double>(domain.rows.size());
-  if (pooled) {
+  if (objective == Differentiated::pooled_loss) {
     double total = 0;
     for (const DomainDraw& other : domains_) total += other.weight;
     weight *= domain.weight / total;

@@ -192,6 +192,16 @@ Rows<C> calibration_rows() {
           [](auto& c) -> auto& { return c.calibration.micro_batch_tokens; }, {.min = 1},
           "Tokens per data rank and micro-batch, in whole sequences and at least "
           "one: bounds the memory of activations.")),
+      choice_row<C, NonFinite>(
+          "calibration.non_finite", [](auto& c) -> auto& { return c.calibration.non_finite; },
+          {{"fail", NonFinite::fail}, {"skip-batch", NonFinite::skip_batch}},
+          "When a loss or a gradient is NaN or infinite. fail: the run ends (exit 65). skip-batch: "
+          "the iteration is done as if the micro-batch's sequences had not been drawn; they are "
+          "named in the log and in metrics.jsonl."),
+      integer_row<C>(
+          "calibration.max_skipped", [](auto& c) -> auto& { return c.calibration.max_skipped; },
+          {.min = 1},
+          "With skip-batch: micro-batches of one iteration; more end the run (exit 65)."),
       integer_row<C>(
           "calibration.seed", [](auto& c) -> auto& { return c.calibration.seed; }, {.min = 0},
           "Seed of the draw of sequences and of criterion random."),

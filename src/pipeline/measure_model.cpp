@@ -206,9 +206,10 @@ void score_model(CommRuntime& runtime, const RunConfig& config, const ModelChoic
                              all_halves(chosen.source.config),
                              config.calibration.seed,
                              chosen.iteration + 1,
+                             max_skipped(config.calibration),
                              spare_memory(config, chosen.model->options(), runtime),
                              std::nullopt};
-  const ScorePass pass = score(*chosen.model, *data, request, grid, monitor.hooks());
+  const ScorePass pass = score(*chosen.model, std::move(*data), request, grid, monitor.hooks());
   monitor.leave();
   together(grid.world(), "save", [&] {
     if (!grid.is_root()) return;

@@ -308,10 +308,11 @@ class PruningRun {
                                prunable_halves(source_->config, rules_),
                                config_.calibration.seed,
                                i,
+                               max_skipped(config_.calibration),
                                spare_memory(config_, options_, runtime_),
                                std::exchange(paused_, std::nullopt)};
     try {
-      ScorePass pass = score(*model_, *data, request, grid_, monitor_.hooks());
+      ScorePass pass = score(*model_, std::move(*data), request, grid_, monitor_.hooks());
       if (request.paused && pass.continued_tokens == 0 && grid_.is_root())
         log::warning("the sums of the paused pass are of other work: iteration {} began anew", i);
       return pass;
@@ -406,6 +407,8 @@ class PruningRun {
     row["removed_channels"] = step.removed_channels;
     row["tokens"] = pass.table.tokens;
     if (pass.continued_tokens > 0) row["continued_tokens"] = pass.continued_tokens;
+    for (const SkippedBatch& batch : pass.skipped)
+      row["skipped"].push_back({{"domain", batch.domain}, {"rows", batch.rows}});
     row["imbalance"] = imbalance(source_->config, model_->shards());
     row["peak_bytes"] =
         static_cast<std::int64_t>(world_.max(static_cast<double>(peak_memory_bytes())));

@@ -1,16 +1,21 @@
 #include "espalier/score/score.h"
 
+#include <algorithm>
 #include <chrono>
 #include <limits>
+#include <set>
 #include <utility>
 
 #include <ATen/ATen.h>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "espalier/core/error.h"
 #include "espalier/core/fault.h"
 #include "espalier/core/hash.h"
+#include "espalier/core/log.h"
 #include "espalier/core/stop.h"
+#include "espalier/core/text.h"
 #include "espalier/model/tensor_ops.h"
 #include "espalier/score/score_lists.h"
 #include "espalier/score/unit_sums.h"
@@ -35,15 +40,15 @@ class NoStatistics final : public BackwardObserver {
 /// The scoring pass: owns nothing but what lives as long as the pass.
 class Pass {
  public:
-  Pass(const CausalLM& model, const Calibration& data, const ScoreRequest& request,
+  Pass(const CausalLM& model, Calibration data, const ScoreRequest& request,
        const ProcessGrid& grid, const RoundHooks& hooks)
       : model_(model),
-        data_(data),
+        data_(std::move(data)),
         request_(request),
         grid_(grid),
         hooks_(hooks),
         units_(model, request.unit, request.scored),
-        loss_(data.domains().size(), 0.0) {
+        loss_(data_.domains().size(), 0.0) {
     options_.criterion = request.importance.criterion;
     options_.unit = request.unit;
     options_.reduction = request.importance.reduction;
@@ -68,6 +73,7 @@ class Pass {
     seconds_["reduce"] += seconds_since(begin);
     pass.seconds = seconds_;
     pass.statistics_bytes = statistics_bytes_;
+    pass.skipped = std::move(skipped_);
     pass.repeated_halves = repeated_halves_;
     return pass;
   }
@@ -85,12 +91,14 @@ class Pass {
     while (raw_.size() < traversals()) {
       statistics->clear();
       if (continued_) statistics->restore(*std::exchange(continued_, std::nullopt));
+      const std::vector<MicroBatch> order =
+          per_domain() ? data_.micro_batches_of(raw_.size()) : data_.micro_batches();
       try {
-        run_micro_batches(per_domain() ? static_cast<int>(raw_.size()) : -1, *statistics,
-                          lowest_half(request_.scored));
+        run_micro_batches(order, *statistics, lowest_half(request_.scored));
       } catch (const stop::Stopped& stopped) {
         pause(stopped, statistics->sums_so_far());
       }
+      if (left_out(order)) continue;
       statistics_bytes_ = std::max(statistics_bytes_, statistics->bytes());
       raw_.push_back(reduced(*statistics));
     }
@@ -99,10 +107,14 @@ class Pass {
   /// Losses are reported for every criterion, so the data is run forward all the same.
   void collect_without_gradients() {
     NoStatistics none;
-    try {
-      run_micro_batches(-1, none, 2 * model_.layers());
-    } catch (const stop::Stopped& stopped) {
-      pause(stopped, UnitSums());
+    for (bool again = true; again;) {
+      const std::vector<MicroBatch> order = data_.micro_batches();
+      try {
+        run_micro_batches(order, none, 2 * model_.layers());
+      } catch (const stop::Stopped& stopped) {
+        pause(stopped, UnitSums());
+      }
+      again = left_out(order);
     }
     UnitSums sums;
     together(grid_.world(), "score", [&] {
@@ -113,16 +125,20 @@ class Pass {
     raw_.push_back(std::move(sums));
   }
 
-  void run_micro_batches(int only_domain, BackwardObserver& observer, std::int64_t lowest) {
+  void run_micro_batches(const std::vector<MicroBatch>& order, BackwardObserver& observer,
+                         std::int64_t lowest) {
     const Clock::time_point begin = Clock::now();
     fault::hit("calibrate.enter");
-    const std::vector<MicroBatch> order = data_.micro_batches(only_domain);
+    const Differentiated objective =
+        per_domain() ? Differentiated::domain_loss : Differentiated::pooled_loss;
     CalibrationBatch batch;
+    std::int64_t current = 0;
     deal_rounds(
         grid_, "calibrate", static_cast<std::int64_t>(order.size()), done_,
         [&](std::int64_t j) {
-          batch = data_.read(order[static_cast<std::size_t>(j)], !per_domain(),
-                             model_.options().device);
+          current = j;
+          batch =
+              data_.read(order[static_cast<std::size_t>(j)], objective, model_.options().device);
           batch.batch.origin =
               fmt::format("micro-batch {} of {}, domain '{}', data rank {}", j + 1, order.size(),
                           data_.domains()[batch.domain].name, grid_.data_index());
@@ -131,6 +147,10 @@ class Pass {
           BackwardPass pass = blockwise_backward(model_, batch.batch, {lowest, graph_bytes_},
                                                  observer, grid_.tensor());
           repeated_halves_ = std::max(repeated_halves_, pass.repeated_halves);
+          if (!pass.problems.empty() && may_skip()) {
+            broken_.push_back({current, std::move(pass.problems)});
+            return Problems();
+          }
           account(batch, pass.nll_N);
           return std::move(pass.problems);
         },
@@ -138,6 +158,84 @@ class Pass {
     done_ = 0;
     fault::hit("calibrate.exit");
     seconds_["calibrate"] += seconds_since(begin);
+  }
+
+  /// Sums that hold something of a broken micro-batch are worth nothing, so the traversal goes on
+  /// only to find the others. A rank that found more than may be skipped fails at once.
+  bool may_skip() const {
+    return static_cast<std::int64_t>(skipped_.size() + broken_.size()) < request_.max_skipped;
+  }
+
+  /// Whether micro-batches of this order were broken on any rank: then they are out of the data,
+  /// and the pass begins anew. Collective.
+  bool left_out(const std::vector<MicroBatch>& order) {
+    std::vector<std::int64_t> mine;
+    std::string why;
+    for (const Broken& broken : broken_) {
+      mine.push_back(broken.micro_batch);
+      why += broken.problems.list().front().message() + "\n";
+    }
+    std::vector<std::int64_t> all = grid_.world().gather(mine);
+    std::sort(all.begin(), all.end());
+    all.erase(std::unique(all.begin(), all.end()), all.end());  // tensor ranks found the same
+    if (all.empty()) return false;
+    const std::vector<std::string> told = grid_.world().gather_text(why);
+    exclude(order, all);
+    if (grid_.is_root()) warn_of_skipped(all.size(), told);
+    broken_.clear();
+    raw_.clear();
+    continued_.reset();
+    loss_.assign(loss_.size(), 0.0);
+    tokens_ = done_ = 0;
+    return true;
+  }
+
+  void exclude(const std::vector<MicroBatch>& order, const std::vector<std::int64_t>& numbers) {
+    std::vector<MicroBatch> batches;
+    for (const std::int64_t j : numbers) {
+      batches.push_back(order[static_cast<std::size_t>(j)]);
+      skipped_.push_back(
+          {data_.domains()[batches.back().domain].name, data_.rows_of(batches.back())});
+    }
+    data_.exclude(batches);
+    Problems problems;
+    for (const Broken& broken : broken_)
+      if (static_cast<std::int64_t>(skipped_.size()) > request_.max_skipped)
+        problems.add(broken.problems);
+    if (grid_.is_root()) add_what_cannot_go_on(problems);
+    agree(grid_.world(), "calibrate", problems);
+  }
+
+  void add_what_cannot_go_on(Problems& problems) const {
+    if (static_cast<std::int64_t>(skipped_.size()) > request_.max_skipped)
+      problems.add(
+          ExitCode::bad_content,
+          fmt::format("{} of iteration {} have values that are not finite",
+                      counted(skipped_.size(), "micro-batch", "micro-batches"), request_.iteration),
+          fmt::format("calibration.max_skipped = {}", request_.max_skipped),
+          "Look at what they have in common, or allow more.");
+    for (const DomainDraw& domain : data_.domains())
+      if (domain.rows.empty())
+        problems.add(ExitCode::bad_content,
+                     fmt::format("no sequence of domain '{}' is left", domain.name),
+                     "all of its micro-batches were skipped",
+                     "Use a wider model.dtype, or look at the domain's tokens.");
+  }
+
+  void warn_of_skipped(std::size_t count, const std::vector<std::string>& told) const {
+    log::warning("iteration {} begins anew without the sequences of {}", request_.iteration,
+                 counted(count, "micro-batch that is", "micro-batches that are") + " not finite");
+    for (std::size_t i = skipped_.size() - count; i < skipped_.size(); ++i)
+      log::warning("skipped  domain '{}', rows {}", skipped_[i].domain,
+                   fmt::join(skipped_[i].rows, " "));
+    std::set<std::string> reasons;
+    for (const std::string& text : told)
+      for (std::size_t at = 0; at < text.size();) {
+        const std::size_t end = text.find('\n', at);
+        if (reasons.insert(text.substr(at, end - at)).second)
+          log::warning("skipped  {}", text.substr(at, end - at));
+        at = end + 1;
+      }
   }
 
   std::size_t traversals() const {
@@ -170,6 +268,8 @@ class Pass {
   }
 
   [[noreturn]] void pause(const stop::Stopped& stopped, std::optional<UnitSums> current) {
+    const std::int64_t whole = broken_.empty() && skipped_.empty() ? 1 : 0;
+    if (grid_.world().min(whole) == 0) throw stop::Stopped(stopped.level());
     if (!current || (done_ == 0 && raw_.empty())) throw stop::Stopped(stopped.level());
     if (needs_gradients()) {
       reduce_unit_sums(*current, grid_.data());
@@ -266,8 +366,13 @@ class Pass {
     return blocks;
   }
 
+  struct Broken {
+    std::int64_t micro_batch = 0;  // place in the traversal's order
+    Problems problems;
+  };
+
   const CausalLM& model_;
-  const Calibration& data_;
+  Calibration data_;
   const ScoreRequest& request_;
   const ProcessGrid& grid_;
   const RoundHooks& hooks_;
@@ -278,6 +383,8 @@ class Pass {
   std::int64_t done_ = 0;              // micro-batches of the traversal under way
   std::optional<UnitSums> continued_;  // of the traversal under way, from the paused pass
   std::vector<UnitSums> raw_;          // one per finished traversal: per domain, or one
+  std::vector<Broken> broken_;         // of the traversal under way, on this rank
+  std::vector<SkippedBatch> skipped_;  // no longer in the data
   std::map<std::string, double> seconds_;
   std::int64_t statistics_bytes_ = 0;
   std::int64_t graph_bytes_ = 0;
@@ -285,6 +392,10 @@ class Pass {
 };
 
 }  // namespace
+
+std::int64_t max_skipped(const CalibrationConfig& config) {
+  return config.non_finite == NonFinite::skip_batch ? config.max_skipped : 0;
+}
 
 ScoredHalves all_halves(const ModelConfig& config) {
   return ScoredHalves(static_cast<std::size_t>(config.layers), {true, true});
@@ -310,17 +421,16 @@ std::string work_of(const CausalLM& model, const Calibration& data, const ScoreR
   for (const DomainDraw& domain : data.domains())
     text += fmt::format("|{} {}: {} {}", domain.name.size(), domain.name, domain.weight,
                         static_cast<int>(domain.objective));
-  for (const MicroBatch& batch : data.micro_batches(-1)) {
+  for (const MicroBatch& batch : data.micro_batches()) {
     text += fmt::format("|{}:", batch.domain);
-    const std::vector<std::int64_t>& rows = data.domains()[batch.domain].rows;
-    for (std::size_t i = batch.begin; i < batch.end; ++i) text += fmt::format(" {}", rows[i]);
+    for (const std::int64_t row : data.rows_of(batch)) text += fmt::format(" {}", row);
   }
   return sha256_hex(std::string_view(text));
 }
 
-ScorePass score(const CausalLM& model, const Calibration& data, const ScoreRequest& request,
+ScorePass score(const CausalLM& model, Calibration data, const ScoreRequest& request,
                 const ProcessGrid& grid, const RoundHooks& hooks) {
-  return Pass(model, data, request, grid, hooks).run();
+  return Pass(model, std::move(data), request, grid, hooks).run();
 }
 
 }  // namespace espalier

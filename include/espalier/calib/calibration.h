@@ -34,6 +34,10 @@ struct CalibrationBatch {
   std::vector<std::int64_t> predictions;  ///< counted predictions of each sequence, in order
 };
 
+/// Whose coefficients a micro-batch carries: of the pooled loss over all domains, or of its own
+/// domain's.
+enum class Differentiated { pooled_loss, domain_loss };
+
 /// The calibration data of one iteration: which rows, in which order. The same value on every rank;
 /// each data rank then reads only its own micro-batches.
 ///
@@ -44,7 +48,7 @@ struct CalibrationBatch {
 ///
 /// The objective that is differentiated over all micro-batches is the pooled loss sum_d w_d L_d /
 /// sum_d w_d, L_d the mean over the domain's sequences of the sequence's mean loss over counted
-/// tokens (arXiv 2601.02674); with `only_domain` it is L_d alone.
+/// tokens (arXiv 2601.02674); over those of one domain it is L_d alone.
 class Calibration {
  public:
   /// Opens the token files for what their objectives count and draws. Throws every problem of
@@ -53,11 +57,18 @@ class Calibration {
                           std::int64_t vocabulary);
 
   const std::vector<DomainDraw>& domains() const { return domains_; }
-  /// Global order; `only_domain` restricts it to one domain (-1 = all).
-  std::vector<MicroBatch> micro_batches(int only_domain) const;
-  /// Reads one micro-batch and moves it to `device`. `pooled` weighs by domain, otherwise each
-  /// domain counts alone.
-  CalibrationBatch read(const MicroBatch& micro_batch, bool pooled, at::Device device) const;
+  /// Those of all domains in the global order, or of one domain in its own.
+  std::vector<MicroBatch> micro_batches() const;
+  std::vector<MicroBatch> micro_batches_of(std::size_t domain) const;
+  /// Reads one micro-batch and moves it to `device`, with the coefficients of the objective that is
+  /// differentiated.
+  CalibrationBatch read(const MicroBatch& micro_batch, Differentiated objective,
+                        at::Device device) const;
+  /// Takes the rows of these micro-batches out, as if they had not been drawn: all others are cut
+  /// and weighted anew. A domain may be left without rows.
+  void exclude(const std::vector<MicroBatch>& micro_batches);
+  /// The rows of a micro-batch, as numbers of the domain's file.
+  std::vector<std::int64_t> rows_of(const MicroBatch& micro_batch) const;
   std::int64_t sequences() const;
   const std::vector<TokenFile>& files() const { return files_; }
   /// Reads the share's part of every row that this or another iteration may read, for what read()
@@ -65,6 +76,9 @@ class Calibration {
   void check(Share share) const;
 
  private:
+  /// Place in (0, 1) of every micro-batch of a domain, in its own order.
+  std::vector<std::pair<double, MicroBatch>> placed(std::size_t domain) const;
+
   std::vector<TokenFile> files_;
   std::vector<DomainDraw> domains_;
   std::int64_t micro_batch_tokens_ = 0;

@@ -15,6 +15,7 @@ namespace espalier {
 
 enum class DeviceChoice { automatic, cpu, cuda };
 enum class Objective { causal_lm, sft };
+enum class NonFinite { fail, skip_batch };
 enum class Combine { pooled, weighted_mean };
 enum class Criterion { taylor, taylor_gate, taylor_gate_sample, magnitude, random };
 enum class Normalization { gisp, param_mean, block_mean, block_l2, block_standardize, none };
@@ -42,6 +43,8 @@ struct CalibrationConfig {
   Combine combine = Combine::pooled;
   bool resample = false;
   std::int64_t micro_batch_tokens = 8192;
+  NonFinite non_finite = NonFinite::fail;
+  std::int64_t max_skipped = 8;
   std::int64_t seed = 0;
 };
 

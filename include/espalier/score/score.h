@@ -24,20 +24,30 @@ struct ScoreRequest {
       scored;  ///< halves that need a score; nothing below the lowest of them is differentiated
   std::int64_t seed = 0;  ///< of criterion random
   std::int64_t iteration = 0;
+  std::int64_t max_skipped = 0;      ///< micro-batches that may be left out; 0 = none
   std::int64_t spare_bytes = 0;      ///< memory this rank may use to save arithmetic; 0 = none
   std::optional<PausedPass> paused;  ///< continued when it is of the same work, else left alone
 };
 
+/// ScoreRequest::max_skipped of a configuration.
+std::int64_t max_skipped(const CalibrationConfig& config);
 /// Every half of every layer.
 ScoredHalves all_halves(const ModelConfig& config);
 /// The halves that can still lose a unit: listed kinds, unprotected layers.
 ScoredHalves prunable_halves(const ModelConfig& config, const PruneRules& rules);
+
+/// A micro-batch whose loss or gradient was not finite, and that was left out.
+struct SkippedBatch {
+  std::string domain;
+  std::vector<std::int64_t> rows;  ///< of the domain's file
+};
 
 struct ScorePass {
   ScoreTable table;                       ///< the same on every rank
   std::map<std::string, double> seconds;  ///< calibrate, reduce
   std::int64_t statistics_bytes = 0;      ///< accumulators on this rank
   std::int64_t continued_tokens = 0;      ///< of table.tokens, those of the paused pass
+  std::vector<SkippedBatch> skipped;      ///< the same on every rank
   std::int64_t repeated_halves = 0;       ///< most halves that ran forward twice in a micro-batch
 };
 
@@ -51,9 +61,11 @@ std::string work_of(const CausalLM& model, const Calibration& data, const ScoreR
 /// rank gets the whole table, bit for bit the same. Units are gathered over tensor ranks,
 /// statistics summed over data ranks: one collective for the gate criteria, one per weight tensor
 /// for `taylor`. Throws AgreedError(bad_content) naming tensor, layer and rank for values that are
-/// not finite; when a rank was asked to stop, Paused where the criterion's sums can be kept, else
-/// stop::Stopped.
-ScorePass score(const CausalLM& model, const Calibration& data, const ScoreRequest& request,
+/// not finite, unless they are of at most request.max_skipped micro-batches: then the pass begins
+/// anew as if the sequences of these had not been drawn, with a warning that names them. When a
+/// rank was asked to stop, Paused where the criterion's sums can be kept (not once something was
+/// skipped), else stop::Stopped.
+ScorePass score(const CausalLM& model, Calibration data, const ScoreRequest& request,
                 const ProcessGrid& grid, const RoundHooks& hooks);
 
 }  // namespace espalier

@@ -84,12 +84,12 @@ TEST(Calibration, MicroBatchesOfAllDomainsAreInterleavedEvenly) {
                 8),
       1, 100);
   std::string order;
-  for (const MicroBatch& m : data.micro_batches(-1)) {
+  for (const MicroBatch& m : data.micro_batches()) {
     order += m.domain == 0 ? 'a' : 'b';
     EXPECT_EQ(m.end - m.begin, m.domain == 0 ? 2u : 1u) << "floor(8 / S) whole sequences";
   }
   EXPECT_EQ(order, "abababa") << "4 of a at 1/8, 3/8, 5/8, 7/8; 3 of b at 1/6, 3/6, 5/6";
-  EXPECT_EQ(data.micro_batches(1).size(), 3u);
+  EXPECT_EQ(data.micro_batches_of(1).size(), 3u);
 }
 
 TEST(Calibration, WeightsMakeThePooledMeanOfDomainMeans) {
@@ -101,11 +101,13 @@ TEST(Calibration, WeightsMakeThePooledMeanOfDomainMeans) {
                 1),
       1, 100);
   std::vector<double> sum(2, 0.0);
-  for (const MicroBatch& m : data.micro_batches(-1))
-    sum[m.domain] += data.read(m, true, at::kCPU).batch.weights_N.sum().item<double>();
+  for (const MicroBatch& m : data.micro_batches())
+    sum[m.domain] +=
+        data.read(m, Differentiated::pooled_loss, at::kCPU).batch.weights_N.sum().item<double>();
   EXPECT_NEAR(sum[0], 0.25, 1e-15);
   EXPECT_NEAR(sum[1], 0.75, 1e-15);
-  const CalibrationBatch short_row = data.read(data.micro_batches(1)[1], false, at::kCPU);
+  const CalibrationBatch short_row =
+      data.read(data.micro_batches_of(1)[1], Differentiated::domain_loss, at::kCPU);
   EXPECT_EQ(short_row.batch.tokens_BT.size(1), 3) << "padding that no row needs is cut off";
   EXPECT_EQ(short_row.predictions, std::vector<std::int64_t>{2});
   EXPECT_DOUBLE_EQ(short_row.batch.weights_N[0].item<double>(), 0.5 / 2)

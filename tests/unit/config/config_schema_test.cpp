@@ -35,6 +35,8 @@ const std::map<std::string, std::string> kOtherValues{
     {"calibration.combine", "weighted_mean"},
     {"calibration.resample", "true"},
     {"calibration.micro_batch_tokens", "77"},
+    {"calibration.non_finite", "skip-batch"},
+    {"calibration.max_skipped", "2"},
     {"calibration.seed", "5"},
     {"importance.criterion", "magnitude"},
     {"importance.normalization", "none"},
