@@ -15,6 +15,7 @@
 #include "espalier/pipeline/measure_model.h"
 #include "espalier/pipeline/run.h"
 #include "espalier/pipeline/run_directory.h"
+#include "espalier/pipeline/source.h"
 #include "output.h"
 #include "print_error.h"
 
@@ -82,7 +83,9 @@ RunConfig read_config(Communicator& world, const fs::path& file, const CommandOp
   together(world, "read the configuration", [&] {
     std::vector<std::string> overrides = options.set;
     if (options.tensor) overrides.push_back(fmt::format("parallel.tensor={}", *options.tensor));
-    config = read_run_config(file, overrides, use);
+    config = read_run_config(file, overrides, use, [](const fs::path& model) {
+      return problems_of([&] { static_cast<void>(open_source(model)); });
+    });
   });
   if (world.rank() == 0)
     for (const std::string& note : config.notes) log::info("note: {}", note);

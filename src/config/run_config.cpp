@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 #include <set>
 #include <system_error>
 
@@ -45,9 +46,10 @@ class Checker {
   }
 
   /// Everything that this use reads must exist.
-  void check_files(ConfigUse use) {
+  void check_files(ConfigUse use, const ModelCheck& check_contents) {
     if (use == ConfigUse::print) return;
-    check_model();
+    const std::size_t before = walk_.problems.list().size();
+    const bool model_is_there = check_model();
     if (use != ConfigUse::eval)
       for (std::size_t i = 0; i < config_.calibration.domains.size(); ++i)
         check_tokens(fmt::format("calibration.domains[{}].tokens", i),
@@ -56,6 +58,8 @@ class Checker {
       for (std::size_t i = 0; i < config_.evaluation.perplexity.size(); ++i)
         check_tokens(fmt::format("evaluation.perplexity[{}].tokens", i),
                      config_.evaluation.perplexity[i].tokens);
+    if (check_contents && model_is_there && walk_.problems.list().size() > before)
+      walk_.problems.add(check_contents(config_.model_path));
   }
 
  private:
@@ -158,15 +162,15 @@ class Checker {
     return false;
   }
 
-  void check_model() {
+  bool check_model() {
     const std::filesystem::path& path = config_.model_path;
     std::error_code failure;
     const auto status = std::filesystem::status(path, failure);
     constexpr const char* kRemedy = "Point it at a Hugging Face model directory.";
-    if (path.empty()) return;
-    if (is_there("model.path", path, status, failure, kRemedy) &&
-        !std::filesystem::is_directory(status))
-      absent("model.path", path, "is not a directory", kRemedy);
+    if (path.empty() || !is_there("model.path", path, status, failure, kRemedy)) return false;
+    if (std::filesystem::is_directory(status)) return true;
+    absent("model.path", path, "is not a directory", kRemedy);
+    return false;
   }
 
   void check_tokens(const std::string& key, const std::filesystem::path& path) {
@@ -174,8 +178,12 @@ class Checker {
     const auto status = std::filesystem::status(path, failure);
     constexpr const char* kRemedy = "Write it with launch/tokenize.py or check the path.";
     if (path.empty()) return;
-    if (is_there(key, path, status, failure, kRemedy) && std::filesystem::is_directory(status))
+    if (!is_there(key, path, status, failure, kRemedy)) return;
+    if (std::filesystem::is_directory(status))
       absent(key, path, "is a directory, not a token file", kRemedy);
+    else if (const int error = config_detail::error_of_opening(path))
+      absent(key, path, fmt::format("cannot be read: {}", std::strerror(error)), kRemedy,
+             config_detail::code_of_unreadable(error));
   }
 
   Walk& walk_;
@@ -203,7 +211,7 @@ YamlNode read_tree(const std::filesystem::path& file, const std::vector<std::str
 }
 
 RunConfig read_checked(const std::filesystem::path& file, const std::vector<std::string>& overrides,
-                       ConfigUse use, Problems& problems) {
+                       ConfigUse use, const ModelCheck& check_model, Problems& problems) {
   RunConfig config;
   config.source = absolute_path(file);
   const YamlNode root = read_tree(file, overrides, problems);
@@ -214,7 +222,7 @@ RunConfig read_checked(const std::filesystem::path& file, const std::vector<std:
   Checker checker(walk, config, file.string());
   checker.required_domains = use == ConfigUse::run || use == ConfigUse::score;
   checker.check_rules();
-  checker.check_files(use);
+  checker.check_files(use, check_model);
   config.origin = std::move(walk.origin);
   return config;
 }
@@ -222,11 +230,12 @@ RunConfig read_checked(const std::filesystem::path& file, const std::vector<std:
 }  // namespace
 
 RunConfig read_run_config(const std::filesystem::path& file,
-                          const std::vector<std::string>& overrides, ConfigUse use) {
+                          const std::vector<std::string>& overrides, ConfigUse use,
+                          const ModelCheck& check_model) {
   Problems problems;
   RunConfig config;
   try {
-    config = read_checked(file, overrides, use, problems);
+    config = read_checked(file, overrides, use, check_model, problems);
   } catch (const Error& e) {  // the file cannot be read at all, or is not the YAML that we accept
     for (const Problem& problem : e.problems()) problems.add(problem);
   }

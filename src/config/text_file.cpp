@@ -59,6 +59,10 @@ std::size_t read_front(const File& file, const std::filesystem::path& path, std:
 
 }  // namespace
 
+int error_of_opening(const std::filesystem::path& path) {
+  return File(path).get() >= 0 ? 0 : errno;
+}
+
 ExitCode code_of_unreadable(int error) {
   switch (error) {
     case EACCES:

@@ -14,6 +14,9 @@ namespace espalier::config_detail {
 /// missing_input (no such name, or none that can be followed), write_failed (the device fails).
 ExitCode code_of_unreadable(int error);
 
+/// The error number of opening the file to read it, 0 when that works; reads nothing.
+int error_of_opening(const std::filesystem::path& path);
+
 /// Reads a whole regular file of at most `limit` bytes. Throws Error: code_of_unreadable() when it
 /// cannot be opened or read, `wrong` when it is no regular file or larger. `remedy` is the sentence
 /// for a file that is missing.

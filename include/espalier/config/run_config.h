@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <optional>
 #include <string>
@@ -123,11 +124,16 @@ const char* name_of(Normalization value);
 /// What the caller needs; decides which keys are required (`prune.target` for run).
 enum class ConfigUse { run, score, eval, print };
 
-/// Reads, overrides (--set a.b=c) and validates. Every problem at once, with line and column,
-/// Error(config); a file that is absent is missing_input. Hostile YAML (aliases, depth, size,
-/// duplicate keys) is refused before it is walked.
+/// What is wrong with the model in a directory that exists.
+using ModelCheck = std::function<Problems(const std::filesystem::path& directory)>;
+
+/// Reads, overrides (--set a.b=c) and validates. Where a file is missing or may not be read,
+/// `check_model` says what is wrong with the model too. Every problem at once, with line and
+/// column, Error(config); a file that is absent is missing_input. Hostile YAML (aliases, depth,
+/// size, duplicate keys) is refused before it is walked.
 RunConfig read_run_config(const std::filesystem::path& file,
-                          const std::vector<std::string>& overrides, ConfigUse use);
+                          const std::vector<std::string>& overrides, ConfigUse use,
+                          const ModelCheck& check_model = {});
 
 /// The complete YAML that reproduces the configuration, every key written, paths absolute.
 std::string to_yaml(const RunConfig& config);
