@@ -151,6 +151,8 @@ class Pass {
             broken_.push_back({current, std::move(pass.problems)});
             return Problems();
           }
+          if (!pass.problems.empty() && request_.max_skipped > 0)
+            pass.problems.add(too_many(skipped_.size() + broken_.size() + 1));
           account(batch, pass.nll_N);
           return std::move(pass.problems);
         },
@@ -164,6 +166,14 @@ class Pass {
   /// only to find the others. A rank that found more than may be skipped fails at once.
   bool may_skip() const {
     return static_cast<std::int64_t>(skipped_.size() + broken_.size()) < request_.max_skipped;
+  }
+
+  Problem too_many(std::size_t count) const {
+    return {ExitCode::bad_content,
+            fmt::format("{} of iteration {} have values that are not finite",
+                        counted(count, "micro-batch", "micro-batches"), request_.iteration),
+            fmt::format("calibration.max_skipped = {}", request_.max_skipped),
+            "Look at what they have in common, or allow more.", ""};
   }
 
   /// Whether micro-batches of this order were broken on any rank: then they are out of the data,
@@ -208,12 +218,7 @@ class Pass {
 
   void add_what_cannot_go_on(Problems& problems) const {
     if (static_cast<std::int64_t>(skipped_.size()) > request_.max_skipped)
-      problems.add(
-          ExitCode::bad_content,
-          fmt::format("{} of iteration {} have values that are not finite",
-                      counted(skipped_.size(), "micro-batch", "micro-batches"), request_.iteration),
-          fmt::format("calibration.max_skipped = {}", request_.max_skipped),
-          "Look at what they have in common, or allow more.");
+      problems.add(too_many(skipped_.size()));
     for (const DomainDraw& domain : data_.domains())
       if (domain.rows.empty())
         problems.add(ExitCode::bad_content,
