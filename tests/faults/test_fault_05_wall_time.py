@@ -1,4 +1,8 @@
-"""The end of the batch job, or --max-hours: the run stops in time with 75 and loses nothing that is committed."""
+"""A run stops before --max-hours or the end of its batch job is reached, with 75, and loses nothing that is committed.
+
+Makes micro-batches and saves slow, sets limits of seconds, by the option and as Slurm tells them, and continues
+afterwards.
+"""
 
 import pathlib
 import sys

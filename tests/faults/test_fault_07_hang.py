@@ -1,4 +1,9 @@
-"""A rank that does not get on: every phase, either rank; all end soon with 76, and one message says who, where and since when."""
+"""A rank that does not get on ends the run with 76 on every rank; one message says which rank, on which host, where and
+since when.
+
+Stops one rank (SIGSTOP) or keeps it busy in every phase, two of three, and one of four; what is only slow or suspended
+as a whole must be left alone. The ended runs are continued.
+"""
 
 import os
 import pathlib

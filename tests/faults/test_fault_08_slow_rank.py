@@ -1,4 +1,7 @@
-"""A rank that is slower than the others ends nothing and is named, with its phase and by how much."""
+"""A rank that is slower than the others ends nothing; a warning names it, its host, the phase and by how much.
+
+Slows one rank of two, three and four in loading and in its half layers; where nobody is slow, nobody is named.
+"""
 
 import pathlib
 import re

@@ -1,7 +1,8 @@
-"""What does not fit into memory is refused before anything is loaded, with the smallest changes that fit.
+"""What does not fit into memory is refused with 69 before anything is loaded, with the smallest changes that fit; memory that
+runs out later, on one rank, ends them all with 69.
 
-The address space of a process is limited to less than its pass needs, alone and on two ranks; the first change that the
-message offers is made, under the same limit.
+The address space of a process is limited to less than its pass needs, alone and on two ranks, and the first change that the
+message offers is made, under the same limit; an allocation fails on one rank, at points from loading to saving.
 """
 
 import json
@@ -11,7 +12,8 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
 import memory_table
-from interrupted import frozen
+from interrupted import SMALL, frozen
+from lone_failure import LAYOUTS, OneRankAlone
 from workbench import PROGRAM, Case, Running, main, run, write_tokens
 
 GIB = 2**30
@@ -134,6 +136,15 @@ class Plan(Case):
         result = run("plan", self.config, "--ranks", 6, "--tensor", 4)
         self.assertEqual(result.code, 69, result)
         self.assertIn("6 ranks with --tensor 4", result.err)
+
+
+class OnOneRank(OneRankAlone):
+    def test_memory_that_runs_out_on_one_rank(self):
+        config = self.bench.config(**SMALL)
+        points = ["load.enter", "forward.enter", "backward.exit", "reduce.enter", "slice.enter", "save.write"]
+        cases = [(f"{p} memory", config, LAYOUTS[n % 2], f"point={p};rank={0 if p == 'save.write' else n % 2};action=alloc-fail",
+                  69, "memory ran out") for n, p in enumerate(points)]
+        self.all_of(cases)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import signal
 import time
 import zlib
 
-from workbench import Case, Running, digest_of, metrics_of, run, status_of, weights_of
+from workbench import Case, Running, digest_of, merged, metrics_of, run, status_of, weights_of
 
 ITERATIONS = 4
 EXPORT = {"export": [{"format": "exact", "path": "export/exact"}]}
@@ -74,7 +74,7 @@ class Interrupted(Case):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.config = cls.bench.config(**SMALL, **cls.change)
+        cls.config = cls.bench.config(**merged(SMALL, cls.change))
         gold = cls.class_folder / "gold"
         result = run("run", cls.config, "--run-dir", gold)
         if result.code != 0:

@@ -1,4 +1,9 @@
-"""Whatever happens to a byte of a commit or of an export is noticed: flips and truncations at drawn places."""
+"""Whatever happens to a byte of a commit or an export is noticed and named; the run goes on from the commit before it
+and says so.
+
+Flips bits and cuts files at drawn places, swaps, deletes and adds files: none may stay unnoticed, and the continued
+runs end as the uninterrupted one.
+"""
 
 import concurrent.futures
 import os
@@ -10,10 +15,14 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
 from interrupted import Interrupted
+from killed import side_by_side
+from spoilt import Finished
 from workbench import FULL, main, run
 
 
 class Damaged(Interrupted):
+    change = {"checkpoint": {"keep_last": 2}}
+
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
@@ -60,7 +69,28 @@ class Damaged(Interrupted):
             return copy, copy / "ckpt/iter-000004"
 
         self.assertEqual(run("verify", prepare(9999)[0]).code, 0)
+        # 200 flips and 50 cuts in the long form.
         self.assertEqual(self.undetected(commit, prepare, 250 if FULL else 50), [])
+
+    def test_a_damaged_commit_costs_one_iteration(self):
+        """Nothing is lost: the commit before is taken, the damaged one set aside, and the end is the same."""
+        commit = self.run_dir / "ckpt/iter-000004"
+        sizes = {path.name: path.stat().st_size for path in commit.iterdir()}
+
+        def one(name, file, what, change):
+            copy = self.folder / name
+            shutil.copytree(self.run_dir, copy, ignore=shutil.ignore_patterns("export"))
+            path = copy / "ckpt/iter-000004" / file
+            path.write_bytes(change(path.read_bytes()))
+            result = self.continues_to_gold(copy, set_aside=["rejected-iter-000004-0"])
+            self.assertIn("iter-000004 is not used", result.text, f"{file}: {what}")
+            self.assertIn(file, result.text, what)
+            self.assertIn("continuing with iteration 4", result.text)
+            shutil.rmtree(copy)
+
+        drawn = self.damages(sizes, 250 if FULL else 10, random.Random(self.seed + 1))
+        _, failures = side_by_side(one, [(f"damaged{number}", *case) for number, case in enumerate(drawn)])
+        self.assertEqual(failures, [], f"seed {self.seed}\n" + "\n".join(failures))
 
     def test_exports(self):
         export = self.run_dir / "export/exact"
@@ -98,6 +128,22 @@ class Damaged(Interrupted):
         result = run("verify", copy)
         self.assertIn(result.code, (65, 66), result)
         self.assertIn("state.h5", result.err)
+
+
+class NewestIsDamaged(Finished):
+    def test_damaged_commits(self):
+        for ranks in (1, 2):
+            run_dir = self.copy(f"damaged{ranks}")
+            newest, older = (run_dir / "ckpt" / f"iter-00000{i}/state.h5" for i in (4, 3))
+            damaged = bytearray(newest.read_bytes())
+            damaged[len(damaged) // 2] ^= 4
+            newest.write_bytes(damaged)
+            # One is damaged: the one before is taken, and said so.
+            result = self.succeeds("resume", run_dir, ranks=ranks)
+            self.assertIn("iter-000004 is not used", result.text)
+            self.assertIn("hash", result.text)
+            self.assertIn("iter-000003", result.text)
+            self.assertEqual((run_dir / "plan.h5").read_bytes(), (self.done / "plan.h5").read_bytes())
 
 
 if __name__ == "__main__":

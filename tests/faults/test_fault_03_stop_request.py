@@ -1,4 +1,9 @@
-"""A run that is asked to stop commits, exits with 75 and continues to the end it would have had."""
+"""A request to stop (SIGUSR1 to any rank or mpirun, or a STOP file) is obeyed within a micro-batch, with a commit and
+exit 75.
+
+Asks in every phase while ranks stand still, once by the file, and one rank at a drawn moment; the continued run ends as
+the uninterrupted one. A third signal ends a run that waits for ever.
+"""
 
 import json
 import os

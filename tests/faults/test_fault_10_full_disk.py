@@ -1,4 +1,9 @@
-"""A write that fails ends the run with 74 and leaves the commits before as they were."""
+"""A write that fails (disk full, quota, limit, EIO) ends the run with 74; the commits before stay, and free space is
+looked at first.
+
+Fails every step of a save and some of an export with ENOSPC or EIO, cuts a write short, sets a limit on file sizes, and
+as root fills a real file system; continues where there is room again.
+"""
 
 import os
 import pathlib
