@@ -138,6 +138,7 @@ else
   check "format" check_format || true
 fi
 check "includes between rooms" cmake -P cmake/CheckIncludes.cmake || true
+check "every promise has its test" "$python" tests/support/promises.py --check || true
 
 if check "build ci" launch/build.sh ci; then
   check "public headers compile alone" cmake --build --preset ci -j "$(jobs_allowed)" --target public_headers || true

@@ -14,8 +14,9 @@ import sys
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
-from interrupted import Interrupted, frozen, is_pending, is_stopped, kill, phase_of, wait_for
-from workbench import main, metrics_of, run, status_of
+from interrupted import LAYOUTS, Interrupted, frozen, is_pending, is_stopped, kill, phase_of, wait_for
+from killed import SLOW, side_by_side, slow_in, wait_for_phase
+from workbench import FULL, main, metrics_of, run, status_of
 
 
 class Stops(Interrupted):
@@ -28,8 +29,8 @@ class Stops(Interrupted):
         for pid in standing:
             kill(pid, signal.SIGCONT)
 
-    def has_stopped(self, run_dir, running, reason):
-        result = running.wait(120)
+    def has_stopped(self, run_dir, running, reason, result=None):
+        result = result or running.wait(120)
         self.assertEqual(result.code, 75, result)
         self.assertEqual(result.err.count("espalier: "), 0, result)
         self.nothing_runs(running)
@@ -78,6 +79,38 @@ class Stopped(Stops):
         kill(generator.choice(running.ranks()), signal.SIGUSR1)
         self.has_stopped(run_dir, running, "signal")
         self.continues_to_gold(run_dir, 1, 2)
+
+    def test_sigusr1_to_one_rank_in_drawn_phases(self):
+        """A drawn rank of a drawn layout, in a drawn phase and moment."""
+        count = 50 if FULL else 2
+        seed = int(os.environ.get("ESPALIER_TEST_SEED") or time.time())
+        print(f"seed {seed} (ESPALIER_TEST_SEED repeats it)", flush=True)
+
+        def stopped(name, seed):
+            """Whether the run was still there when the signal came."""
+            generator = random.Random(seed)
+            run_dir = self.folder / name
+            phase = generator.choice(list(SLOW))
+            iteration = generator.choice((2, 4) if phase == "evaluate" else (1, 2, 3, 4))
+            tensor, data = generator.choice(LAYOUTS)
+            running = self.start(run_dir, tensor * data, tensor, slow_in(phase, iteration))
+            wait_for_phase(running, run_dir, phase, iteration)
+            time.sleep(generator.uniform(0, 0.4))
+            ranks = running.ranks()
+            if ranks:
+                kill(generator.choice(ranks), signal.SIGUSR1)
+            result = running.wait(120)
+            if result.code == 0:
+                self.is_gold(run_dir, result)
+                return False
+            self.has_stopped(run_dir, running, "signal", result)
+            self.continues_to_gold(run_dir, *generator.choice(LAYOUTS))
+            return True
+
+        generator = random.Random(seed)
+        done, failures = side_by_side(stopped, [(f"drawn{number}", generator.random()) for number in range(count)])
+        self.assertEqual(failures, [], f"seed {seed}\n" + "\n".join(failures))
+        self.assertGreaterEqual(sum(found for _, found in done), count // 2, "too many runs were over before the signal came")
 
     def test_stop_file(self):
         run_dir = self.folder / "file"

@@ -19,31 +19,35 @@ UNITTEST_RAN = re.compile(r"^Ran (\d+) tests?", re.MULTILINE)
 UNITTEST_SKIPPED = re.compile(r"\.\.\. skipped ['\"](.*)['\"]$", re.MULTILINE)
 
 
+def of_case(case):
+    """(passed, failed, [reasons of skips]) of one test of CTest, which may hold many."""
+    text = case.findtext("system-out") or ""
+    status = case.get("status")
+    mark = case.find("skipped")
+    # "notrun" also means that the program is missing: nobody asked for that.
+    asked = mark is not None and mark.get("message", "").startswith("SKIP_")
+    reasons = [reason.strip() or "no reason given" for reason in SKIPPED.findall(text)]
+    reasons += UNITTEST_SKIPPED.findall(text)
+    ran = UNITTEST_RAN.search(text)
+    if status == "notrun" and asked:
+        return 0, 0, reasons or ["no reason given"]
+    if status == "run" and OK.search(text):
+        return len(OK.findall(text)), 0, reasons
+    if status == "run" and ran:
+        return int(ran.group(1)) - len(reasons), 0, reasons
+    if status == "run":
+        return 0 if reasons else 1, 0, reasons
+    return len(OK.findall(text)), len(FAILED.findall(text)) or 1, reasons
+
+
 def from_ctest(path):
     passed, failed, skipped, skips = 0, 0, 0, collections.Counter()
     for case in ElementTree.parse(path).iter("testcase"):
-        text = case.findtext("system-out") or ""
-        status = case.get("status")
-        mark = case.find("skipped")
-        # "notrun" also means that the program is missing: nobody asked for that.
-        asked = mark is not None and mark.get("message", "").startswith("SKIP_")
-        reasons = [reason.strip() or "no reason given" for reason in SKIPPED.findall(text)]
-        reasons += UNITTEST_SKIPPED.findall(text)
-        ran = UNITTEST_RAN.search(text)
-        if status == "notrun" and asked:
-            reasons = reasons or ["no reason given"]
-        elif status == "run" and OK.search(text):
-            passed += len(OK.findall(text))
-        elif status == "run" and ran:
-            passed += int(ran.group(1)) - len(reasons)
-        elif status == "run":
-            passed += 0 if reasons else 1
-        else:
-            failed += len(FAILED.findall(text)) or 1
-            passed += len(OK.findall(text))
+        counts = of_case(case)
+        if counts[1]:
             print(f"failed: {case.get('name')}", file=sys.stderr)
-        skipped += len(reasons)
-        skips.update(reasons)
+        passed, failed, skipped = passed + counts[0], failed + counts[1], skipped + len(counts[2])
+        skips.update(counts[2])
     return passed, failed, skipped, skips
 
 
