@@ -1,19 +1,24 @@
 """A write that fails (disk full, quota, limit, EIO) ends the run with 74; the commits before stay, and free space is
 looked at first.
 
-Fails every step of a save and some of an export with ENOSPC or EIO, cuts a write short, sets a limit on file sizes, and
+Fails every step of a save, some of an export and drawn calls of the system with ENOSPC or EIO, cuts a write short, sets a limit on file sizes, and
 as root fills a real file system; continues where there is room again.
 """
 
+import collections
 import os
 import pathlib
+import random
 import shutil
 import subprocess
 import sys
+import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
 from interrupted import Interrupted
-from workbench import main, run, status_of
+from killed import side_by_side
+from traced import calls_in, require_strace, traced
+from workbench import FULL, main, run, status_of
 
 STEPS = ("open", "write", "flush", "close", "fsync", "fsync_dir", "pre_rename", "post_rename", "unlink")
 
@@ -108,6 +113,40 @@ class FullDisk(Interrupted):
         self.assertEqual(result.err.count("espalier: "), 1, result)
         self.assertRegex(result.err, r"\d+ bytes are needed, \d+ bytes are free")
         self.assertEqual(list((run_dir / "ckpt").iterdir()), [])
+
+
+class FailedCalls(Interrupted):
+    """One call of the system fails, on the rank that writes: no fault point takes part."""
+
+    def failed_at(self, name, call, error, number):
+        run_dir = self.folder / name
+        prefix = traced("/dev/null", call, f"{call}:error={error}:when={number}")
+        result = run("run", self.config, "--run-dir", run_dir, prefix=prefix)
+        if result.code != 0:
+            self.assertEqual(result.code, 74, result)
+            self.assertEqual(result.err.count("espalier: "), 1, result)
+            if (run_dir / "config.resolved.yaml").exists():
+                self.assertEqual(run("verify", run_dir).code, 0)
+        elif call != "write":  # what is said on stderr and in the log file may be lost in silence
+            self.assertIn("status.json is not written any more", result.err)
+        self.continues_to_gold(run_dir)
+
+    def test_calls_of_a_whole_run(self):
+        """By default two drawn calls of each kind; the long form has every one."""
+        require_strace(self)
+        seed = int(os.environ.get("ESPALIER_TEST_SEED") or time.time())
+        print(f"seed {seed} (ESPALIER_TEST_SEED repeats it)", flush=True)
+        generator = random.Random(seed)
+        log = self.folder / "whole.log"
+        self.succeeds("run", self.config, "--run-dir", self.folder / "whole", prefix=traced(log, "fsync,rename,write"))
+        counts = collections.Counter(call for call, _ in calls_in(log))
+        cases = []
+        for call, error in (("fsync", "EIO"), ("rename", "ENOSPC"), ("write", "ENOSPC")):
+            everyone = range(1, counts[call] + 1)
+            numbers = everyone if FULL else generator.sample(everyone, 2)
+            cases += [(f"{call}-{number}", call, error, number) for number in numbers]
+        _, failures = side_by_side(self.failed_at, cases)
+        self.assertEqual(failures, [], f"seed {seed}\n" + "\n".join(failures))
 
 
 if __name__ == "__main__":

@@ -119,7 +119,8 @@ class Damaged(Interrupted):
                 self.assertIn(word, result.err)
 
         fails(lambda c: (c / "other").write_text("x"), ["other"])
-        fails(lambda c: c.rename(c.parent / "iter-000003"), ["iteration 3", "iteration 4"])
+        fails(lambda c: c.rename(shutil.rmtree(c.parent / "iter-000003") or c.parent / "iter-000003"),
+              ["iteration 3", "iteration 4"])
         fails(lambda c: shutil.copy(c.parents[1] / "plan.h5", c / "state.h5"), ["state.h5"])
 
         copy = self.folder / "missing"
