@@ -118,9 +118,12 @@ class Damaged(Interrupted):
             for word in words:
                 self.assertIn(word, result.err)
 
+        def in_the_place_of_the_third(commit):
+            shutil.rmtree(commit.parent / "iter-000003")
+            commit.rename(commit.parent / "iter-000003")
+
         fails(lambda c: (c / "other").write_text("x"), ["other"])
-        fails(lambda c: c.rename(shutil.rmtree(c.parent / "iter-000003") or c.parent / "iter-000003"),
-              ["iteration 3", "iteration 4"])
+        fails(in_the_place_of_the_third, ["iteration 3", "iteration 4"])
         fails(lambda c: shutil.copy(c.parents[1] / "plan.h5", c / "state.h5"), ["state.h5"])
 
         copy = self.folder / "missing"
