@@ -29,15 +29,17 @@ class Stops(Interrupted):
         for pid in standing:
             kill(pid, signal.SIGCONT)
 
-    def has_stopped(self, run_dir, running, reason, result=None):
-        result = result or running.wait(120)
+    def has_stopped(self, run_dir, running, reason):
+        self.is_stopped_run(run_dir, running, reason, running.wait(120))
+        self.assertFalse((run_dir / "export/exact").exists())
+
+    def is_stopped_run(self, run_dir, running, reason, result):
         self.assertEqual(result.code, 75, result)
         self.assertEqual(result.err.count("espalier: "), 0, result)
         self.nothing_runs(running)
         status = status_of(run_dir)
         self.assertEqual((status["state"], status["exit_code"], status["reason"]), ("stopped", 75, reason), result)
         self.assertFalse((run_dir / "STOP").exists())
-        self.assertFalse((run_dir / "export/exact").exists())
         self.is_at_rest(run_dir, commits_only=False)
         shown = run("status", run_dir, "--exit-code")
         self.assertEqual(shown.code, 75, shown)
@@ -103,7 +105,10 @@ class Stopped(Stops):
             if result.code == 0:
                 self.is_gold(run_dir, result)
                 return False
-            self.has_stopped(run_dir, running, "signal", result)
+            self.is_stopped_run(run_dir, running, "signal", result)
+            if (run_dir / "export/exact").exists():  # it was whole before the signal was seen
+                self.assertEqual(phase, "export")
+                self.succeeds("verify", run_dir / "export/exact", "--deep")
             self.continues_to_gold(run_dir, *generator.choice(LAYOUTS))
             return True
 
