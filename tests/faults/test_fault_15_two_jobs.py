@@ -1,5 +1,5 @@
-"""Two jobs never work in one run directory: the second waits 30 s, then ends with 73 and names host, process and job of
-the first.
+"""Two jobs never work in one run directory: the second waits 30 s (--lock-wait), then ends with 73 and names host,
+process and job of the first.
 
 Holds the first with a fault point while the second starts, on one rank and on two; then kills the first with SIGKILL,
 and the one that waits, or the next one, gets the lock.
