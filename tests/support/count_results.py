@@ -13,8 +13,9 @@ import xml.etree.ElementTree as ElementTree
 
 # GoogleTest prints "file:line: Skipped", then the reason; our main for many ranks puts "[rank 0] " before.
 SKIPPED = re.compile(r"^(?:\[rank \d+\] )?\S+:\d+: Skipped\n(.*)$", re.MULTILINE)
-OK = re.compile(r"^\[       OK \] ", re.MULTILINE)
-FAILED = re.compile(r"^\[  FAILED  \] .*\(\d+ ms\)$", re.MULTILINE)
+# A line of ours may follow the marks of unittest.
+OK = re.compile(r"^[.FEsx]*\[       OK \] ", re.MULTILINE)
+FAILED = re.compile(r"^[.FEsx]*\[  FAILED  \] .*\(\d+ ms\)$", re.MULTILINE)
 UNITTEST_RAN = re.compile(r"^Ran (\d+) tests?", re.MULTILINE)
 UNITTEST_SKIPPED = re.compile(r"\.\.\. skipped ['\"](.*)['\"]$", re.MULTILINE)
 
