@@ -88,7 +88,7 @@ class Damaged(Interrupted):
             self.assertIn("continuing with iteration 4", result.text)
             shutil.rmtree(copy)
 
-        drawn = self.damages(sizes, 250 if FULL else 10, random.Random(self.seed + 1))
+        drawn = self.damages(sizes, 250 if FULL else 6, random.Random(self.seed + 1))
         _, failures = side_by_side(one, [(f"damaged{number}", *case) for number, case in enumerate(drawn)])
         self.assertEqual(failures, [], f"seed {self.seed}\n" + "\n".join(failures))
 

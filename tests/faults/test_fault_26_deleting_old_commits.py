@@ -20,7 +20,7 @@ class DeletingOldCommits(Interrupted):
 
     keep = 2
     change = {"checkpoint": {"keep_last": keep}}
-    POINTS = ("pre_rename", "post_rename", "unlink", "fsync_dir")
+    POINTS = ("pre_rename", "post_rename", "unlink")
 
     def sweep(self, point):
         """How often the point is passed in the iteration that removes the first commit."""
