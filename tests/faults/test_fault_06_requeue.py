@@ -1,6 +1,7 @@
-"""A node is lost, a job is preempted or asked to stop: the job continues by itself, to the end it would have had.
+"""A node is lost, a job is preempted or asked to stop through Slurm: the job continues by itself, to the end it would have had.
 
-On a Slurm of two virtual nodes that tests/faults/slurm/up.sh starts, with the job script that users get.
+Preempts, signals, cancels and limits jobs and takes nodes down, on a Slurm of two virtual nodes that
+tests/faults/slurm/up.sh starts, with the job script that users get; `espalier stop` alone is not continued.
 """
 
 import os
