@@ -30,6 +30,7 @@ launch/setup.sh --tests
 python=$root/.venv/bin/python
 logs=$root/build/logs
 mkdir -p "$logs"
+rm -f "$logs/failures"  # what failed under CTest, said again at the end
 export OMP_NUM_THREADS=1
 if [ $full = yes ]; then export ESPALIER_TEST_FULL=1 ESPALIER_FUZZ_SECONDS=60; fi
 
@@ -91,6 +92,7 @@ run_ctest() {  # run_ctest NAME PRESET
   ctest --preset "$preset" -j "$(cores_here)" --output-junit "$junit" --test-output-size-passed 4000000 \
     --test-output-size-failed 4000000 --label-exclude '^check$' >"$log" 2>&1 || code=$?
   counted "$name" "$start" "$code" "$log" ctest "$junit"
+  [ ! -f "$junit" ] || "$python" tests/support/count_results.py failures "$junit" >>"$logs/failures" || true
 }
 
 # Every file in a process of its own: what one imports or sets in the environment is not the others'.
@@ -184,5 +186,9 @@ printf '%-34s %6s %6s %7s %7s  %s\n' "" passed failed skipped seconds "why"
 printf '%s\n' "${rows[@]}"
 printf '%-34s %6s %6s %7s %7s\n' "all" "$total_passed" "$total_failed" "$total_skipped" "$(seconds_since "$begin")"
 echo
+if [ -s "$logs/failures" ]; then
+  head -c 20000 "$logs/failures"
+  echo
+fi
 echo "$total_passed passed, $total_failed failed, $total_skipped skipped"
 [ "$total_failed" = 0 ]

@@ -85,6 +85,12 @@ class Verdicts(unittest.TestCase):
                         counted = subprocess.run([sys.executable, SUPPORT / "count_results.py", "ctest", junit],
                                                  capture_output=True, text=True)
                         self.assertEqual(counted.stdout.split("\t")[0], counts, done)
+                        told = subprocess.run([sys.executable, SUPPORT / "count_results.py", "failures", junit],
+                                              capture_output=True, text=True)
+                        self.assertEqual(told.returncode, 0, told)
+                        self.assertEqual(bool(told.stdout), code == 1, told)
+                        if name == "SkippedAndFailed":
+                            self.assertRegex(told.stdout, r"^t: FAIL: test_\w+ .*\n(?s:.*)AssertionError")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     count_results.py ctest JUNIT.xml        as `ctest --output-junit` writes it
     count_results.py unittest OUTPUT.txt... what `python -m unittest -v` printed
+    count_results.py failures JUNIT.xml     no counts: each test of CTest that failed, and how, in a few lines
 
 A GoogleTest program is one test of CTest but holds many: their skips are read from its output, so that
 none stays unseen.
@@ -16,6 +17,8 @@ SKIPPED = re.compile(r"^(?:\[rank \d+\] )?\S+:\d+: Skipped\n(.*)$", re.MULTILINE
 # A line of ours may follow the marks of unittest.
 OK = re.compile(r"^[.FEsx]*\[       OK \] ", re.MULTILINE)
 FAILED = re.compile(r"^[.FEsx]*\[  FAILED  \] .*\(\d+ ms\)$", re.MULTILINE)
+UNITTEST_FAILURE = re.compile(r"^=+\n((?:FAIL|ERROR): .*)\n(?:.*\n)*?-+\n((?:.*\n)+?)(?=\n=|\n-)", re.MULTILINE)
+GTEST_FAILURE = re.compile(r"^(?:\[rank \d+\] )?(\S+:\d+: Failure\n(?:.+\n){1,6})", re.MULTILINE)
 UNITTEST_RAN = re.compile(r"^Ran (\d+) tests?", re.MULTILINE)
 UNITTEST_SKIPPED = re.compile(r"\.\.\. skipped ['\"](.*)['\"]$", re.MULTILINE)
 
@@ -52,6 +55,22 @@ def from_ctest(path):
     return passed, failed, skipped, skips
 
 
+def how_it_failed(text):
+    """The failures that unittest or GoogleTest told of, each cut to its end or its beginning; else the last lines."""
+    found = [f"{name}\n" + "\n".join(trace.rstrip().splitlines()[-12:]) for name, trace in UNITTEST_FAILURE.findall(text)]
+    found += [failure.rstrip() for failure in GTEST_FAILURE.findall(text)]
+    return found[:4] or ["\n".join(text.rstrip().splitlines()[-12:])]
+
+
+def show_failures(path):
+    for case in ElementTree.parse(path).iter("testcase"):
+        if not of_case(case)[1]:
+            continue
+        text = case.findtext("system-out") or "no output"
+        for failure in how_it_failed(text):
+            print(f"{case.get('name')}: " + "\n  ".join(line[:400] for line in failure.splitlines()))
+
+
 def from_unittest(path):
     text = open(path, encoding="utf-8", errors="replace").read()
     ran = UNITTEST_RAN.search(text)
@@ -68,6 +87,8 @@ def from_unittest(path):
 
 
 def main():
+    if sys.argv[1] == "failures":
+        return show_failures(sys.argv[2])
     count = {"ctest": from_ctest, "unittest": from_unittest}[sys.argv[1]]
     passed, failed, skipped, skips = 0, 0, 0, collections.Counter()
     for path in sys.argv[2:]:
