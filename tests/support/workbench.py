@@ -12,6 +12,7 @@ import os
 import pathlib
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -251,19 +252,17 @@ def weights_of(folder):
 
 
 def lock_is_free(run_dir):
-    """Whether an open file description lock on the run's .lock can be had."""
+    """Whether nobody holds an open file description lock on the run's .lock.
+
+    Asks only: a lock taken here would live on in children that other threads fork at that moment.
+    """
     lock = pathlib.Path(run_dir) / ".lock"
     if not lock.exists():
         return True
     with open(lock, "r+b") as file:
-        import struct
-
         request = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-        try:
-            fcntl.fcntl(file, 37, request)  # F_OFD_SETLK
-        except OSError:
-            return False
-    return True
+        answer = fcntl.fcntl(file, 36, request)  # F_OFD_GETLK
+    return struct.unpack("hhqqi4x", answer)[0] == fcntl.F_UNLCK
 
 
 class Case(unittest.TestCase):
