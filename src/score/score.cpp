@@ -179,6 +179,7 @@ class Pass {
   /// Whether micro-batches of this order were broken on any rank: then they are out of the data,
   /// and the pass begins anew. Collective.
   bool left_out(const std::vector<MicroBatch>& order) {
+    if (request_.max_skipped == 0) return false;
     std::vector<std::int64_t> mine;
     std::string why;
     for (const Broken& broken : broken_) {

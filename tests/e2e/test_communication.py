@@ -77,6 +77,11 @@ class Counted(Case):
         self.assertEqual(found["tensor"], tensor_group(2, 8, rows=2))
         self.assertEqual(found["world"], world_group(1, rows=2))
 
+    def test_batches_may_be_skipped(self):
+        found = self.counted("skip", 1, 2, calibration={"non_finite": "skip-batch"})
+        calls, size = world_group(2)
+        self.assertEqual(found["world"], (calls + 1, size + 8))
+
     def test_one_process_sends_nothing(self):
         self.assertEqual(set(self.counted("one", 1, 1).values()), {(0, 0)})
 

@@ -38,6 +38,8 @@ FROZEN = {
     "calibration.combine": "weighted_mean",
     "calibration.resample": "true",
     "calibration.seed": 5,
+    "calibration.non_finite": "skip-batch",
+    "calibration.max_skipped": 3,
     "importance.normalization": "block_l2",
     "importance.reduction": "scores",
     "importance.accumulate": "float64",
