@@ -99,6 +99,8 @@ void add_run_flags(CLI::App* command, CommandOptions& o) {
   command->add_flag(
       "--fast-verify", o.fast_verify,
       "Compare inputs by size, time and first MiB; by content only where the time differs");
+  command->add_flag("--strict-paths", o.strict_paths,
+                    "Refuse (exit 65) a model or token files that are symbolic links");
   command
       ->add_option(
           "--max-hours", o.max_hours,

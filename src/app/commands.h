@@ -31,6 +31,7 @@ struct CommandOptions {
   std::int64_t logit_rows = 1;
   double lock_wait = 30;
   bool fast_verify = false;
+  bool strict_paths = false;
   bool deep = false;
   bool json = false;
   bool exit_code = false;

@@ -101,6 +101,7 @@ RunRequest run_request(RunConfig config, const fs::path& run_dir, const CommandO
   request.directory.allowed_changes = options.allow_change;
   request.directory.lock_wait_seconds = options.lock_wait;
   request.fast_verify = options.fast_verify;
+  request.strict_paths = options.strict_paths;
   request.max_seconds =
       options.max_hours ? *options.max_hours * 3600 : batch::seconds_left().value_or(0);
   request.watchdog = &watchdog;

@@ -94,8 +94,10 @@ std::string place(const Reported& reported, int size, const std::string& phase) 
   if (static_cast<int>(ranks.size()) == size) return reported.problem.where;
   std::string text = ranks.size() == 1 ? fmt::format("rank {}", ranks[0])
                                        : fmt::format("ranks {}", fmt::join(ranks, ", "));
-  text += ", phase " + phase;
-  if (!reported.problem.where.empty()) text += ", " + reported.problem.where;
+  const std::string in = "phase " + phase;
+  text += ", " + in;
+  if (!reported.problem.where.empty() && reported.problem.where != in)
+    text += ", " + reported.problem.where;
   return text;
 }
 

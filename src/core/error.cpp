@@ -10,6 +10,8 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "espalier/core/pulse.h"
+
 namespace espalier {
 namespace {
 
@@ -180,12 +182,11 @@ Error as_error(const std::exception& exception, const std::string& who) {
 }
 
 Problem memory_ran_out(const std::string& said) {
-  return {ExitCode::unsuitable,
-          "memory ran out",
-          said,
+  const std::string phase = pulse::read().phase;
+  return {ExitCode::unsuitable, "memory ran out", said,
           "Lower calibration.micro_batch_tokens, set execution.recompute: all, or use more tensor "
           "ranks.",
-          {}};
+          phase.empty() ? "" : "phase " + phase};
 }
 
 void fail_check(std::string_view what, const char* file, int line) {

@@ -17,6 +17,8 @@ namespace espalier {
 namespace {
 
 constexpr std::size_t kMostProblems = 20;  // an incomplete checkpoint lacks hundreds of tensors
+constexpr std::size_t kMostCompared =
+    10000;  // names of a file, each with every one that is missing
 constexpr std::int64_t kComparedElements = std::int64_t{1} << 22;
 constexpr const char* kEmbedding = "model.embed_tokens.weight";
 constexpr const char* kHead = "lm_head.weight";
@@ -194,7 +196,8 @@ class Check {
         source_.reader->find(kHead) != nullptr)
       return bad(what, "the embeddings are tied",
                  fmt::format("Rename {} of the file to {}.", kHead, kEmbedding));
-    const std::string near = nearest_name(spec.name, unused_);
+    const std::string near =
+        unused_.size() > kMostCompared ? std::string() : nearest_name(spec.name, unused_);
     bad(what, {},
         near.empty()
             ? kIncomplete

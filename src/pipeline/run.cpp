@@ -115,6 +115,7 @@ class PruningRun {
       require_reachable(source_->config, rules_, start_, config_.prune.target.value());
       require_work(source_->config, rules_, start_, config_.prune.target.value());
       options_ = compute_options(config_, *source_, runtime_);
+      if (request_.strict_paths) refuse_links(config_, *source_);
       // A wrong token file must not be found after an hour.
       check_token_files(config_, ConfigUse::run, *source_, world_);
     });
@@ -524,8 +525,10 @@ class PruningRun {
 
   void finish(const std::string& state, int code, const std::string& reason) {
     if (!directory_) return;
-    monitor_.leave();
     RunStatus& status = monitor_.status();
+    const std::string phase = status.phase;
+    monitor_.leave();
+    if (state == "failed") status.phase = phase;  // where it failed
     status.state = state;
     status.exit_code = code;
     status.reason = reason;

@@ -143,6 +143,24 @@ InputFiles input_files(const RunConfig& config, const Source& source) {
   return files;
 }
 
+void refuse_links(const RunConfig& config, const Source& source) {
+  InputFiles files = input_files(config, source);
+  files["model"] = config.model_path;
+  for (const fs::path& entry : list_directory(source.reader.directory()))
+    files["model/" + entry.filename().string()] = entry;
+  Problems problems;
+  for (const auto& [part, file] : files) {
+    std::error_code failure;
+    if (!fs::is_symlink(fs::symlink_status(file, failure))) continue;
+    const fs::path target = fs::read_symlink(file, failure);
+    problems.add(ExitCode::bad_content,
+                 fmt::format("'{}' is a symbolic link to '{}'", line_text(file.string()),
+                             line_text(target.string())),
+                 "--strict-paths", "Put the file itself there, or leave the option out.");
+  }
+  problems.throw_if_any();
+}
+
 fs::path model_of_run(const RunConfig& config, const fs::path& elsewhere) {
   if (!elsewhere.empty()) return elsewhere;
   if (!path_exists(config.model_path))

@@ -2,7 +2,7 @@
 written through.
 
 Puts paths, links and odd bytes into weight_map and looks with strace at what the program opens; plants links where a
-run and an export write.
+run and an export write. Shards and token files may be links, as caches make them, unless `--strict-paths` is given.
 """
 
 import json
@@ -63,6 +63,27 @@ class HostileIndexPaths(Spoilt):
         self.bench.config()
         _, failures = side_by_side(self.refused, list(enumerate(NAMES)))
         self.assertEqual(failures, [], "\n".join(failures))
+
+    def test_links_to_inputs(self):
+        """Hugging Face caches keep shards as links: they are read, and --strict-paths names them all."""
+        self.bench.config()
+        elsewhere = self.folder / "elsewhere"
+        elsewhere.mkdir()
+        for number, names in enumerate((["model/model.safetensors", "a.h5"], ["model/config.json"], ["model"], ["eval.h5"], [])):
+            for ranks in (1, 2):
+                with self.subTest(names, ranks=ranks):
+                    row = Row(self.folder / f"links{number}-{ranks}", self.bench.folder)
+                    for name in names:
+                        target = elsewhere / f"{number}-{ranks}-{name.replace('/', '-')}"
+                        (row.folder / name).rename(target)
+                        (row.folder / name).symlink_to(target)
+                    words = ["run", row.config, "--run-dir", row.run_dir]
+                    result = run(*words, "--strict-paths", ranks=ranks)
+                    if names:
+                        self.fails(result, 65, ["--strict-paths", *(f"/{name}' is a symbolic link to '" for name in names)])
+                        self.assertEqual(result.err.count("is a symbolic link"), len(names), result)
+                        result = run(*words, ranks=ranks)
+                    self.assertEqual(result.code, 0, result)
 
     def test_what_a_run_writes_stays_in_its_directories(self):
         """Every file that is made anew is made with O_EXCL or O_NOFOLLOW, in the run directory and nowhere else."""

@@ -146,6 +146,20 @@ class OnOneRank(OneRankAlone):
                   69, "memory ran out") for n, p in enumerate(points)]
         self.all_of(cases)
 
+    def test_the_phase_is_named(self):
+        """In the message and in what is left in status.json, on one rank and on one of two."""
+        config = self.bench.config(**SMALL)
+        for ranks in (1, 2):
+            with self.subTest(ranks=ranks):
+                run_dir = self.folder / f"phase{ranks}"
+                fault = {"ESPALIER_FAULT": f"point=forward.enter;rank={ranks - 1};iter=1;action=alloc-fail"}
+                result = run("run", config, "--run-dir", run_dir, ranks=ranks, extra=fault)
+                self.assertEqual(result.code, 69, result)
+                self.assertRegex(result.err, "where +phase calibrate" if ranks == 1 else "where +rank 1, phase calibrate")
+                status = json.loads((run_dir / "status.json").read_text())
+                self.assertEqual((status["state"], status["phase"]), ("failed", "calibrate"))
+                self.assertIn("phase calibrate", run("status", run_dir).text)
+
 
 if __name__ == "__main__":
     main()

@@ -81,7 +81,7 @@ class [[nodiscard]] Problems {
 /// what is there already, 69 what the process may not have more of, 74 every other failure.
 ExitCode code_of_errno(int number);
 
-/// 69 with the knobs that help; `said` is what the allocator said.
+/// 69 with the knobs that help and the phase; `said` is what the allocator said.
 Problem memory_ran_out(const std::string& said);
 
 /// What a foreign library's exception means to a user; nothing when it is not that library's.

@@ -17,6 +17,7 @@ struct RunRequest {
   std::filesystem::path run_dir;
   RunDirectory::Options directory;
   bool fast_verify = false;      ///< compare inputs by size, time and first MiB where that decides
+  bool strict_paths = false;     ///< refuse inputs that are symbolic links
   double max_seconds = 0;        ///< stop in time; 0 = no limit
   Watchdog* watchdog = nullptr;  ///< watches as soon as there is a run directory
 };

@@ -67,6 +67,10 @@ InputFiles model_files(const Source& source);
 /// Those, and every token file of the configuration.
 InputFiles input_files(const RunConfig& config, const Source& source);
 
+/// Throws Error(bad_content) naming every symbolic link among the model's directory, what lies in
+/// it and the token files, and where each leads.
+void refuse_links(const RunConfig& config, const Source& source);
+
 /// Where the model of a run with this configuration is: `elsewhere` if it is given. Throws
 /// Error(missing_input) where it is no more.
 std::filesystem::path model_of_run(const RunConfig& config,
