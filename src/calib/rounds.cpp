@@ -8,9 +8,13 @@ namespace {
 /// Without peers in the tensor group no collective is cut short, and an exception can wait for the
 /// next agreement like any other problem.
 Problems computed(const ProcessGrid& grid, const std::function<Problems()>& compute) {
-  if (grid.tensor_size() > 1) return compute();
   Problems found;
-  found.add(problems_of([&] { found.add(compute()); }));
+  if (grid.tensor_size() > 1) {
+    found = compute();
+    grid.tensor().reducer().check();
+  } else {
+    found.add(problems_of([&] { found.add(compute()); }));
+  }
   return found;
 }
 

@@ -7,11 +7,13 @@
 namespace espalier {
 
 /// What every host implementation asks of a buffer, so that one process refuses what many would
-/// refuse. Throws Error(internal): device memory, or elements without an address.
-void require_host_memory(const CommBuffer& buffer, std::string_view operation);
+/// refuse. Throws Error(internal) for elements without an address.
+void require_address(const HostBuffer& buffer, std::string_view operation);
 
-/// The element types that all_reduce takes. Throws Error(internal) naming the type otherwise.
-void require_reducible(const CommBuffer& buffer);
+/// The element types that all_reduce takes.
+bool is_reducible(DType dtype);
+/// Throws Error(internal) naming the type unless it is one of them.
+void require_reducible(const HostBuffer& buffer);
 
 /// Throws Error(internal) unless 0 <= root < size.
 void require_root(int root, int size);

@@ -12,8 +12,8 @@ namespace espalier {
 namespace {
 
 template <class T>
-CommBuffer host_buffer(std::span<T> values, DType dtype) {
-  return {values.data(), values.size(), dtype, CommBuffer::Memory::host, nullptr};
+HostBuffer host_buffer(std::span<T> values, DType dtype) {
+  return {values.data(), values.size(), dtype};
 }
 
 template <class T>
@@ -26,30 +26,29 @@ std::vector<T> gather_elements(Communicator& comm, std::span<const T> values) {
 
 }  // namespace
 
-void require_host_memory(const CommBuffer& buffer, std::string_view operation) {
-  if (buffer.memory != CommBuffer::Memory::host) {
-    throw Error(ExitCode::internal, fmt::format("{} was given device memory", operation),
-                "this communicator works on host memory only",
-                "Stage the values through pinned host memory");
-  }
+void require_address(const HostBuffer& buffer, std::string_view operation) {
   if (buffer.count > 0 && buffer.data == nullptr) {
     throw Error(ExitCode::internal, fmt::format("{} was given {} elements without an address",
                                                 operation, buffer.count));
   }
 }
 
-void require_reducible(const CommBuffer& buffer) {
-  switch (buffer.dtype) {
+bool is_reducible(DType dtype) {
+  switch (dtype) {
     case DType::f32:
     case DType::f64:
     case DType::i32:
     case DType::i64:
     case DType::u64:
     case DType::u8:
-      return;
+      return true;
     default:
-      break;
+      return false;
   }
+}
+
+void require_reducible(const HostBuffer& buffer) {
+  if (is_reducible(buffer.dtype)) return;
   throw Error(ExitCode::internal,
               fmt::format("all_reduce was given {}", safetensors_name(buffer.dtype)),
               "it takes F32, F64, I32, I64, U64 and U8; MPI has no 16-bit float",
@@ -116,9 +115,9 @@ std::vector<std::string> Communicator::gather_text(const std::string& text) {
 
 std::string Communicator::broadcast_text(const std::string& text, int root) {
   std::uint64_t length = text.size();
-  broadcast({&length, 1, DType::u64, CommBuffer::Memory::host, nullptr}, root);
+  broadcast({&length, 1, DType::u64}, root);
   std::string result = rank() == root ? text : std::string(length, '\0');
-  broadcast({result.data(), result.size(), DType::u8, CommBuffer::Memory::host, nullptr}, root);
+  broadcast({result.data(), result.size(), DType::u8}, root);
   return result;
 }
 

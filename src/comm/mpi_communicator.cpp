@@ -93,10 +93,9 @@ class MpiCommunicator final : public Communicator {
   int rank() const override { return rank_; }
   int size() const override { return size_; }
   std::string name() const override { return "mpi"; }
-  bool accepts_device_memory() const override { return false; }
 
-  void all_reduce(CommBuffer buffer, ReduceOp op) override {
-    require_host_memory(buffer, "all_reduce");
+  void all_reduce(HostBuffer buffer, ReduceOp op) override {
+    require_address(buffer, "all_reduce");
     require_reducible(buffer);
     if (buffer.count == 0) return;
     const Count count(counters_);
@@ -112,8 +111,8 @@ class MpiCommunicator final : public Communicator {
     }
   }
 
-  void broadcast(CommBuffer buffer, int root) override {
-    require_host_memory(buffer, "broadcast");
+  void broadcast(HostBuffer buffer, int root) override {
+    require_address(buffer, "broadcast");
     require_root(root, size_);
     if (buffer.count == 0) return;
     const Count count(counters_);

@@ -39,8 +39,8 @@ void require_grid(int ranks, int tensor) {
 
 ProcessGrid::ProcessGrid(Communicator& world, int tensor) : world_(&world) {
   together(world, "layout", [&] { require_grid(world.size(), tensor); });
-  tensor_ = world.split(world.rank() / tensor, world.rank());
-  data_ = world.split(world.rank() % tensor, world.rank());
+  tensor_ = std::make_unique<RankGroup>(world.split(world.rank() / tensor, world.rank()));
+  data_ = std::make_unique<RankGroup>(world.split(world.rank() % tensor, world.rank()));
 }
 
 }  // namespace espalier

@@ -12,15 +12,14 @@ class SelfCommunicator final : public Communicator {
   int rank() const override { return 0; }
   int size() const override { return 1; }
   std::string name() const override { return "self"; }
-  bool accepts_device_memory() const override { return false; }
 
-  void all_reduce(CommBuffer buffer, ReduceOp) override {
-    require_host_memory(buffer, "all_reduce");
+  void all_reduce(HostBuffer buffer, ReduceOp) override {
+    require_address(buffer, "all_reduce");
     require_reducible(buffer);
   }
 
-  void broadcast(CommBuffer buffer, int root) override {
-    require_host_memory(buffer, "broadcast");
+  void broadcast(HostBuffer buffer, int root) override {
+    require_address(buffer, "broadcast");
     require_root(root, 1);
   }
 

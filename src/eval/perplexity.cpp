@@ -41,8 +41,8 @@ Perplexity evaluate_perplexity(const CausalLM& model, const NamedTokens& data,
   };
   std::int64_t done = 0;
   deal_rounds(grid, "evaluate", count, done, read, compute, hooks);
-  grid.data().all_reduce_sum(std::span<double>(&sum, 1));
-  grid.data().all_reduce_sum(std::span<std::int64_t>(&tokens, 1));
+  grid.data().control().all_reduce_sum(std::span<double>(&sum, 1));
+  grid.data().control().all_reduce_sum(std::span<std::int64_t>(&tokens, 1));
   const double loss = sum / static_cast<double>(tokens);
   return {data.name, std::exp(loss), loss, tokens, file->rows(), file->sequence_tokens()};
 }

@@ -138,11 +138,11 @@ std::string describe(const CausalLM& model, const FiniteWatch::Place& place) {
 /// Where the first value that is not finite appeared, and on which tensor ranks: the same on all of
 /// them. Collective.
 Problem non_finite(const CausalLM& model, const TokenBatch& batch, const std::string& what,
-                   FiniteWatch& watch, Communicator& tensor) {
-  const std::int64_t mine = watch.first_step(), first = tensor.min(mine);
+                   FiniteWatch& watch, const RankGroup& tensor) {
+  const std::int64_t mine = watch.first_step(), first = tensor.control().min(mine);
   const bool guilty = mine == first && first != FiniteWatch::kNever;
   const std::vector<std::string> told =
-      tensor.gather_text(guilty ? describe(model, watch.first_place()) : std::string());
+      tensor.control().gather_text(guilty ? describe(model, watch.first_place()) : std::string());
   std::map<std::string, std::vector<int>> ranks_of;
   for (std::size_t rank = 0; rank < told.size(); ++rank)
     if (!told[rank].empty()) ranks_of[told[rank]].push_back(static_cast<int>(rank));
@@ -160,7 +160,7 @@ Problem non_finite(const CausalLM& model, const TokenBatch& batch, const std::st
 
 /// The losses on the host, and what is wrong with them. Collective.
 TokenLosses checked_losses(const CausalLM& model, const TokenBatch& batch, const at::Tensor& nll_N,
-                           FiniteWatch& watch, Communicator& tensor) {
+                           FiniteWatch& watch, const RankGroup& tensor) {
   TokenLosses losses{nll_N.to(at::kCPU), {}};
   if (!all_finite(losses.nll_N))
     losses.problems.add(non_finite(model, batch, "the loss is NaN or infinite", watch, tensor));
@@ -193,7 +193,7 @@ class LossScale {
   int exponent_ = 0;
 };
 
-at::Tensor embed(const CausalLM& model, const at::Tensor& tokens_BT, Communicator& tensor) {
+at::Tensor embed(const CausalLM& model, const at::Tensor& tokens_BT, TensorReducer& tensor) {
   at::Tensor x_BTD = model.embed_partial(tokens_BT);
   all_reduce_sum(x_BTD, tensor);
   return x_BTD;
@@ -202,7 +202,7 @@ at::Tensor embed(const CausalLM& model, const at::Tensor& tokens_BT, Communicato
 /// The hidden states after the last layer; `partial_of(half, x)` gives this rank's part of a half's
 /// output. Collective.
 template <class F>
-at::Tensor through_layers(const CausalLM& model, const at::Tensor& tokens_BT, Communicator& tensor,
+at::Tensor through_layers(const CausalLM& model, const at::Tensor& tokens_BT, TensorReducer& tensor,
                           FiniteWatch& watch, F&& partial_of) {
   using Value = FiniteWatch::Value;
   at::Tensor x_BTD = embed(model, tokens_BT, tensor);
@@ -356,7 +356,7 @@ class Tape {
 class Attempt {
  public:
   Attempt(const CausalLM& model, const TokenBatch& batch, const BackwardScope& scope,
-          BackwardObserver& observer, Communicator& tensor)
+          BackwardObserver& observer, const RankGroup& tensor)
       : model_(model),
         batch_(batch),
         lowest_(scope.lowest_half),
@@ -372,22 +372,23 @@ class Attempt {
   BackwardPass run(const LossScale& scale, std::int64_t& unobserved) {
     fault::hit("forward.enter");
     at::Tensor x_BTD = through_layers(
-        model_, batch_.tokens_BT, tensor_, watch_,
+        model_, batch_.tokens_BT, tensor_.reducer(), watch_,
         [&](std::int64_t half, const at::Tensor& in_BTD) { return tape_.forward(half, in_BTD); });
     poison_at("forward.exit", x_BTD);
     watch_.next_step();
     watch_.see(x_BTD, {FiniteWatch::Value::hidden, -1, TensorRole::final_norm});
     const bool differentiate = lowest_ < 2 * model_.layers();
-    VocabularyLoss loss =
-        vocabulary_loss(model_, x_BTD, batch_.positions_N, batch_.targets_N,
-                        differentiate ? batch_.weights_N * scale.factor() : at::Tensor(), tensor_);
+    VocabularyLoss loss = vocabulary_loss(
+        model_, x_BTD, batch_.positions_N, batch_.targets_N,
+        differentiate ? batch_.weights_N * scale.factor() : at::Tensor(), tensor_.reducer());
     TokenLosses losses = checked_losses(model_, batch_, loss.nll_N, watch_, tensor_);
     BackwardPass pass{std::move(losses.nll_N), 0, std::move(losses.problems)};
     if (!pass.problems.empty()) return pass;
     x_BTD.reset();
     poison_at("backward.enter", loss.dx_BTD);
     if (differentiate) backward(std::move(loss.dx_BTD), scale, unobserved);
-    gradients_finite_ = !differentiate || tensor_.min(watch_.first_step()) == FiniteWatch::kNever;
+    gradients_finite_ =
+        !differentiate || tensor_.control().min(watch_.first_step()) == FiniteWatch::kNever;
     fault::hit("backward.exit");
     pass.repeated_halves = tape_.repeated();
     return pass;
@@ -411,7 +412,7 @@ class Attempt {
       see(half, gradients);
       if (gradients.observed) observe(half, *gradients.observed, scale, unobserved);
       if (!needs_input) break;
-      all_reduce_sum(gradients.dx_BTD, tensor_);
+      all_reduce_sum(gradients.dx_BTD, tensor_.reducer());
       dx_BTD = dx_BTD + gradients.dx_BTD;
       watch_.next_step();
       watch_.see(dx_BTD, {Value::input_gradient, half});
@@ -448,7 +449,7 @@ class Attempt {
   const TokenBatch& batch_;
   std::int64_t lowest_;
   BackwardObserver& observer_;
-  Communicator& tensor_;
+  const RankGroup& tensor_;
   FiniteWatch watch_;
   Tape tape_;
   bool gradients_finite_ = true;
@@ -457,25 +458,25 @@ class Attempt {
 }  // namespace
 
 at::Tensor forward_hidden(const CausalLM& model, const at::Tensor& tokens_BT,
-                          Communicator& tensor) {
+                          const RankGroup& tensor) {
   const c10::NoGradGuard no_gradient;
   FiniteWatch unread;
-  return through_layers(model, tokens_BT, tensor, unread, run_partial(model));
+  return through_layers(model, tokens_BT, tensor.reducer(), unread, run_partial(model));
 }
 
-TokenLosses token_losses(const CausalLM& model, const TokenBatch& batch, Communicator& tensor) {
+TokenLosses token_losses(const CausalLM& model, const TokenBatch& batch, const RankGroup& tensor) {
   const c10::NoGradGuard no_gradient;
   FiniteWatch watch;
   const at::Tensor x_BTD =
-      through_layers(model, batch.tokens_BT, tensor, watch, run_partial(model));
+      through_layers(model, batch.tokens_BT, tensor.reducer(), watch, run_partial(model));
   return checked_losses(
       model, batch,
-      vocabulary_loss(model, x_BTD, batch.positions_N, batch.targets_N, {}, tensor).nll_N, watch,
-      tensor);
+      vocabulary_loss(model, x_BTD, batch.positions_N, batch.targets_N, {}, tensor.reducer()).nll_N,
+      watch, tensor);
 }
 
 at::Tensor logits_at(const CausalLM& model, const at::Tensor& hidden_BTD,
-                     const at::Tensor& positions_N, Communicator& tensor) {
+                     const at::Tensor& positions_N, const RankGroup& tensor) {
   const c10::NoGradGuard no_gradient;
   const at::Tensor rows_ND = model.final_norm(hidden_BTD)
                                  .reshape({-1, model.config().hidden})
@@ -483,13 +484,13 @@ at::Tensor logits_at(const CausalLM& model, const at::Tensor& hidden_BTD,
   at::Tensor all_NV = at::zeros({rows_ND.size(0), model.config().vocabulary}, rows_ND.options());
   const Range mine = model.shard().vocabulary;
   all_NV.narrow(1, mine.begin, mine.size()).copy_(at::linear(rows_ND, model.head_VD()));
-  all_reduce_sum(all_NV, tensor);
+  all_reduce_sum(all_NV, tensor.reducer());
   return all_NV;
 }
 
 BackwardPass blockwise_backward(const CausalLM& model, const TokenBatch& batch,
                                 const BackwardScope& scope, BackwardObserver& observer,
-                                Communicator& tensor) {
+                                const RankGroup& tensor) {
   const c10::NoGradGuard no_gradient;
   LossScale scale(batch, model.options().dtype);
   std::int64_t unobserved = 2 * model.layers();

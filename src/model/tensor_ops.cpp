@@ -1,6 +1,7 @@
 #include "espalier/model/tensor_ops.h"
 
 #include <ATen/ATen.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include "espalier/core/error.h"
 
@@ -13,24 +14,56 @@ at::ScalarType wide_type(at::ScalarType type) {
   return type == at::kBFloat16 || type == at::kHalf ? at::kFloat : type;
 }
 
-void all_reduce(at::Tensor& tensor, Communicator& comm, ReduceOp op) {
-  if (comm.size() == 1 || tensor.numel() == 0) return;
-  const at::ScalarType wire = wide_type(tensor.scalar_type());
-  const bool in_place =
-      tensor.device().is_cpu() && tensor.is_contiguous() && wire == tensor.scalar_type();
-  at::Tensor host = tensor;
-  if (!in_place) {
-    host =
-        at::empty(tensor.sizes(), at::TensorOptions().dtype(wire).pinned_memory(tensor.is_cuda()));
-    host.copy_(tensor);
-  }
-  comm.all_reduce({host.data_ptr(), static_cast<std::size_t>(host.numel()), to_dtype(wire)}, op);
-  if (in_place)
-    // Autograd does not see what MPI writes: a graph that saved the value must refuse it, not use
-    // it.
+Memory memory_of(const at::Tensor& tensor) {
+  return tensor.device().is_cpu() ? Memory::host : Memory::device;
+}
+
+/// The stream on which the device's tensors are computed, as its own library knows it.
+void* stream_of(const at::Device& device) {
+  if (device.is_cpu()) return nullptr;
+  const c10::impl::VirtualGuardImpl of_device(device.type());
+  return of_device.getStreamNativeHandle(of_device.getStream(device));
+}
+
+/// How a tensor travels.
+struct Wire {
+  at::ScalarType type = at::kFloat;
+  Memory memory = Memory::host;
+};
+
+/// The way with the fewest bytes copied of those that the reducer takes.
+Wire wire_of(const at::Tensor& tensor, const TensorReducer& reducer) {
+  for (const Memory memory : {memory_of(tensor), Memory::host})
+    for (const at::ScalarType type : {tensor.scalar_type(), wide_type(tensor.scalar_type())})
+      if (reducer.takes(to_dtype(type), memory)) return {type, memory};
+  throw Error(ExitCode::internal,
+              "the reducer of tensors takes no " +
+                  std::string(safetensors_name(to_dtype(tensor.scalar_type()))) +
+                  ", neither as it is nor as a wider type");
+}
+
+/// The tensor itself, or a contiguous copy that can travel.
+at::Tensor on_the_wire(const at::Tensor& tensor, const Wire& wire) {
+  const bool staged = wire.memory != memory_of(tensor);
+  if (!staged && tensor.is_contiguous() && wire.type == tensor.scalar_type()) return tensor;
+  at::TensorOptions where = at::TensorOptions().dtype(wire.type).pinned_memory(staged);
+  if (!staged) where = where.device(tensor.device());
+  return at::empty(tensor.sizes(), where).copy_(tensor);
+}
+
+void all_reduce(at::Tensor& tensor, TensorReducer& reducer, ReduceOp op) {
+  if (reducer.size() == 1 || tensor.numel() == 0) return;
+  const Wire wire = wire_of(tensor, reducer);
+  const at::Tensor moved = on_the_wire(tensor, wire);
+  reducer.all_reduce({moved.data_ptr(), static_cast<std::size_t>(moved.numel()),
+                      to_dtype(wire.type), wire.memory, stream_of(moved.device())},
+                     op);
+  if (moved.is_same(tensor))
+    // Autograd does not see what another library writes: a graph that saved the value must refuse
+    // it, not use it.
     tensor.unsafeGetTensorImpl()->bump_version();
   else
-    tensor.copy_(host);
+    tensor.copy_(moved);
 }
 
 }  // namespace
@@ -88,11 +121,11 @@ DType to_dtype(at::ScalarType type) {
   }
 }
 
-void all_reduce_sum(at::Tensor& tensor, Communicator& comm) {
-  all_reduce(tensor, comm, ReduceOp::sum);
+void all_reduce_sum(at::Tensor& tensor, TensorReducer& reducer) {
+  all_reduce(tensor, reducer, ReduceOp::sum);
 }
-void all_reduce_max(at::Tensor& tensor, Communicator& comm) {
-  all_reduce(tensor, comm, ReduceOp::max);
+void all_reduce_max(at::Tensor& tensor, TensorReducer& reducer) {
+  all_reduce(tensor, reducer, ReduceOp::max);
 }
 
 at::Tensor take(const at::Tensor& tensor, std::int64_t dim, const IndexRuns& indices) {

@@ -24,7 +24,7 @@ struct Chunk {
 
 /// One chunk's loss from this rank's logits. Collective.
 Chunk chunk_loss(const at::Tensor& logits_CV, const at::Tensor& targets_C,
-                 const at::Tensor& weights_C, Range vocabulary, Communicator& tensor) {
+                 const at::Tensor& weights_C, Range vocabulary, TensorReducer& tensor) {
   const std::int64_t chunk = logits_CV.size(0);
   at::Tensor max_C =
       vocabulary.size() > 0
@@ -75,7 +75,7 @@ std::int64_t loss_bytes(const ModelConfig& config, int tensor_size, at::ScalarTy
 
 VocabularyLoss vocabulary_loss(const CausalLM& model, const at::Tensor& x_BTD,
                                const at::Tensor& positions_N, const at::Tensor& targets_N,
-                               const at::Tensor& weights_N, Communicator& tensor) {
+                               const at::Tensor& weights_N, TensorReducer& tensor) {
   const bool with_gradient = weights_N.defined();
   const Range vocabulary = model.shard().vocabulary;
   const std::int64_t predictions = positions_N.numel(), D = model.config().hidden;

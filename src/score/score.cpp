@@ -67,8 +67,8 @@ class Pass {
     else
       collect_without_gradients();
     const Clock::time_point begin = Clock::now();
-    grid_.data().all_reduce_sum(std::span<double>(loss_));
-    grid_.data().all_reduce_sum(std::span<std::int64_t>(&tokens_, 1));
+    grid_.data().control().all_reduce_sum(std::span<double>(loss_));
+    grid_.data().control().all_reduce_sum(std::span<std::int64_t>(&tokens_, 1));
     pass.table = finished_table();
     seconds_["reduce"] += seconds_since(begin);
     pass.seconds = seconds_;
@@ -278,15 +278,15 @@ class Pass {
     if (grid_.world().min(whole) == 0) throw stop::Stopped(stopped.level());
     if (!current || (done_ == 0 && raw_.empty())) throw stop::Stopped(stopped.level());
     if (needs_gradients()) {
-      reduce_unit_sums(*current, grid_.data());
+      reduce_unit_sums(*current, grid_.data().control());
       raw_.push_back(std::move(*current));
     }
     PausedPass paused{
         work_of(model_, data_, request_), request_.iteration, done_, {}, {}, loss_, tokens_};
-    paused.attention = units_.flattened(raw_, UnitKind::attention, grid_.tensor());
-    paused.mlp = units_.flattened(raw_, UnitKind::mlp, grid_.tensor());
-    grid_.data().all_reduce_sum(std::span<double>(paused.loss));
-    grid_.data().all_reduce_sum(std::span<std::int64_t>(&paused.tokens, 1));
+    paused.attention = units_.flattened(raw_, UnitKind::attention, grid_.tensor().control());
+    paused.mlp = units_.flattened(raw_, UnitKind::mlp, grid_.tensor().control());
+    grid_.data().control().all_reduce_sum(std::span<double>(paused.loss));
+    grid_.data().control().all_reduce_sum(std::span<std::int64_t>(&paused.tokens, 1));
     throw Paused(stopped.level(), std::move(paused));
   }
 
@@ -359,7 +359,7 @@ class Pass {
   std::vector<RawBlock> raw_blocks() const {
     std::vector<RawBlock> blocks;
     for (const UnitKind kind : {UnitKind::attention, UnitKind::mlp}) {
-      const std::vector<LayerValues> values = units_.gathered(raw_, kind, grid_.tensor());
+      const std::vector<LayerValues> values = units_.gathered(raw_, kind, grid_.tensor().control());
       for (std::int64_t l = 0; l < model_.layers(); ++l) {
         if (!units_.is_scored(l, kind)) continue;
         RawBlock& block = blocks.emplace_back(

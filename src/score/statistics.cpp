@@ -53,19 +53,20 @@ class TaylorStatistics final : public Statistics {
     unit_sums_.clear();
   }
 
-  Problems reduce(Communicator& data) override {
+  Problems reduce(const RankGroup& data) override {
     Problems problems;
     if (options_.reduction == Reduction::scores) {
       unit_sums_ = sums_of_own_gradients(problems);
-      reduce_unit_sums(unit_sums_, data);
+      reduce_unit_sums(unit_sums_, data.control());
       return problems;
     }
     for_each_scored([&](std::int64_t layer, UnitKind half) {
       for (const TensorRole role : wants_weights(layer, half)) {
         at::Tensor& sum = gradient_or_zero(layer, role);
-        all_reduce_sum(sum, data);
+        all_reduce_sum(sum, data.reducer());
       }
     });
+    data.reducer().check();
     unit_sums_ = sums_of_own_gradients(problems);
     return problems;
   }
@@ -152,10 +153,10 @@ class GateStatistics final : public Statistics {
   void clear() override {
     for (auto& layer : sums_) layer = {};
   }
-  Problems reduce(Communicator& data) override {
+  Problems reduce(const RankGroup& data) override {
     // Small: all layers' sums cross in one collective.
     UnitSums host = host_sums();
-    reduce_unit_sums(host, data);
+    reduce_unit_sums(host, data.control());
     reduced_ = std::move(host);
     return {};
   }

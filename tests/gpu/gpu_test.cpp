@@ -21,7 +21,7 @@ class Gpu : public ::testing::TestWithParam<ModelFamily> {
   }
 };
 
-CausalLM load_on(const ModelCase& c, at::Device device, Communicator& tensor) {
+CausalLM load_on(const ModelCase& c, at::Device device, const RankGroup& tensor) {
   ComputeOptions options;
   options.dtype = at::kFloat;
   options.device = device;
@@ -35,15 +35,15 @@ TokenBatch batch_on(const TokenBatch& batch, at::Device device) {
 }
 
 UnitSums sums_on(const ModelCase& c, at::Device device, Criterion criterion, at::Tensor& losses) {
-  Communicator& world = testing::world();
+  RankGroup& world = testing::world_group();
   const CausalLM model = load_on(c, device, world);
   StatisticsOptions options;
   options.criterion = criterion;
   options.scored.assign(static_cast<std::size_t>(model.layers()), {true, true});
   const std::unique_ptr<Statistics> statistics = make_statistics(model, options);
   losses = blockwise_backward(model, batch_on(c.batch(), device), {}, *statistics, world).nll_N;
-  const std::unique_ptr<Communicator> alone = make_self_communicator();
-  EXPECT_TRUE(statistics->reduce(*alone).empty());
+  const RankGroup alone(make_self_communicator());
+  EXPECT_TRUE(statistics->reduce(alone).empty());
   return statistics->finish();
 }
 
@@ -74,7 +74,7 @@ TEST_P(Gpu, LossesAndScoresEqualTheCpus) {
 }
 
 TEST_P(Gpu, SlicingLiveEqualsSlicingOnLoad) {
-  Communicator& world = testing::world();
+  RankGroup& world = testing::world_group();
   const ModelCase c(GetParam());
   const ModelWidths kept = testing::random_widths(c.config(), 2);
   CausalLM live = load_on(c, at::Device(at::kCUDA, 0), world);

@@ -20,6 +20,7 @@ namespace espalier::testing {
 namespace {
 
 std::unique_ptr<CommRuntime> the_runtime;
+std::unique_ptr<RankGroup> the_group;
 
 /// One write per message, so that lines of different ranks do not mix.
 void print(std::FILE* stream, const std::string& text) {
@@ -102,6 +103,7 @@ class RankListener final : public ::testing::EmptyTestEventListener {
 
 int run_all() {
   const std::unique_ptr<Communicator> verdicts = world().split(0, world().rank());
+  the_group = std::make_unique<RankGroup>(world().split(0, world().rank()));
   world().reset_counters();
   ::testing::TestEventListeners& listeners = ::testing::UnitTest::GetInstance()->listeners();
   delete listeners.Release(listeners.default_result_printer());
@@ -109,12 +111,15 @@ int run_all() {
   listeners.Append(&listener);
   const int result = RUN_ALL_TESTS();
   listeners.Release(&listener);
+  the_group.reset();
   return listener.exit_code(result);
 }
 
 }  // namespace
 
 Communicator& world() { return the_runtime->world(); }
+
+RankGroup& world_group() { return *the_group; }
 
 CommRuntime& runtime() { return *the_runtime; }
 

@@ -13,27 +13,29 @@ namespace espalier {
 
 enum class ReduceOp { sum, max, min };
 
-/// Memory that a collective works on. `device` memory belongs to the rank's GPU and the operation
-/// is ordered on `stream` (a cudaStream_t); host implementations refuse it and the caller stages.
-struct CommBuffer {
+/// Host memory that a collective works on.
+struct HostBuffer {
   void* data = nullptr;
-  std::size_t count = 0;  ///< elements
+  /// Elements.
+  std::size_t count = 0;
   DType dtype = DType::f32;
-  enum class Memory { host, device } memory = Memory::host;
-  void* stream = nullptr;
 };
 
-/// What went through a communicator so far: counted where the library is called, never computed.
+/// What went between ranks so far: counted where the library is called, never computed.
 struct CommCounters {
-  std::uint64_t collectives = 0;  ///< calls of the methods below that crossed ranks (size() > 1)
-  std::uint64_t bytes = 0;        ///< bytes handed to the library by this rank
-  double seconds = 0;             ///< spent inside
+  /// Calls that crossed ranks: none in a group of one.
+  std::uint64_t collectives = 0;
+  /// Handed to the library by this rank.
+  std::uint64_t bytes = 0;
+  /// Spent inside.
+  double seconds = 0;
 };
 
-/// A group of ranks. Every method that is not const-and-local is collective over the group and must
-/// be called by all its ranks in the same order, from the main thread only. Implementations: `self`
-/// (one rank, no library) and `mpi`. Foreign failures throw Error(internal) with the library's own
-/// words.
+/// What a group of ranks agrees on, counts and tells: numbers and texts in host memory. Tensors are
+/// a TensorReducer's. Every method that is not const-and-local is collective over the group and
+/// must be called by all its ranks in the same order, from the main thread only. Implementations:
+/// `self` (one rank, no library) and `mpi`. Foreign failures throw Error(internal) with the
+/// library's own words.
 class Communicator {
  public:
   virtual ~Communicator() = default;
@@ -42,14 +44,12 @@ class Communicator {
   virtual int size() const = 0;
   /// "self" or "mpi".
   virtual std::string name() const = 0;
-  /// True when device memory may be passed.
-  virtual bool accepts_device_memory() const = 0;
 
   /// In-place reduction; every rank gets the result. f32, f64, i32, i64, u64 and u8; sums of 16-bit
   /// floats are refused, since MPI has no such type: accumulate wide.
-  virtual void all_reduce(CommBuffer buffer, ReduceOp op) = 0;
+  virtual void all_reduce(HostBuffer buffer, ReduceOp op) = 0;
   /// Rank `root`'s content to everybody.
-  virtual void broadcast(CommBuffer buffer, int root) = 0;
+  virtual void broadcast(HostBuffer buffer, int root) = 0;
   /// Concatenates the ranks' contributions (of any lengths) in rank order on every rank.
   virtual std::vector<std::byte> all_gather(std::span<const std::byte> contribution) = 0;
   virtual void barrier() = 0;

@@ -4,6 +4,7 @@
 
 #include "espalier/comm/agreement.h"
 #include "espalier/comm/communicator.h"
+#include "espalier/comm/rank_group.h"
 
 namespace espalier {
 
@@ -18,9 +19,9 @@ class ProcessGrid {
 
   Communicator& world() const { return *world_; }
   /// Ranks that share one replica of the model.
-  Communicator& tensor() const { return *tensor_; }
+  RankGroup& tensor() const { return *tensor_; }
   /// Ranks that hold the same shard for different data.
-  Communicator& data() const { return *data_; }
+  RankGroup& data() const { return *data_; }
 
   int tensor_index() const { return tensor_->rank(); }
   int data_index() const { return data_->rank(); }
@@ -30,8 +31,8 @@ class ProcessGrid {
 
  private:
   Communicator* world_;
-  std::unique_ptr<Communicator> tensor_;
-  std::unique_ptr<Communicator> data_;
+  std::unique_ptr<RankGroup> tensor_;
+  std::unique_ptr<RankGroup> data_;
 };
 
 }  // namespace espalier

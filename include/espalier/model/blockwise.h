@@ -7,7 +7,7 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "espalier/comm/communicator.h"
+#include "espalier/comm/rank_group.h"
 #include "espalier/core/error.h"
 #include "espalier/model/causal_lm.h"
 #include "espalier/prune/score_table.h"
@@ -84,17 +84,18 @@ struct TokenLosses {
 /// early, on all tensor ranks alike. Where something is not, two more say where it arose.
 BackwardPass blockwise_backward(const CausalLM& model, const TokenBatch& batch,
                                 const BackwardScope& scope, BackwardObserver& observer,
-                                Communicator& tensor);
+                                const RankGroup& tensor);
 
 /// Forward only: the [N] negative log likelihoods. Collective over `tensor`.
-TokenLosses token_losses(const CausalLM& model, const TokenBatch& batch, Communicator& tensor);
+TokenLosses token_losses(const CausalLM& model, const TokenBatch& batch, const RankGroup& tensor);
 
 /// Hidden states after the last layer, before the final norm. Collective over `tensor`.
-at::Tensor forward_hidden(const CausalLM& model, const at::Tensor& tokens_BT, Communicator& tensor);
+at::Tensor forward_hidden(const CausalLM& model, const at::Tensor& tokens_BT,
+                          const RankGroup& tensor);
 
 /// Logits [n, vocabulary] at the given flat positions, gathered over tensor ranks; for checks on
 /// small models.
 at::Tensor logits_at(const CausalLM& model, const at::Tensor& hidden_BTD,
-                     const at::Tensor& positions_N, Communicator& tensor);
+                     const at::Tensor& positions_N, const RankGroup& tensor);
 
 }  // namespace espalier

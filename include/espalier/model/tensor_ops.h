@@ -2,7 +2,7 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "espalier/comm/communicator.h"
+#include "espalier/comm/tensor_reducer.h"
 #include "espalier/core/dtype.h"
 #include "espalier/store/tensor_layout.h"
 
@@ -11,13 +11,13 @@ namespace espalier {
 at::ScalarType to_scalar_type(DType dtype);
 DType to_dtype(at::ScalarType type);
 
-/// Sums `tensor` over the ranks of `comm`, in place. Collective. Device tensors are staged through
-/// pinned host memory unless the communicator takes device memory; 16-bit floats travel and are
-/// added as float32. Counts as a change of the tensor for autograd: a graph that saved its value
-/// throws when it is differentiated.
-void all_reduce_sum(at::Tensor& tensor, Communicator& comm);
+/// Sums `tensor` over the ranks of `reducer`, in place. Collective. What the reducer does not take
+/// as it is goes as the first of these that it takes: 16-bit floats as float32 where they lie; a
+/// copy in (pinned) host memory; that, as float32. Counts as a change of the tensor for autograd: a
+/// graph that saved its value throws when it is differentiated.
+void all_reduce_sum(at::Tensor& tensor, TensorReducer& reducer);
 /// Element-wise maximum over the ranks, in place. Collective.
-void all_reduce_max(at::Tensor& tensor, Communicator& comm);
+void all_reduce_max(at::Tensor& tensor, TensorReducer& reducer);
 
 /// The entries of `dim` named by `indices`, as new contiguous storage; the tensor itself when they
 /// are all. A single run is a plain copy, several are one index_select.

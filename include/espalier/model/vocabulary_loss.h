@@ -2,7 +2,7 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "espalier/comm/communicator.h"
+#include "espalier/comm/tensor_reducer.h"
 #include "espalier/model/causal_lm.h"
 
 namespace espalier {
@@ -20,7 +20,7 @@ struct VocabularyLoss {
 /// [chunk] and a sum over [2, chunk]; then one sum over [B, T, D] for the gradient.
 VocabularyLoss vocabulary_loss(const CausalLM& model, const at::Tensor& x_BTD,
                                const at::Tensor& positions_N, const at::Tensor& targets_N,
-                               const at::Tensor& weights_N, Communicator& tensor);
+                               const at::Tensor& weights_N, TensorReducer& tensor);
 
 /// Predictions per chunk for a local vocabulary of this size.
 std::int64_t loss_chunk(std::int64_t local_vocabulary);

@@ -6,7 +6,7 @@
 #include <optional>
 #include <vector>
 
-#include "espalier/comm/communicator.h"
+#include "espalier/comm/rank_group.h"
 #include "espalier/config/run_config.h"
 #include "espalier/core/error.h"
 #include "espalier/model/blockwise.h"
@@ -32,7 +32,7 @@ class Statistics : public BackwardObserver {
   /// Sums over the ranks that hold the same shard. Collective over `data`, whatever the values are:
   /// those of this rank that are not finite are returned with tensor and layer, for the caller's
   /// next agreement.
-  virtual Problems reduce(Communicator& data) = 0;
+  virtual Problems reduce(const RankGroup& data) = 0;
   /// The criterion's value per local unit, finite or not.
   virtual UnitSums finish() const = 0;
   /// The sums of this rank so far, on the host, or nothing when they are too large to keep.

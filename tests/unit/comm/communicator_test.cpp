@@ -17,8 +17,8 @@ namespace espalier {
 namespace {
 
 template <class T>
-CommBuffer buffer_of(std::vector<T>& values, DType dtype) {
-  return {values.data(), values.size(), dtype, CommBuffer::Memory::host, nullptr};
+HostBuffer buffer_of(std::vector<T>& values, DType dtype) {
+  return {values.data(), values.size(), dtype};
 }
 
 /// Runs on `self` and on the world of this program (which is `self` too when it has one rank).
@@ -195,20 +195,12 @@ TEST_P(Operations, WhatMpiCannotAddIsRefused) {
   }
 }
 
-TEST_P(Operations, DeviceMemoryIsRefused) {
-  EXPECT_FALSE(comm().accepts_device_memory());
-  float value = 1;
-  const CommBuffer device{&value, 1, DType::f32, CommBuffer::Memory::device, nullptr};
-  expect_internal([&] { comm().all_reduce(device, ReduceOp::sum); }, "device memory");
-  expect_internal([&] { comm().broadcast(device, 0); }, "device memory");
-}
-
 TEST_P(Operations, BadArgumentsAreRefused) {
   float value = 1;
-  const CommBuffer good{&value, 1, DType::f32, CommBuffer::Memory::host, nullptr};
+  const HostBuffer good{&value, 1, DType::f32};
   expect_internal([&] { comm().broadcast(good, -1); }, "rank -1");
   expect_internal([&] { comm().broadcast(good, comm().size()); }, "broadcast from rank");
-  const CommBuffer nowhere{nullptr, 3, DType::f32, CommBuffer::Memory::host, nullptr};
+  const HostBuffer nowhere{nullptr, 3, DType::f32};
   expect_internal([&] { comm().all_reduce(nowhere, ReduceOp::sum); }, "without an address");
 }
 

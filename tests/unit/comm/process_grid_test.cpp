@@ -20,8 +20,8 @@ TEST(ProcessGrid, EveryDivisorGivesNeighboursOneTensorGroup) {
     EXPECT_EQ(grid.data_index() * tensor + grid.tensor_index(), world.rank());
     EXPECT_EQ(grid.is_root(), world.rank() == 0);
     const std::vector<std::int32_t> mine{world.rank()};
-    const auto in_tensor = grid.tensor().gather(std::span<const std::int32_t>(mine));
-    const auto in_data = grid.data().gather(std::span<const std::int32_t>(mine));
+    const auto in_tensor = grid.tensor().control().gather(std::span<const std::int32_t>(mine));
+    const auto in_data = grid.data().control().gather(std::span<const std::int32_t>(mine));
     for (int t = 0; t < tensor; ++t) {
       EXPECT_EQ(in_tensor.at(static_cast<std::size_t>(t)), grid.data_index() * tensor + t);
     }

@@ -66,7 +66,7 @@ at::Tensor weight_sum(const CausalLM& model, const Recorder& r, std::int64_t l, 
 class Blockwise : public ::testing::TestWithParam<ModelFamily> {};
 
 TEST_P(Blockwise, GateSumsAreCentralDifferences) {
-  Communicator& world = testing::world();
+  RankGroup& world = testing::world_group();
   const ModelCase c(GetParam());
   CausalLM model = c.load(dense_widths(c.config()), world);
   Recorder recorder(model);
@@ -111,7 +111,7 @@ TEST_P(Blockwise, GateSumsAreCentralDifferences) {
 }
 
 TEST_P(Blockwise, SignedSumsObeyTheIdentities) {
-  Communicator& world = testing::world();
+  RankGroup& world = testing::world_group();
   const ModelCase c(GetParam());
   const CausalLM model = c.load(dense_widths(c.config()), world);
   Recorder r(model);
@@ -165,7 +165,7 @@ TEST_P(Blockwise, SignedSumsObeyTheIdentities) {
 }
 
 TEST_P(Blockwise, StoppingLowerDoesNotChangeWhatIsAbove) {
-  Communicator& world = testing::world();
+  RankGroup& world = testing::world_group();
   const ModelCase c(GetParam());
   const CausalLM model = c.load(dense_widths(c.config()), world);
   Recorder whole(model), upper(model);
@@ -178,7 +178,7 @@ TEST_P(Blockwise, StoppingLowerDoesNotChangeWhatIsAbove) {
 }
 
 TEST_P(Blockwise, KeptGraphsChangeNoBit) {
-  Communicator& world = testing::world();
+  RankGroup& world = testing::world_group();
   const ModelCase c(GetParam());
   const CausalLM model = c.load(dense_widths(c.config()), world);
   Recorder again(model);
@@ -203,7 +203,7 @@ TEST_P(Blockwise, KeptGraphsChangeNoBit) {
 }
 
 TEST_P(Blockwise, CollectivesAreThoseOfTheDocumentedFormula) {
-  Communicator& world = testing::world();
+  RankGroup& world = testing::world_group();
   const ModelCase c(GetParam());
   const CausalLM model = c.load(dense_widths(c.config()), world);
   Recorder r(model);
@@ -224,7 +224,7 @@ TEST_P(Blockwise, CollectivesAreThoseOfTheDocumentedFormula) {
 /// Arms a fault on the last rank for as long as it lives.
 class Fault {
  public:
-  Fault(const std::string& point, int nth, Communicator& world) {
+  Fault(const std::string& point, int nth, const RankGroup& world) {
     const std::string text = "point=" + point + ";rank=" + std::to_string(world.size() - 1) +
                              ";nth=" + std::to_string(nth) + ";action=nan";
     ::setenv("ESPALIER_FAULT", text.c_str(), 1);
@@ -239,7 +239,7 @@ class Fault {
 };
 
 TEST(NonFinite, IsFoundWhereItWasBorn) {
-  Communicator& world = testing::world();
+  RankGroup& world = testing::world_group();
   const ModelCase c(ModelFamily::llama);
   struct Row {
     const char* point;
@@ -274,7 +274,7 @@ TEST(NonFinite, IsFoundWhereItWasBorn) {
 }
 
 TEST(NonFinite, AGradientOfAWeightIsNamed) {
-  Communicator& world = testing::world();
+  RankGroup& world = testing::world_group();
   const ModelCase c(ModelFamily::llama);
   const CausalLM model = c.load(dense_widths(c.config()), world);
   Recorder recorder(model);

@@ -22,15 +22,15 @@ ScoredHalves every_half(const CausalLM& model) {
 
 /// This rank's scores of one batch whose coefficients are multiplied by `factor`.
 UnitSums sums_of(const CausalLM& model, TokenBatch batch, double factor, Criterion criterion,
-                 Communicator& world) {
+                 const RankGroup& world) {
   StatisticsOptions options;
   options.criterion = criterion;
   options.scored = every_half(model);
   const std::unique_ptr<Statistics> statistics = make_statistics(model, options);
   batch.weights_N = batch.weights_N * factor;
   blockwise_backward(model, batch, {}, *statistics, world);
-  const std::unique_ptr<Communicator> self = make_self_communicator();
-  EXPECT_TRUE(statistics->reduce(*self).empty());
+  const RankGroup self(make_self_communicator());
+  EXPECT_TRUE(statistics->reduce(self).empty());
   return statistics->finish();
 }
 
@@ -42,7 +42,7 @@ UnitSums times(UnitSums sums, double factor) {
 }
 
 TEST(LossScale, ScoresFollowTheCoefficientsExactly) {
-  Communicator& world = testing::world();
+  RankGroup& world = testing::world_group();
   const ModelCase c(ModelFamily::qwen2);
   for (const at::ScalarType dtype : {at::kHalf, at::kBFloat16, at::kFloat, at::kDouble}) {
     const CausalLM model = c.load(dense_widths(c.config()), world, dtype);
@@ -93,7 +93,7 @@ double relative_error(const UnitSums& found, const UnitSums& truth) {
 }
 
 TEST(LossScale, AnOverflowIsRepeatedAtASmallerScale) {
-  Communicator& world = testing::world();
+  RankGroup& world = testing::world_group();
   const ModelCase c(ModelFamily::llama);
   TokenBatch batch = c.batch();
   batch.weights_N = batch.weights_N * std::ldexp(1, -12);
@@ -125,7 +125,7 @@ TEST(LossScale, AnOverflowIsRepeatedAtASmallerScale) {
 }
 
 TEST(LossScale, WhatOverflowsAtItsOwnSizeIsAnError) {
-  Communicator& world = testing::world();
+  RankGroup& world = testing::world_group();
   const ModelCase c(ModelFamily::llama);
   CausalLM model = c.load(dense_widths(c.config()), world, at::kHalf);
   make_steep(model);

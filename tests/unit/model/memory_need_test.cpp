@@ -74,7 +74,7 @@ class MemoryNeedTest : public ::testing::TestWithParam<ModelFamily> {
   }
 
   Measured measure() {
-    Communicator& tensor = testing::world();
+    RankGroup& tensor = testing::world_group();
     ComputeOptions options;
     options.dtype = pass_.dtype;
     const CausalLM model = load_causal_lm(config_, pass_.widths, {&*reader_, dense_widths(config_)},
@@ -95,10 +95,10 @@ class MemoryNeedTest : public ::testing::TestWithParam<ModelFamily> {
 
   /// What is computed of the fullest rank is what that rank takes.
   void compare() {
-    Communicator& tensor = testing::world();
+    RankGroup& tensor = testing::world_group();
     const Measured mine = measure();
     const MemoryNeed need = memory_need(config_, pass_);
-    const auto most = [&](std::int64_t bytes) { return -tensor.min(-bytes); };
+    const auto most = [&](std::int64_t bytes) { return -tensor.control().min(-bytes); };
     EXPECT_EQ(need.weights + need.statistics, most(mine.weights + mine.statistics));
     const auto passed = static_cast<double>(most(mine.pass));
     const auto expected = static_cast<double>(need.total() - need.weights);

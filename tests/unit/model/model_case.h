@@ -33,7 +33,7 @@ class ModelCase {
   WeightSource source() const { return {&*reader_, dense_widths(config_)}; }
 
   /// Loads this rank's share of `widths`.
-  CausalLM load(const ModelWidths& widths, Communicator& tensor,
+  CausalLM load(const ModelWidths& widths, const RankGroup& tensor,
                 at::ScalarType dtype = at::kDouble) const {
     ComputeOptions options;
     options.dtype = dtype;
@@ -41,7 +41,7 @@ class ModelCase {
   }
 
   /// sum_n weights_n nll_n
-  double objective(const CausalLM& model, Communicator& tensor) const {
+  double objective(const CausalLM& model, const RankGroup& tensor) const {
     return (token_losses(model, batch_, tensor).nll_N * batch_.weights_N).sum().item<double>();
   }
 

@@ -30,7 +30,7 @@ void expect_close(const at::Tensor& a, const at::Tensor& b, const char* what) {
 }
 
 TEST(Slicing, MaskedDenseEqualsSlicedLiveEqualsSlicedOnLoad) {
-  Communicator& world = testing::world();
+  RankGroup& world = testing::world_group();
   for (const ModelFamily family : testing::all_families()) {
     const ModelCase c(family);
     for (const std::uint64_t seed : {1u, 2u, 3u}) {
@@ -49,7 +49,7 @@ TEST(Slicing, MaskedDenseEqualsSlicedLiveEqualsSlicedOnLoad) {
 }
 
 TEST(Slicing, RebalancingChangesTheCutAndNothingElse) {
-  Communicator& world = testing::world();
+  RankGroup& world = testing::world_group();
   const ModelCase c(ModelFamily::qwen2);
   // Only the last ranks' channels fall, who have no more heads than the others: the widest rank is
   // then far above the mean.
@@ -69,7 +69,7 @@ TEST(Slicing, RebalancingChangesTheCutAndNothingElse) {
 }
 
 TEST(Slicing, CuttingInStepsEqualsCuttingAtOnce) {
-  Communicator& world = testing::world();
+  RankGroup& world = testing::world_group();
   const ModelCase c(ModelFamily::qwen3);
   const ModelWidths kept = testing::random_widths(c.config(), 4);
   ModelWidths half = kept;

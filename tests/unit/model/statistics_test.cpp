@@ -13,10 +13,10 @@ using testing::ModelCase;
 
 // Ranks share the data here; each has the whole model.
 TEST(TaylorStatistics, ARankWithABrokenGradientObjectsAfterTheReduction) {
-  Communicator& world = testing::world();
-  const std::unique_ptr<Communicator> self = make_self_communicator();
+  RankGroup& world = testing::world_group();
+  const RankGroup self(make_self_communicator());
   const ModelCase c(ModelFamily::llama);
-  const CausalLM model = c.load(dense_widths(c.config()), *self);
+  const CausalLM model = c.load(dense_widths(c.config()), self);
   StatisticsOptions options;
   options.scored = ScoredHalves(static_cast<std::size_t>(model.layers()), {true, true});
   for (const Reduction reduction : {Reduction::gradients, Reduction::scores}) {

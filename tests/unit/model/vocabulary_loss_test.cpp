@@ -13,8 +13,8 @@ using testing::ModelCase;
 
 /// The same loss by ATen's own cross-entropy over the whole vocabulary, differentiated by autograd.
 std::pair<at::Tensor, at::Tensor> oracle(const ModelCase& c, const at::Tensor& x_BTD) {
-  const std::unique_ptr<Communicator> self = make_self_communicator();
-  const CausalLM whole = c.load(dense_widths(c.config()), *self);
+  const RankGroup self(make_self_communicator());
+  const CausalLM whole = c.load(dense_widths(c.config()), self);
   const c10::AutoGradMode mode(true);
   const at::Tensor leaf = x_BTD.clone().requires_grad_(true);
   const at::Tensor rows = whole.final_norm(leaf)
@@ -27,12 +27,13 @@ std::pair<at::Tensor, at::Tensor> oracle(const ModelCase& c, const at::Tensor& x
 }
 
 TEST(VocabularyLoss, SplitVocabularyEqualsWholeOne) {
-  Communicator& world = testing::world();
+  RankGroup& world = testing::world_group();
   const ModelCase c(ModelFamily::llama);
   const CausalLM model = c.load(dense_widths(c.config()), world);
   const at::Tensor x_BTD = at::linspace(-2, 3, 2 * 9 * 24, at::kDouble).sin().view({2, 9, 24});
-  const VocabularyLoss loss = vocabulary_loss(model, x_BTD, c.batch().positions_N,
-                                              c.batch().targets_N, c.batch().weights_N, world);
+  const VocabularyLoss loss =
+      vocabulary_loss(model, x_BTD, c.batch().positions_N, c.batch().targets_N, c.batch().weights_N,
+                      world.reducer());
   const auto [nll, dx] = oracle(c, x_BTD);
   EXPECT_LE((loss.nll_N - nll).abs().max().item<double>(),
             testing::rounding(24 * 37, nll.abs().max().item<double>()));
