@@ -18,6 +18,7 @@
 #include "espalier/model/memory.h"
 #include "espalier/model/tensor_ops.h"
 #include "espalier/model/vocabulary_loss.h"
+#include "espalier/prune/unit_tensors.h"
 
 namespace espalier {
 namespace {
@@ -42,8 +43,8 @@ std::string half_name(std::int64_t half) {
 }
 
 std::string tensor_name(const CausalLM& model, std::int64_t half, TensorRole role) {
-  for (const TensorSpec& spec : tensor_catalog(model.config()))
-    if (spec.layer == half / 2 && spec.role == role) return fmt::format("'{}'", spec.name);
+  for (const TensorSpec& spec : layer_tensors(model.config(), static_cast<int>(half / 2)))
+    if (spec.role == role) return fmt::format("'{}'", spec.name);
   throw Error(ExitCode::internal, "a layer has no tensor of a role that was observed in it");
 }
 
@@ -106,20 +107,21 @@ class FiniteWatch {
 std::string describe(const CausalLM& model, const FiniteWatch::Place& place) {
   using Value = FiniteWatch::Value;
   const bool attention = place.half >= 0 && kind_of(place.half) == UnitKind::attention;
-  const TensorRole reader = attention ? TensorRole::o : TensorRole::down;
+  const auto reader = [&] {
+    return unit_reader(model.config(), kind_of(place.half), static_cast<int>(place.half / 2)).name;
+  };
   switch (place.value) {
     case Value::hidden:
       return place.role == TensorRole::embedding
                  ? "the embedding"
                  : fmt::format("the hidden states after layer {}", model.layers() - 1);
     case Value::output:
-      return fmt::format("the output of the {} (tensor {})", half_name(place.half),
-                         tensor_name(model, place.half, reader));
+      return fmt::format("the output of the {} (tensor '{}')", half_name(place.half), reader());
     case Value::sum:
       return fmt::format("the residual after the {}", half_name(place.half));
     case Value::gate_gradient:
-      return fmt::format("the gradient at the gate of the {} (input of tensor {})",
-                         half_name(place.half), tensor_name(model, place.half, reader));
+      return fmt::format("the gradient at the gate of the {} (input of tensor '{}')",
+                         half_name(place.half), reader());
     case Value::weight_gradient:
       return fmt::format("the gradient of tensor {}, {}",
                          tensor_name(model, place.half, place.role), half_name(place.half));

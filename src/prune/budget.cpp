@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 
 #include "espalier/core/error.h"
+#include "espalier/prune/unit_tensors.h"
 
 namespace espalier {
 namespace {
@@ -44,16 +45,10 @@ std::int64_t rankable_units(const ModelConfig& config, const PruneRules& rules,
   return per_layer * config.layers;
 }
 
-UnitCosts unit_costs(const ModelConfig& config) {
-  const std::int64_t matrix = config.head_dim * config.hidden;
-  const std::int64_t bias = config.qkv_bias ? config.head_dim : 0;
-  return {2 * matrix + bias, 2 * (matrix + bias), 3 * config.hidden};
-}
-
-std::int64_t unit_parameters(const ModelConfig& config, UnitKind kind) {
-  const UnitCosts costs = unit_costs(config);
-  if (kind == UnitKind::mlp) return config.layers * config.channels * costs.channel;
-  return config.layers * (config.heads * costs.query_head + config.kv_heads * costs.kv_head);
+std::int64_t kind_parameters(const ModelConfig& config, UnitKind kind) {
+  const UnitSizes sizes = unit_parameters(config);
+  if (kind == UnitKind::mlp) return config.layers * config.channels * sizes.channel;
+  return config.layers * config.kv_heads * sizes.group(config.group_size());
 }
 
 std::int64_t parameter_budget(const ModelConfig& config, Measure measure, double target) {
@@ -64,8 +59,8 @@ std::int64_t kind_budget(const ModelConfig& config, const PruneRules& rules, Uni
                          double target) {
   double listed = 0;
   for (const UnitKind each : {UnitKind::attention, UnitKind::mlp})
-    if (is_listed(rules, each)) listed += static_cast<double>(unit_parameters(config, each));
-  const double share = static_cast<double>(unit_parameters(config, kind)) / listed;
+    if (is_listed(rules, each)) listed += static_cast<double>(kind_parameters(config, each));
+  const double share = static_cast<double>(kind_parameters(config, kind)) / listed;
   return floor_of(measured_parameters(config, rules.measure) * target * share);
 }
 

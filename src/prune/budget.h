@@ -20,16 +20,8 @@ bool is_listed(const PruneRules& rules, UnitKind kind);
 /// Rankable units of the listed kinds in the dense model, protected layers included.
 std::int64_t rankable_units(const ModelConfig& config, const PruneRules& rules, AttentionUnit unit);
 
-/// Parameters that go with one query head, one KV head (k and v) or one channel.
-struct UnitCosts {
-  std::int64_t query_head = 0;  ///< q rows, o columns, q bias
-  std::int64_t kv_head = 0;     ///< k and v rows and biases
-  std::int64_t channel = 0;     ///< gate row, up row, down column
-};
-UnitCosts unit_costs(const ModelConfig& config);
-
 /// Parameters of all units of one kind in the dense model.
-std::int64_t unit_parameters(const ModelConfig& config, UnitKind kind);
+std::int64_t kind_parameters(const ModelConfig& config, UnitKind kind);
 
 /// Parameters that `target` allows to be removed, in the measure parameters or total_parameters. A
 /// product that misses an integer by rounding only (4 eps) counts as that integer, so that the
@@ -37,7 +29,7 @@ std::int64_t unit_parameters(const ModelConfig& config, UnitKind kind);
 std::int64_t parameter_budget(const ModelConfig& config, Measure measure, double target);
 
 /// The share of the budget that one kind gives under global_by_kind: in proportion to
-/// unit_parameters of the listed kinds, so that every kind loses the same share of its own and both
+/// kind_parameters of the listed kinds, so that every kind loses the same share of its own and both
 /// make the target.
 std::int64_t kind_budget(const ModelConfig& config, const PruneRules& rules, UnitKind kind,
                          double target);

@@ -15,7 +15,7 @@ bool falls_before(const Candidate& a, const Candidate& b) {
 }
 
 Ledger::Ledger(const ModelConfig& config, const PruningPlan& plan, Floors floors)
-    : costs_(unit_costs(config)),
+    : sizes_(unit_parameters(config)),
       floors_(floors),
       by_group_(plan.attention_unit == AttentionUnit::kv_group),
       group_size_(config.group_size()),
@@ -49,9 +49,9 @@ std::int64_t& Ledger::readers(const Candidate& head) {
 }
 
 std::int64_t Ledger::cost(const Candidate& unit) const {
-  if (unit.kind == UnitKind::mlp) return costs_.channel;
-  if (by_group_) return group_size_ * costs_.query_head + costs_.kv_head;
-  return costs_.query_head + (is_last_reader(unit) ? costs_.kv_head : 0);
+  if (unit.kind == UnitKind::mlp) return sizes_.channel;
+  if (by_group_) return sizes_.group(group_size_);
+  return is_last_reader(unit) ? sizes_.group(1) : sizes_.query_head;
 }
 
 void Ledger::remove(const Candidate& unit) {

@@ -6,6 +6,7 @@
 
 #include "budget.h"
 #include "espalier/prune/plan.h"
+#include "espalier/prune/unit_tensors.h"
 
 namespace espalier {
 
@@ -48,7 +49,7 @@ class Ledger {
   bool is_last_reader(const Candidate& head) const;
   std::int64_t& readers(const Candidate& head);
 
-  UnitCosts costs_;
+  UnitSizes sizes_;
   Floors floors_;
   bool by_group_;
   std::int64_t group_size_;

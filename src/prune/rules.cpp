@@ -53,7 +53,8 @@ class Reach {
         rules(limits),
         unit(plan.attention_unit),
         gone(model, plan, {}),
-        widths_(widths_of(model, plan)) {
+        widths_(widths_of(model, plan)),
+        sizes_(unit_parameters(model)) {
     ESPALIER_CHECK(static_cast<std::int64_t>(rules.protected_layer.size()) == config.layers,
                    fmt::format("rules for {} layers, a model of {}", rules.protected_layer.size(),
                                config.layers));
@@ -120,13 +121,12 @@ class Reach {
   }
 
   std::int64_t parameters(UnitKind kind, std::int64_t layer) const {
-    const UnitCosts costs = unit_costs(config);
-    if (kind == UnitKind::mlp) return units(kind, layer) * costs.channel;
+    if (kind == UnitKind::mlp) return units(kind, layer) * sizes_.channel;
     const bool by_group = unit == AttentionUnit::kv_group;
     const std::int64_t heads = units(kind, layer) * (by_group ? config.group_size() : 1);
     const std::int64_t kv_lost = count(widths(layer).kv_heads) -
                                  fewest_kv_heads(layer, count(widths(layer).query_heads) - heads);
-    return heads * costs.query_head + kv_lost * costs.kv_head;
+    return heads * sizes_.query_head + kv_lost * sizes_.kv_head;
   }
 
   /// The heads that stay may all be readers of the KV heads that are read most.
@@ -139,6 +139,7 @@ class Reach {
   }
 
   ModelWidths widths_;
+  UnitSizes sizes_;
 };
 
 double quotient(std::int64_t part, std::int64_t whole) {
@@ -209,7 +210,7 @@ double measured(const ModelConfig& config, Measure measure) {
 /// The target that parameters lost make: of all together, or of the kind that is behind.
 template <class Lost>
 double ratio_of_parameters(const Reach& reach, Lost lost) {
-  const auto dense = [&](UnitKind kind) { return unit_parameters(reach.config, kind); };
+  const auto dense = [&](UnitKind kind) { return kind_parameters(reach.config, kind); };
   const double whole = measured(reach.config, reach.rules.measure);
   double least = 1;
   for (const UnitKind kind : kinds)

@@ -18,18 +18,25 @@ class CatalogBuilder {
   std::vector<TensorSpec> build() {
     matrix("model.embed_tokens.weight", TensorRole::embedding, AxisKind::vocabulary,
            AxisKind::whole);
-    for (layer_ = 0; layer_ < static_cast<int>(config_.layers); ++layer_) {
-      attention();
-      mlp();
-    }
+    for (int layer = 0; layer < static_cast<int>(config_.layers); ++layer) add_layer(layer);
     layer_ = -1;
     vector("model.norm.weight", TensorRole::final_norm, AxisKind::whole);
     if (!config_.tied_embeddings)
       matrix("lm_head.weight", TensorRole::head, AxisKind::vocabulary, AxisKind::whole);
     return std::move(specs_);
   }
+  std::vector<TensorSpec> build_layer(int layer) {
+    add_layer(layer);
+    return std::move(specs_);
+  }
 
  private:
+  void add_layer(int layer) {
+    layer_ = layer;
+    attention();
+    mlp();
+  }
+
   void attention() {
     const std::string attn = fmt::format("model.layers.{}.self_attn.", layer_);
     vector(fmt::format("model.layers.{}.input_layernorm.weight", layer_),
@@ -92,10 +99,6 @@ class CatalogBuilder {
   std::vector<TensorSpec> specs_;
 };
 
-bool is_pruned(AxisKind kind) {
-  return kind == AxisKind::query || kind == AxisKind::kv || kind == AxisKind::channel;
-}
-
 const LayerWidths& layer_of(const ModelWidths& widths, const TensorSpec& spec) {
   ESPALIER_CHECK(spec.layer >= 0 && static_cast<std::size_t>(spec.layer) < widths.layers.size(),
                  fmt::format("{} in widths of {} layers", spec.name, widths.layers.size()));
@@ -108,11 +111,6 @@ const std::vector<std::int32_t>& units_on(AxisKind kind, const LayerWidths& laye
   return layer.channels;
 }
 
-/// Entries along the axis that one unit owns.
-std::int64_t unit_width(AxisKind kind, const ModelConfig& config) {
-  return kind == AxisKind::channel ? 1 : config.head_dim;
-}
-
 IndexRuns vocabulary_slice(const TensorSpec& spec, Range have, Range want) {
   if (want.size() == 0) return {};
   ESPALIER_CHECK(have.begin <= want.begin && want.end <= have.end,
@@ -122,6 +120,18 @@ IndexRuns vocabulary_slice(const TensorSpec& spec, Range have, Range want) {
 }
 
 }  // namespace
+
+bool is_pruned(AxisKind kind) {
+  return kind == AxisKind::query || kind == AxisKind::kv || kind == AxisKind::channel;
+}
+
+std::int64_t unit_width(AxisKind kind, const ModelConfig& config) {
+  return kind == AxisKind::channel ? 1 : config.head_dim;
+}
+
+std::vector<TensorSpec> layer_tensors(const ModelConfig& config, int layer) {
+  return CatalogBuilder(config).build_layer(layer);
+}
 
 std::vector<TensorSpec> tensor_catalog(const ModelConfig& config) {
   return CatalogBuilder(config).build();

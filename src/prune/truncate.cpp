@@ -30,11 +30,10 @@ std::vector<Candidate> removal_order(const PruningPlan& plan) {
 /// What the last step of a run by parameters may stay below its target: one unit of each list that
 /// was cut by itself, with the k and v rows that it may carry.
 std::int64_t largest_step(const ModelConfig& config, const PruneRules& rules, AttentionUnit unit) {
-  const UnitCosts costs = unit_costs(config);
-  const bool by_group = unit == AttentionUnit::kv_group;
-  const std::int64_t attention =
-      rules.attention ? (by_group ? config.group_size() : 1) * costs.query_head + costs.kv_head : 0;
-  const std::int64_t mlp = rules.mlp ? costs.channel : 0;
+  const UnitSizes sizes = unit_parameters(config);
+  const std::int64_t heads = unit == AttentionUnit::kv_group ? config.group_size() : 1;
+  const std::int64_t attention = rules.attention ? sizes.group(heads) : 0;
+  const std::int64_t mlp = rules.mlp ? sizes.channel : 0;
   if (rules.ranking == Ranking::global) return std::max(attention, mlp);
   return (attention + mlp) * (rules.ranking == Ranking::local ? config.layers : 1);
 }

@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 
 #include "espalier/core/error.h"
+#include "espalier/prune/unit_tensors.h"
 
 namespace espalier {
 namespace {
@@ -46,13 +47,6 @@ LayerWidths shard_of_layer(const ModelConfig& config, const LayerWidths& layer, 
   return {part_of(layer.query_heads, readers_of(groups, kv_heads)),
           part_of(layer.kv_heads, kv_heads),
           part_of(layer.channels, even_cut(channels, count, index))};
-}
-
-/// Weights of the linear maps of one layer: q, k, v, o, gate, up, down.
-std::int64_t linear_weights(const ModelConfig& config, const LayerWidths& layer) {
-  const auto heads = static_cast<std::int64_t>(layer.query_heads.size() + layer.kv_heads.size());
-  const auto channels = static_cast<std::int64_t>(layer.channels.size());
-  return config.hidden * (2 * config.head_dim * heads + 3 * channels);
 }
 
 }  // namespace
@@ -129,12 +123,13 @@ ShardWidths intersect(const ShardWidths& held, const ModelWidths& kept) {
 
 double imbalance(const ModelConfig& config, const std::vector<ShardWidths>& shards) {
   ESPALIER_CHECK(!shards.empty(), "imbalance of no shard");
+  const UnitSizes sizes = unit_weights(config);
   std::int64_t widest = 0;
   std::int64_t all = 0;
   for (std::size_t layer = 0; layer < shards.front().widths.layers.size(); ++layer) {
     std::int64_t widest_here = 0;
     for (const ShardWidths& shard : shards) {
-      const std::int64_t weights = linear_weights(config, shard.widths.layers.at(layer));
+      const std::int64_t weights = sizes.of(shard.widths.layers.at(layer));
       widest_here = std::max(widest_here, weights);
       all += weights;
     }

@@ -5,7 +5,7 @@
 #include <c10/core/ScalarType.h>
 
 #include "espalier/model/vocabulary_loss.h"
-#include "espalier/prune/tensor_catalog.h"
+#include "espalier/prune/unit_tensors.h"
 #include "espalier/score/unit_sums.h"
 
 namespace espalier {
@@ -76,7 +76,7 @@ class RankNeed {
     if (spec.layer < 0) return false;
     for (const UnitKind half : {UnitKind::attention, UnitKind::mlp}) {
       if (!is_scored(pass_.scored, spec.layer, half)) continue;
-      const std::vector<TensorRole> roles = scored_roles(config_, pass_.unit, half);
+      const std::vector<TensorRole> roles = unit_roles(config_, pass_.unit, half);
       if (std::find(roles.begin(), roles.end(), spec.role) != roles.end()) return true;
     }
     return false;

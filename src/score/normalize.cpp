@@ -2,6 +2,9 @@
 
 #include <cmath>
 #include <numeric>
+#include <utility>
+
+#include "espalier/prune/unit_tensors.h"
 
 namespace espalier {
 namespace {
@@ -11,13 +14,18 @@ double gisp_divisor(const ModelConfig& config, UnitKind kind) {
   return 4.0 * static_cast<double>(config.head_dim) * static_cast<double>(config.hidden);
 }
 
-double weights_summed(const ModelConfig& config, AttentionUnit unit, UnitKind kind,
-                      std::int64_t heads) {
-  const auto D = static_cast<double>(config.hidden);
-  if (kind == UnitKind::mlp) return 3.0 * D;
-  const double ED = static_cast<double>(config.head_dim) * D;
-  if (unit == AttentionUnit::kv_group) return (2.0 * static_cast<double>(heads) + 2.0) * ED;
-  return (config.is_gqa() ? 2.0 : 4.0) * ED;
+/// Each value divided by the number of weights that were summed for it.
+std::vector<double> parameter_means(const ModelConfig& config, AttentionUnit unit, UnitKind kind,
+                                    std::vector<double> values,
+                                    const std::vector<std::int64_t>& heads) {
+  const UnitSizes sizes = unit_weights(config);
+  const bool with_kv = carries_kv(config, unit);
+  const auto summed = [&](std::size_t u) {
+    if (kind == UnitKind::mlp) return sizes.channel;
+    return with_kv ? sizes.group(heads[u]) : heads[u] * sizes.query_head;
+  };
+  for (std::size_t u = 0; u < values.size(); ++u) values[u] /= static_cast<double>(summed(u));
+  return values;
 }
 
 std::vector<double> scaled(std::vector<double> values, double divisor) {
@@ -52,12 +60,8 @@ std::vector<double> normalized(const ModelConfig& config, Normalization normaliz
       return values;
     case Normalization::gisp:
       return scaled(values, gisp_divisor(config, kind));
-    case Normalization::param_mean: {
-      std::vector<double> result = values;
-      for (std::size_t u = 0; u < result.size(); ++u)
-        result[u] /= weights_summed(config, unit, kind, kind == UnitKind::attention ? heads[u] : 1);
-      return result;
-    }
+    case Normalization::param_mean:
+      return parameter_means(config, unit, kind, values, heads);
     case Normalization::block_mean:
       return scaled(values, mean_of(values));
     case Normalization::block_l2:

@@ -10,6 +10,7 @@
 #include "espalier/core/fault.h"
 #include "espalier/core/hash.h"
 #include "espalier/model/tensor_ops.h"
+#include "espalier/prune/unit_tensors.h"
 #include "espalier/score/unit_sums.h"
 
 namespace espalier {
@@ -35,7 +36,7 @@ class TaylorStatistics final : public Statistics {
     if (!is_scored(options_.scored, layer, half) ||
         unit_count(model_, options_.unit, layer, half) == 0)
       return {};
-    return scored_roles(model_.config(), options_.unit, half);
+    return unit_roles(model_.config(), options_.unit, half);
   }
   void observe(std::int64_t layer, UnitKind, const HalfGradients& gradients) override {
     for (const auto& [role, gradient] : gradients.weight_gradients) {
@@ -252,13 +253,6 @@ std::unique_ptr<Statistics> make_statistics(const CausalLM& model,
       break;
   }
   throw Error(ExitCode::internal, "this criterion collects no statistics");
-}
-
-std::vector<TensorRole> scored_roles(const ModelConfig& config, AttentionUnit unit, UnitKind half) {
-  if (half == UnitKind::mlp) return {TensorRole::gate, TensorRole::up, TensorRole::down};
-  const bool with_kv = unit == AttentionUnit::kv_group || !config.is_gqa();
-  if (with_kv) return {TensorRole::q, TensorRole::k, TensorRole::v, TensorRole::o};
-  return {TensorRole::q, TensorRole::o};
 }
 
 UnitSums magnitude_sums(const CausalLM& model, const StatisticsOptions& options) {

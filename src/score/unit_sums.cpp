@@ -8,47 +8,27 @@
 
 #include "espalier/core/error.h"
 #include "espalier/model/tensor_ops.h"
+#include "espalier/prune/unit_tensors.h"
 
 namespace espalier {
 namespace {
 
-bool is_columns(TensorRole role) { return role == TensorRole::o || role == TensorRole::down; }
-bool is_kv(TensorRole role) { return role == TensorRole::k || role == TensorRole::v; }
-
-const char* projection(TensorRole role) {
-  switch (role) {
-    case TensorRole::q:
-      return "self_attn.q_proj.weight";
-    case TensorRole::k:
-      return "self_attn.k_proj.weight";
-    case TensorRole::v:
-      return "self_attn.v_proj.weight";
-    case TensorRole::o:
-      return "self_attn.o_proj.weight";
-    case TensorRole::gate:
-      return "mlp.gate_proj.weight";
-    case TensorRole::up:
-      return "mlp.up_proj.weight";
-    case TensorRole::down:
-      return "mlp.down_proj.weight";
-    default:
-      return "?";
-  }
-}
-
 /// Sum over the other axis, then over the entries of one head: [heads] or [channels].
-at::Tensor per_slice(const at::Tensor& values, TensorRole role, std::int64_t width) {
-  const at::Tensor entries = values.sum(is_columns(role) ? 0 : 1, /*keepdim=*/false, at::kDouble);
+at::Tensor per_slice(const at::Tensor& values, const TensorSpec& spec, const ModelConfig& config) {
+  const std::size_t axis = unit_axis(spec);
+  const at::Tensor entries =
+      values.sum(static_cast<std::int64_t>(1 - axis), /*keepdim=*/false, at::kDouble);
+  const std::int64_t width = unit_width(spec.axes[axis], config);
   return width == 1 ? entries : entries.view({-1, width}).sum(1);
 }
 
-Problem non_finite(std::int64_t layer, TensorRole role) {
-  return {
-      ExitCode::bad_content,
-      fmt::format("a score is not finite: tensor 'model.layers.{}.{}'", layer, projection(role)),
-      fmt::format("layer {}: sums over its weights and their gradients are NaN or infinite", layer),
-      "Use a wider model.dtype or importance.accumulate, or check the calibration data.",
-      {}};
+Problem non_finite(const TensorSpec& spec) {
+  return {ExitCode::bad_content,
+          fmt::format("a score is not finite: tensor '{}'", spec.name),
+          fmt::format("layer {}: sums over its weights and their gradients are NaN or infinite",
+                      spec.layer),
+          "Use a wider model.dtype or importance.accumulate, or check the calibration data.",
+          {}};
 }
 
 }  // namespace
@@ -85,16 +65,16 @@ std::vector<double> sum_over_unit_tensors(const CausalLM& model, AttentionUnit u
                                           const std::function<at::Tensor(TensorRole)>& of_role,
                                           Problems& problems) {
   std::vector<double> total(static_cast<std::size_t>(unit_count(model, unit, layer, half)), 0.0);
-  const std::int64_t width = half == UnitKind::mlp ? 1 : model.config().head_dim;
-  for (const TensorRole role : scored_roles(model.config(), unit, half)) {
-    at::Tensor slices = per_slice(of_role(role), role, width);
-    if (half == UnitKind::attention && !is_kv(role))
+  for (const TensorSpec& spec :
+       unit_matrices(model.config(), unit, half, static_cast<int>(layer))) {
+    at::Tensor slices = per_slice(of_role(spec.role), spec, model.config());
+    if (spec.axes[unit_axis(spec)] == AxisKind::query)
       slices = heads_to_units(model, unit, layer, slices);
     const std::vector<double> values = to_doubles(slices);
     ESPALIER_CHECK(values.size() == total.size(), "a tensor has not one slice per unit");
     for (std::size_t u = 0; u < values.size(); ++u) total[u] += values[u];
     if (!std::all_of(values.begin(), values.end(), [](double v) { return std::isfinite(v); }))
-      problems.add(non_finite(layer, role));
+      problems.add(non_finite(spec));
   }
   return total;
 }
@@ -123,16 +103,15 @@ void require_finite_sums(const CausalLM& model, AttentionUnit unit, const UnitSu
       if (bad == values.end()) continue;
       const auto layer = static_cast<std::int64_t>(l);
       const auto place = static_cast<std::size_t>(bad - values.begin());
-      throw Error(
-          ExitCode::bad_content,
-          fmt::format("a score is not finite: {} of unit {} of the {} of layer {}", *bad,
-                      unit_numbers(model.widths(layer), unit, half)[place],
-                      half == UnitKind::attention ? "attention" : "MLP", l),
-          fmt::format("its values enter tensor 'model.layers.{}.{}'", l,
-                      projection(half == UnitKind::attention ? TensorRole::o : TensorRole::down)),
-          "Use a wider model.dtype, or check the weights of that layer and the calibration "
-          "data.",
-          where);
+      throw Error(ExitCode::bad_content,
+                  fmt::format("a score is not finite: {} of unit {} of the {} of layer {}", *bad,
+                              unit_numbers(model.widths(layer), unit, half)[place],
+                              half == UnitKind::attention ? "attention" : "MLP", l),
+                  fmt::format("its values enter tensor '{}'",
+                              unit_reader(model.config(), half, static_cast<int>(l)).name),
+                  "Use a wider model.dtype, or check the weights of that layer and the calibration "
+                  "data.",
+                  where);
     }
 }
 

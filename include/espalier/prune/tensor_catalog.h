@@ -13,12 +13,22 @@ namespace espalier {
 
 /// What the entries along one axis of a tensor belong to.
 enum class AxisKind {
-  whole,       ///< never sliced (hidden size, norms, one head's norm)
-  query,       ///< query heads x head_dim
-  kv,          ///< KV heads x head_dim
-  channel,     ///< MLP channels
-  vocabulary,  ///< vocabulary rows (split over tensor ranks, never pruned)
+  /// Never sliced: hidden size, norms, one head's norm.
+  whole,
+  /// Query heads x head_dim.
+  query,
+  /// KV heads x head_dim.
+  kv,
+  /// MLP channels.
+  channel,
+  /// Split over tensor ranks, never pruned.
+  vocabulary,
 };
+
+/// Whether the axis loses entries when units fall.
+bool is_pruned(AxisKind kind);
+/// Entries along a pruned axis that one unit owns.
+std::int64_t unit_width(AxisKind kind, const ModelConfig& config);
 
 /// The part a tensor plays in the decoder.
 enum class TensorRole {
@@ -43,15 +53,21 @@ enum class TensorRole {
 
 /// One tensor of the checkpoint under its Hugging Face name.
 struct TensorSpec {
-  std::string name;  ///< "model.layers.3.self_attn.q_proj.weight"
+  /// "model.layers.3.self_attn.q_proj.weight"
+  std::string name;
   TensorRole role;
-  int layer = -1;                   ///< -1 outside the decoder layers
-  std::vector<std::int64_t> shape;  ///< dense
-  std::array<AxisKind, 2> axes{AxisKind::whole, AxisKind::whole};  ///< second unused for vectors
+  /// -1 outside the decoder layers.
+  int layer = -1;
+  /// Dense.
+  std::vector<std::int64_t> shape;
+  /// The second is unused for vectors.
+  std::array<AxisKind, 2> axes{AxisKind::whole, AxisKind::whole};
 };
 
 /// Every tensor that the dense model needs, in checkpoint order. A tied model has no head.
 std::vector<TensorSpec> tensor_catalog(const ModelConfig& config);
+/// Those of one decoder layer.
+std::vector<TensorSpec> layer_tensors(const ModelConfig& config, int layer);
 
 /// Rows and columns of one tensor; columns is all(1) for vectors.
 struct TensorSlice {

@@ -76,7 +76,4 @@ UnitSums random_sums(const CausalLM& model, const StatisticsOptions& options, st
 /// The type in which gradients of weights are summed for a model of this type.
 at::ScalarType accumulator_type(Accumulate accumulate, at::ScalarType model);
 
-/// Tensors whose weights enter a unit's sum.
-std::vector<TensorRole> scored_roles(const ModelConfig& config, AttentionUnit unit, UnitKind half);
-
 }  // namespace espalier
