@@ -1,4 +1,4 @@
-# Functions that every room and test uses, so that flags stand in one place.
+# Functions that every module and test uses, so that flags stand in one place.
 
 add_library(espalier_flags INTERFACE)
 target_include_directories(espalier_flags INTERFACE ${PROJECT_SOURCE_DIR}/include)
@@ -18,31 +18,31 @@ if(ESPALIER_SANITIZE)
   target_link_options(espalier_flags INTERFACE -fsanitize=${ESPALIER_SANITIZE})
 endif()
 
-# espalier_room(NAME SOURCES a.cpp ... ROOMS core ... LIBRARIES yaml-cpp ...)
-# One static library per room: espalier::NAME. ROOMS are public, LIBRARIES private unless in PUBLIC_LIBRARIES.
-function(espalier_room name)
-  cmake_parse_arguments(ROOM "" "" "SOURCES;ROOMS;LIBRARIES;PUBLIC_LIBRARIES" ${ARGN})
-  add_library(espalier_${name} STATIC ${ROOM_SOURCES})
+# espalier_module(NAME SOURCES a.cpp ... MODULES core ... LIBRARIES yaml-cpp ...)
+# One static library per module: espalier::NAME. MODULES are public, LIBRARIES private unless in PUBLIC_LIBRARIES.
+function(espalier_module name)
+  cmake_parse_arguments(MODULE "" "" "SOURCES;MODULES;LIBRARIES;PUBLIC_LIBRARIES" ${ARGN})
+  add_library(espalier_${name} STATIC ${MODULE_SOURCES})
   add_library(espalier::${name} ALIAS espalier_${name})
   set_target_properties(espalier_${name} PROPERTIES POSITION_INDEPENDENT_CODE ON)
-  target_link_libraries(espalier_${name} PUBLIC ${ROOM_PUBLIC_LIBRARIES})
-  foreach(room IN LISTS ROOM_ROOMS)
-    target_link_libraries(espalier_${name} PUBLIC espalier::${room})
+  target_link_libraries(espalier_${name} PUBLIC ${MODULE_PUBLIC_LIBRARIES})
+  foreach(module IN LISTS MODULE_MODULES)
+    target_link_libraries(espalier_${name} PUBLIC espalier::${module})
   endforeach()
-  target_link_libraries(espalier_${name} PUBLIC espalier_flags PRIVATE ${ROOM_LIBRARIES})
+  target_link_libraries(espalier_${name} PUBLIC espalier_flags PRIVATE ${MODULE_LIBRARIES})
 endfunction()
 
-# espalier_test(NAME SOURCES ... ROOMS ... [RANKS 1 2 4] [LABELS ...] [TIMEOUT s] [LIBRARIES ...] [ENVIRONMENT ...])
+# espalier_test(NAME SOURCES ... MODULES ... [RANKS 1 2 4] [LABELS ...] [TIMEOUT s] [LIBRARIES ...] [ENVIRONMENT ...])
 # Without RANKS: one process, gtest_main. With RANKS: the MPI test main of tests/support, run once per count;
 # 77 means skipped on every rank.
 function(espalier_test name)
-  cmake_parse_arguments(TEST "" "TIMEOUT" "SOURCES;ROOMS;RANKS;LABELS;LIBRARIES;ENVIRONMENT" ${ARGN})
+  cmake_parse_arguments(TEST "" "TIMEOUT" "SOURCES;MODULES;RANKS;LABELS;LIBRARIES;ENVIRONMENT" ${ARGN})
   if(NOT TEST_TIMEOUT)
     set(TEST_TIMEOUT 120)
   endif()
   add_executable(${name} ${TEST_SOURCES})
-  foreach(room IN LISTS TEST_ROOMS)
-    target_link_libraries(${name} PRIVATE espalier::${room})
+  foreach(module IN LISTS TEST_MODULES)
+    target_link_libraries(${name} PRIVATE espalier::${module})
   endforeach()
   target_link_libraries(${name} PRIVATE espalier_flags ${TEST_LIBRARIES} GTest::gtest)
   target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR}/tests)

@@ -139,7 +139,7 @@ elif ! git rev-parse --is-inside-work-tree >/dev/null 2>&1; then
 else
   check "format" check_format || true
 fi
-check "includes between rooms" cmake -P cmake/CheckIncludes.cmake || true
+check "includes between modules" cmake -P cmake/CheckIncludes.cmake || true
 check "every promise has its test" "$python" tests/support/promises.py --check || true
 
 if check "build ci" launch/build.sh ci; then
@@ -163,9 +163,9 @@ for version in 4.57.1 4.49.0; do
 done
 
 if [ $full = yes ] && command -v run-clang-tidy-14 >/dev/null; then
-  check "clang-tidy, rooms without LibTorch" check_tidy || true
+  check "clang-tidy, modules without LibTorch" check_tidy || true
 else
-  skip "clang-tidy, rooms without LibTorch" "a long form that needs clang-tidy 14: launch/test.sh --full"
+  skip "clang-tidy, modules without LibTorch" "a long form that needs clang-tidy 14: launch/test.sh --full"
 fi
 
 if [ $full = yes ]; then

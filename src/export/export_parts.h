@@ -10,7 +10,7 @@
 #include "espalier/export/export_model.h"
 #include "espalier/prune/tensor_catalog.h"
 
-/// The parts that an export is made of; private to this room.
+/// The parts that an export is made of; private to this module.
 namespace espalier::export_detail {
 
 inline constexpr const char* kPlanFile = "espalier_plan.h5";

@@ -4,7 +4,7 @@
 
 #include "espalier/prune/plan.h"
 
-// What a target means in units and in parameters. Internal to the room `prune`.
+// What a target means in units and in parameters. Internal to the module `prune`.
 
 namespace espalier {
 

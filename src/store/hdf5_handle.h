@@ -6,7 +6,7 @@
 #include <utility>
 
 /// The little of libhdf5's C interface that both reader and writer wrap. The serial library is not
-/// thread-safe: objects of this room that use it belong to one thread at a time.
+/// thread-safe: objects of this module that use it belong to one thread at a time.
 namespace espalier::h5 {
 
 /// Before the first call: switches off libhdf5's own printing and its loading of filter plug-ins.

@@ -15,7 +15,7 @@
 #include "espalier/core/text.h"
 #include "espalier/store/files.h"
 
-/// System calls with the project's messages; shared by the files of this room only.
+/// System calls with the project's messages; shared by the files of this module only.
 namespace espalier::posix {
 
 /// Largest piece handed to one read or write call.

@@ -86,7 +86,7 @@ Problem memory_ran_out(const std::string& said);
 
 /// What a foreign library's exception means to a user; nothing when it is not that library's.
 using ExceptionTranslator = std::optional<Problem> (*)(const std::exception& exception);
-/// Called by the rooms that know foreign exceptions, once per process.
+/// Called by the modules that know foreign exceptions, once per process.
 void register_translator(ExceptionTranslator translator);
 
 /// What a user is told of any exception, in one place for agreed and for lone failures: an Error's

@@ -10,7 +10,7 @@
 
 namespace espalier::testing {
 
-/// Dimensions only; everything that the room `prune` does not read keeps its default.
+/// Dimensions only; everything that the module `prune` does not read keeps its default.
 inline ModelConfig shape(std::int64_t layers, std::int64_t hidden, std::int64_t heads,
                          std::int64_t kv_heads, std::int64_t head_dim, std::int64_t channels,
                          std::int64_t vocabulary) {

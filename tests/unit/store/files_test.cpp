@@ -271,7 +271,7 @@ TEST(Files, PastTheFileSizeLimit) {
   EXPECT_EQ(WEXITSTATUS(status), 0);
 }
 
-/// Every point of the scopes that this room owns is passed by its code.
+/// Every point of the scopes that this module owns is passed by its code.
 TEST(Files, NoPointIsDead) {
   const Scratch scratch;
   const auto trace = scratch / "trace";
