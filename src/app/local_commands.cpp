@@ -238,7 +238,8 @@ int command_config(const CommandOptions& options) {
 }
 
 int command_verify(const CommandOptions& options) {
-  const Verification result = verify_path(options.path, options.deep);
+  const Verification result =
+      verify_path(options.path, options.deep ? Thoroughness::content : Thoroughness::facts);
   if (options.quiet) return 0;
   for (const std::string& line : result.checked) output::print("ok    {}\n", one_line(line));
   for (const std::string& line : result.warnings) output::print("note  {}\n", one_line(line));

@@ -267,7 +267,7 @@ bool CommitStore::is_good(std::int64_t iteration) {
 void CommitStore::prune(std::int64_t keep_last, std::int64_t keep_every) {
   const std::vector<std::int64_t> all = iterations();
   std::int64_t kept = 0;
-  std::int64_t newest_good = -1;
+  std::optional<std::int64_t> newest_good;
   for (auto it = all.rbegin(); it != all.rend(); ++it) {
     if (kept < std::max<std::int64_t>(keep_last, 1)) {
       if (!is_good(*it)) continue;
@@ -276,8 +276,9 @@ void CommitStore::prune(std::int64_t keep_last, std::int64_t keep_every) {
       discard(directory_ / directory_name(*it));
     }
   }
+  if (!newest_good) return;
   for (const std::int64_t pass : iterations(CommitKind::pass))
-    if (pass <= newest_good) discard(directory_ / directory_name(pass, CommitKind::pass));
+    if (pass <= *newest_good) discard(directory_ / directory_name(pass, CommitKind::pass));
 }
 
 }  // namespace espalier

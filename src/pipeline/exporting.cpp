@@ -271,7 +271,7 @@ void check_parents(Problems& problems, const fs::path& out) {
 
 }  // namespace
 
-void require_export_places(const RunDirectory& run, const RunConfig& config, bool is_done) {
+void require_export_places(const RunDirectory& run, const RunConfig& config, Ahead ahead) {
   Problems problems;
   std::vector<fs::path> places;
   for (const ExportConfig& target : config.exports) {
@@ -286,7 +286,7 @@ void require_export_places(const RunDirectory& run, const RunConfig& config, boo
       problems.add(ExitCode::config, fmt::format("an export goes to {}", out.string()),
                    "the run directory lies there", "Give the export a directory of its own.");
     check_parents(problems, out);
-    if (is_done) continue;  // what is there may be what this run wrote: write_run_export looks
+    if (ahead == Ahead::exports) continue;  // it may be what this run wrote
     const Standing standing = standing_at(out, run, target.format, "");
     if (standing.kind == Standing::Kind::kept) add_refusal(problems, out, standing.why);
   }

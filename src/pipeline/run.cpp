@@ -199,7 +199,8 @@ class PruningRun {
     if (directory_->start())
       require_continuable(config_.prune, reached_target(source_->config, rules_, start_), done,
                           directory_->start()->manifest.at("metrics").at("target").get<double>());
-    require_export_places(*directory_, config_, done >= config_.prune.iterations);
+    require_export_places(*directory_, config_,
+                          done < config_.prune.iterations ? Ahead::iterations : Ahead::exports);
   }
 
   static std::string text_of(const std::vector<std::byte>& bytes) {

@@ -27,6 +27,11 @@ namespace {
 
 namespace fs = std::filesystem;
 
+template <class T>
+nlohmann::ordered_json json_or_null(const std::optional<T>& value) {
+  return value ? nlohmann::ordered_json(*value) : nlohmann::ordered_json();
+}
+
 std::string now_text() { return fmt::format("{:%FT%TZ}", fmt::gmtime(std::time(nullptr))); }
 
 nlohmann::ordered_json read_json(const fs::path& path) {
@@ -247,19 +252,16 @@ bool RunDirectory::stop_requested() const { return name_exists(path_ / "STOP"); 
 void RunDirectory::clear_stop_request() const { remove_file(path_ / "STOP"); }
 
 void RunDirectory::write_status(const RunStatus& status) const {
-  const nlohmann::ordered_json value{
-      {"state", status.state},
-      {"iteration", status.iteration},
-      {"iterations", status.iterations},
-      {"phase", status.phase},
-      {"eta_seconds", status.eta_seconds < 0 ? nlohmann::ordered_json()
-                                             : nlohmann::ordered_json(status.eta_seconds)},
-      {"last_commit", status.last_commit},
-      {"heartbeat", now_text()},
-      {"attempt", attempt_},
-      {"exit_code",
-       status.exit_code < 0 ? nlohmann::ordered_json() : nlohmann::ordered_json(status.exit_code)},
-      {"reason", utf8_text(status.reason)}};
+  const nlohmann::ordered_json value{{"state", status.state},
+                                     {"iteration", status.iteration},
+                                     {"iterations", status.iterations},
+                                     {"phase", status.phase},
+                                     {"eta_seconds", json_or_null(status.eta_seconds)},
+                                     {"last_commit", status.last_commit},
+                                     {"heartbeat", now_text()},
+                                     {"attempt", attempt_},
+                                     {"exit_code", json_or_null(status.exit_code)},
+                                     {"reason", utf8_text(status.reason)}};
   replace_file(path_ / "status.json", json_text(value, 2) + "\n");
 }
 

@@ -157,7 +157,7 @@ std::pair<std::string, std::string> losses_of(const nlohmann::ordered_json& row)
 }  // namespace
 
 std::string table_row(const nlohmann::ordered_json& row, std::int64_t last, std::int64_t base,
-                      double eta) {
+                      std::optional<double> eta) {
   const auto i = row.at("iteration").get<std::int64_t>();
   const auto [mean, worst] = losses_of(row);
   std::string time, speed, memory, left, end;
@@ -167,8 +167,10 @@ std::string table_row(const nlohmann::ordered_json& row, std::int64_t last, std:
     speed = fmt::format(
         "{:.0f}", (row.at("tokens").get<double>() - row.value("continued_tokens", 0.0)) / scoring);
     memory = fmt::format("{:.1f}", row.at("peak_bytes").get<double>() / 1073741824.0);
-    left = duration(eta);
-    end = clock_in(eta);
+  }
+  if (eta) {
+    left = duration(*eta);
+    end = clock_in(*eta);
   }
   std::string text = fmt::format(
       fmt::runtime(kColumns), fmt::format("{}/{}", i - base, last - base),
@@ -190,7 +192,7 @@ std::string table_header() {
 namespace {
 
 std::string table_rows(const nlohmann::ordered_json& row, std::int64_t last, std::int64_t base,
-                       double eta) {
+                       std::optional<double> eta) {
   static int rows = 0;
   const std::string text = table_row(row, last, base, eta);
   return rows++ % kRowsPerHeader == 0 ? table_header() + "\n" + text : text;
@@ -198,7 +200,8 @@ std::string table_rows(const nlohmann::ordered_json& row, std::int64_t last, std
 
 }  // namespace
 
-double print_iteration(const nlohmann::ordered_json& row, std::int64_t last, std::int64_t base) {
+std::optional<double> print_iteration(const nlohmann::ordered_json& row, std::int64_t last,
+                                      std::int64_t base) {
   const auto i = row.at("iteration").get<std::int64_t>();
   std::string line =
       fmt::format("iter {}/{} structures {} decoder {} all {}", i - base, last - base,
@@ -210,7 +213,7 @@ double print_iteration(const nlohmann::ordered_json& row, std::int64_t last, std
     line += fmt::format(" ppl[{}] {:.3f}", name, value.get<double>());
   line += fmt::format(" heads {} ch {}", json_text(row.at("heads_kept")),
                       count_text(row.at("channels_kept").get<std::int64_t>()));
-  double eta = -1;
+  std::optional<double> eta;
   if (row.contains("seconds_iteration")) {
     const auto seconds = row.at("seconds_iteration").get<double>();
     const double scoring = std::max(row.at("seconds").value("calibrate", 0.0), 1e-9);
@@ -218,7 +221,7 @@ double print_iteration(const nlohmann::ordered_json& row, std::int64_t last, std
     line +=
         fmt::format(" {:.2f} s ({:.0f} tok/s) mem {:.2f} GiB eta {}", seconds,
                     (row.at("tokens").get<double>() - row.value("continued_tokens", 0.0)) / scoring,
-                    row.at("peak_bytes").get<double>() / 1073741824.0, duration(eta));
+                    row.at("peak_bytes").get<double>() / 1073741824.0, duration(*eta));
   }
   log::write(log::Level::info, line, log::has_terminal() ? table_rows(row, last, base, eta) : "");
   return eta;

@@ -76,14 +76,13 @@ void collect(Problems& problems, const std::function<void()>& work) {
 }
 
 /// Whether the run's model is still the one that it began with.
-std::string check_model(const fs::path& run, const Commit& commit, bool deep) {
+std::string check_model(const fs::path& run, const Commit& commit, Thoroughness thoroughness) {
   const Source source = open_source(model_of_run(config_of_run(run)));
-  const std::string how =
-      require_same_model(source, commit, deep ? Thoroughness::content : Thoroughness::facts);
+  const std::string how = require_same_model(source, commit, thoroughness);
   return fmt::format("the model is the one that the run began with: {}", how);
 }
 
-Verification verify_run(const fs::path& path, bool deep) {
+Verification verify_run(const fs::path& path, Thoroughness how) {
   Verification result{"run directory", {}, {}};
   const ModelConfig config = read_model_config(model_of_run(config_of_run(path)));
   const CommitStore commits(path / "ckpt");
@@ -104,7 +103,7 @@ Verification verify_run(const fs::path& path, bool deep) {
       result.checked.push_back(check_commit(
           path / "ckpt" / CommitStore::directory_name(iteration, CommitKind::pass), config));
     });
-  if (any) collect(problems, [&] { result.checked.push_back(check_model(path, *any, deep)); });
+  if (any) collect(problems, [&] { result.checked.push_back(check_model(path, *any, how)); });
   if (path_exists(path / "plan.h5"))
     collect(problems, [&] {
       const PruningPlan plan = read_plan(Hdf5Reader::open(path / "plan.h5"), "", config);
@@ -175,7 +174,7 @@ void check_weights(const Source& source, Verification& result) {
   result.checked.emplace_back("every weight is finite");
 }
 
-Verification verify_model(const fs::path& path, bool deep) {
+Verification verify_model(const fs::path& path, Thoroughness how) {
   Verification result{"model", {}, {}};
   check_export_hashes(path, result);
   const Source source = open_source(path);
@@ -188,23 +187,23 @@ Verification verify_model(const fs::path& path, bool deep) {
   if (source.plan)
     result.checked.push_back("espalier_plan.h5 agrees with config.json, digest " +
                              source.plan->digest().substr(0, 16));
-  if (deep) check_weights(source, result);
+  if (how == Thoroughness::content) check_weights(source, result);
   return result;
 }
 
 }  // namespace
 
-Verification verify_path(const fs::path& path, bool deep) {
+Verification verify_path(const fs::path& path, Thoroughness how) {
   if (!path_exists(path))
     throw Error(ExitCode::missing_input, "there is no such file or directory", {},
                 "Name a run directory, a commit or a model directory.", path.string());
-  if (is_run_directory(path)) return verify_run(path, deep);
+  if (is_run_directory(path)) return verify_run(path, how);
   if (is_commit(path)) {
     const fs::path run = run_of_commit(path);
     return {
         "commit", {check_commit(path, read_model_config(model_of_run(config_of_run(run))))}, {}};
   }
-  if (path_exists(path / "config.json")) return verify_model(path, deep);
+  if (path_exists(path / "config.json")) return verify_model(path, how);
   throw Error(
       ExitCode::missing_input, "there is nothing here that can be verified",
       "no config.resolved.yaml (run directory), MANIFEST.json (commit) or config.json (model)",

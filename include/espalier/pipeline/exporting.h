@@ -31,8 +31,10 @@ ExportReport export_plan(const Source& source, const PruneRules& rules, ExportFo
 /// Looks at the places of a run's exports before hours of work go into them. Throws config when two
 /// share a place, cannot_create when something stands there that the run may not replace: anything
 /// but an export that this run wrote inside its directory and that nobody changed or added to.
-/// `is_done`: no iteration is left, and write_run_export follows at once.
-void require_export_places(const RunDirectory& run, const RunConfig& config, bool is_done);
+/// Where nothing but exports is ahead, write_run_export follows at once and looks itself at what
+/// stands there.
+enum class Ahead { iterations, exports };
+void require_export_places(const RunDirectory& run, const RunConfig& config, Ahead ahead);
 
 /// Writes one export of the run's plan, unless a whole one of this plan in this form is there. A
 /// stale or incomplete one of this run gives way once the new one is whole; anything else is

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -18,13 +19,17 @@ enum class ResumeMode { automatic, never, require };
 
 /// status.json: what `espalier status` and scripts read.
 struct RunStatus {
-  std::string state = "starting";  ///< starting, running, stopped, finished, failed
+  /// starting, running, stopped, finished, failed
+  std::string state = "starting";
   std::int64_t iteration = 0;
   std::int64_t iterations = 0;
   std::string phase;
-  double eta_seconds = -1;  ///< negative = unknown
-  std::string last_commit;  ///< "iter-000041", or empty
-  int exit_code = -1;       ///< negative while running
+  /// Until the end, once an iteration was timed.
+  std::optional<double> eta_seconds;
+  /// "iter-000041", or empty.
+  std::string last_commit;
+  /// Of a run that has ended.
+  std::optional<int> exit_code;
   std::string reason;
 };
 

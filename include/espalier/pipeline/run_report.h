@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include <nlohmann/json.hpp>
@@ -26,13 +27,13 @@ void print_start(const Source& source, const RunConfig& config, const PruneRules
 /// kept, time of the iteration, loss tokens per second, peak memory of a rank, time left, and the
 /// clock's time at the end ("14:05+1" is tomorrow).
 std::string table_row(const nlohmann::ordered_json& row, std::int64_t last_iteration,
-                      std::int64_t base_iteration, double eta_seconds);
+                      std::int64_t base_iteration, std::optional<double> eta_seconds);
 std::string table_header();
 
 /// One line per iteration, on a terminal a row of the table with the header above every twentieth;
-/// returns the estimate of the seconds left.
-double print_iteration(const nlohmann::ordered_json& row, std::int64_t last_iteration,
-                       std::int64_t base_iteration);
+/// returns the estimate of the seconds left, where the row has the time of an iteration.
+std::optional<double> print_iteration(const nlohmann::ordered_json& row,
+                                      std::int64_t last_iteration, std::int64_t base_iteration);
 
 /// "structures", "decoder parameters" or "all parameters".
 const char* measure_text(Measure measure);

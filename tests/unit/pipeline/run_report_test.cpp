@@ -42,7 +42,7 @@ TEST(TableRow, OfTheModelAsItCame) {
   const auto row = nlohmann::ordered_json::parse(R"({"iteration": 3, "sparsity_structures": 0.0,
     "sparsity_parameters": 0.0, "sparsity_total_parameters": 0.0, "heads_kept": 64,
     "channels_kept": 2304, "loss": {}, "perplexity": {"a": 2.0}})");
-  const std::string text = table_row(row, 13, 3, -1);
+  const std::string text = table_row(row, 13, 3, std::nullopt);
   EXPECT_NE(text.find("   0/10    0.0%"), std::string::npos) << text;
 }
 
