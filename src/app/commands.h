@@ -9,7 +9,8 @@ namespace espalier {
 
 /// Everything the command line can say; each command reads its own part.
 struct CommandOptions {
-  std::string path;  ///< first positional argument: CONFIG, DIR, ...
+  /// First positional argument: CONFIG, DIR, ...
+  std::string path;
   std::string run_dir;
   std::string out;
   std::string model;

@@ -12,8 +12,10 @@ namespace espalier {
 struct NumberRange {
   double low;
   double high;
-  const char* what;     ///< "a number of hours"
-  const char* example;  ///< "1.5"
+  /// "a number of hours".
+  const char* what;
+  /// "1.5".
+  const char* example;
 };
 CLI::Validator real_number(const NumberRange& range);
 /// The same for whole numbers, read as decimal also behind a leading 0.

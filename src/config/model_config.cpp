@@ -35,10 +35,13 @@ constexpr std::size_t kPlaceholderBytes = 1024;
 /// What transformers' configuration class of a family fills in for an absent field.
 struct ClassDefaults {
   const char* model_type;
-  std::int64_t kv_heads;  ///< 0 = as many as heads
-  std::int64_t head_dim;  ///< 0 = hidden / heads
+  /// 0 = as many as heads.
+  std::int64_t kv_heads;
+  /// 0 = hidden / heads.
+  std::int64_t head_dim;
   std::int64_t max_positions;
-  bool window_by_layer;  ///< use_sliding_window, max_window_layers, layer_types
+  /// use_sliding_window, max_window_layers, layer_types.
+  bool window_by_layer;
 };
 
 const ClassDefaults& defaults_of(ModelFamily family) {

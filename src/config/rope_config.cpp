@@ -62,8 +62,10 @@ double required_factor(const ModelFields& rope, const char* name, double above, 
 }
 
 struct RopeContext {
-  double theta = kDefaultTheta;                ///< when the dictionary names none
-  std::optional<std::int64_t> outer_original;  ///< original_max_position_embeddings beside it
+  /// When the dictionary names none.
+  double theta = kDefaultTheta;
+  /// original_max_position_embeddings beside it.
+  std::optional<std::int64_t> outer_original;
   std::int64_t max_positions = 0;
 };
 

@@ -51,7 +51,8 @@ bool is_variable_name(std::string_view name) {
 
 struct Expansion {
   std::string text;
-  std::string problem;  ///< empty when all went well
+  /// Empty when all went well.
+  std::string problem;
   bool used_environment = false;
 };
 

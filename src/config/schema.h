@@ -20,9 +20,12 @@ namespace espalier::config_detail {
 /// What one walk over a configuration collects.
 struct Walk {
   Problems& problems;
-  std::filesystem::path base;                 ///< relative paths start here: the file's directory
-  std::map<std::string, std::string> origin;  ///< per key that was given
-  std::map<std::string, std::string> place;   ///< "file:line:column" per key that was given
+  /// Relative paths start here: the file's directory.
+  std::filesystem::path base;
+  /// Per key that was given.
+  std::map<std::string, std::string> origin;
+  /// "file:line:column" per key that was given.
+  std::map<std::string, std::string> place;
 
   /// Records "key = value (rule). remedy" at the node.
   void wrong(const YamlNode& node, const std::string& key, std::string rule,
@@ -35,13 +38,19 @@ using FlatEntry = std::pair<std::string, std::string>;
 /// One key of a map with fields T: everything that is known about it stands here and only here.
 template <class T>
 struct Row {
-  std::string key;                  ///< dotted, from the map that the rows describe
-  std::string type;                 ///< as in KeyInfo
-  std::vector<std::string> values;  ///< of an enumeration
+  /// Dotted, from the map that the rows describe.
+  std::string key;
+  /// As in KeyInfo.
+  std::string type;
+  /// Of an enumeration.
+  std::vector<std::string> values;
   std::string meaning;
-  std::string example;   ///< not empty = the key is required; this is shown for it
-  bool free = false;     ///< may change at resume
-  bool trivial = false;  ///< only its default works: accepted, but listed nowhere
+  /// Not empty = the key is required; this is shown for it.
+  std::string example;
+  /// May change at resume.
+  bool free = false;
+  /// Only its default works: accepted, but listed nowhere.
+  bool trivial = false;
 
   /// Reads the node into the value; records what is wrong.
   std::function<void(Walk&, const YamlNode&, const std::string& key, T&)> parse;
@@ -50,7 +59,8 @@ struct Row {
 
   // Of a list of maps only.
   std::function<std::vector<std::vector<FlatEntry>>(const T&)> elements;
-  std::vector<Row<std::monostate>> element_rows;  ///< descriptions of the element's keys
+  /// Descriptions of the element's keys.
+  std::vector<Row<std::monostate>> element_rows;
 };
 
 template <class T>

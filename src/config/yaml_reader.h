@@ -15,10 +15,14 @@ struct YamlNode {
   struct Entry;
 
   Kind kind = Kind::null;
-  std::string text;     ///< of a scalar
-  bool quoted = false;  ///< a quoted scalar is text, never a number or a boolean
-  std::string where;    ///< for messages: "config.yaml:3:14" or "--set prune.target=2"
-  std::string origin;   ///< for the origin of values: "config.yaml:3" or "--set"
+  /// Of a scalar.
+  std::string text;
+  /// A quoted scalar is text, never a number or a boolean.
+  bool quoted = false;
+  /// For messages: "config.yaml:3:14" or "--set prune.target=2".
+  std::string where;
+  /// For the origin of values: "config.yaml:3" or "--set".
+  std::string origin;
   std::vector<YamlNode> items;
   std::vector<Entry> entries;
 

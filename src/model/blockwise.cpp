@@ -257,9 +257,9 @@ class HalfGraph {
   at::Tensor partial_BTD() const { return out_.partial_BTD.detach(); }
 
   struct Gradients {
+    // What the observer wants, if anything, of a rank's units.
     at::Tensor dx_BTD;  // of this rank's part; zero where it holds no unit; undefined if not needed
-    std::optional<HalfGradients>
-        observed;  // what the observer wants, if anything, of a rank's units
+    std::optional<HalfGradients> observed;
   };
 
   /// Gradients of the input, where needed, and of what the observer wants. Once only.

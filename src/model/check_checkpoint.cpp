@@ -16,9 +16,9 @@
 namespace espalier {
 namespace {
 
+// Names of a file, each with every one that is missing.
 constexpr std::size_t kMostProblems = 20;  // an incomplete checkpoint lacks hundreds of tensors
-constexpr std::size_t kMostCompared =
-    10000;  // names of a file, each with every one that is missing
+constexpr std::size_t kMostCompared = 10000;
 constexpr std::int64_t kComparedElements = std::int64_t{1} << 22;
 constexpr const char* kEmbedding = "model.embed_tokens.weight";
 constexpr const char* kHead = "lm_head.weight";

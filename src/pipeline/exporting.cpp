@@ -148,12 +148,16 @@ constexpr const char* kProvenance = "provenance.json";
 struct Standing {
   enum class Kind {
     absent,
-    current,      ///< whole, of this plan and in this form
-    replaceable,  ///< this run wrote all of it, and it is another plan, another form or not whole
-    kept          ///< anything else: not ours to remove
+    /// Whole, of this plan and in this form.
+    current,
+    /// This run wrote all of it, and it is another plan, another form or not whole.
+    replaceable,
+    /// Anything else: not ours to remove.
+    kept
   };
   Kind kind = Kind::absent;
-  std::string why;  ///< of the last two
+  /// Of the last two.
+  std::string why;
 };
 
 bool is_link(const fs::path& path) {

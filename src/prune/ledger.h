@@ -23,7 +23,8 @@ bool falls_before(const Candidate& a, const Candidate& b);
 
 /// The least that a layer keeps.
 struct Floors {
-  std::int64_t heads = 0;  ///< query heads, also for kv_group
+  /// Query heads, also for kv_group.
+  std::int64_t heads = 0;
   std::int64_t channels = 0;
 };
 
@@ -40,9 +41,11 @@ class Ledger {
   std::int64_t cost(const Candidate& unit) const;
   void remove(const Candidate& unit);
 
-  std::int64_t units(UnitKind kind) const;  ///< removed so far
+  /// Removed so far.
+  std::int64_t units(UnitKind kind) const;
   std::int64_t units(UnitKind kind, std::int32_t layer) const;
-  std::int64_t parameters(UnitKind kind) const;  ///< removed so far
+  /// Removed so far.
+  std::int64_t parameters(UnitKind kind) const;
   std::int64_t parameters() const;
 
  private:

@@ -11,8 +11,10 @@ namespace espalier {
 /// Which of the candidates fall, in the total order.
 struct Selection {
   std::vector<Candidate> fallen;
-  double margin = 0;  ///< smallest relative gap between the lowest kept and the highest fallen
-  std::int64_t missing = 0;  ///< units that a target by structures wants and the floors refuse
+  /// Smallest relative gap between the lowest kept and the highest fallen.
+  double margin = 0;
+  /// Units that a target by structures wants and the floors refuse.
+  std::int64_t missing = 0;
 };
 
 /// Takes candidates, already in the total order, until the cumulative `target` is reached under the

@@ -20,8 +20,10 @@ namespace espalier::posix {
 class ClaimFile {
  public:
   struct Timing {
-    double heartbeat = 5;  ///< seconds between two signs of life
-    double settle = 1;     ///< seconds until a new claim counts
+    /// Seconds between two signs of life.
+    double heartbeat = 5;
+    /// Seconds until a new claim counts.
+    double settle = 1;
     double stale() const { return 3 * heartbeat; }
   };
 

@@ -22,7 +22,8 @@ struct Dataset {
   Id id;
   Id type;
   std::vector<std::int64_t> shape;
-  std::int64_t count = 0;  ///< elements
+  /// Elements.
+  std::int64_t count = 0;
 };
 Dataset open_dataset(hid_t file, const std::string& path, const std::string& origin);
 

@@ -8,7 +8,8 @@
 /// What reader and writer of safetensors share. https://github.com/huggingface/safetensors#format
 namespace espalier {
 
-inline constexpr std::uint64_t kSafetensorsPrefix = 8;  ///< bytes of the length field
+/// Bytes of the length field.
+inline constexpr std::uint64_t kSafetensorsPrefix = 8;
 inline constexpr std::uint64_t kSafetensorsHeaderLimit = 100'000'000;
 
 /// The length field of a safetensors file, checked against the file's size before anything is

@@ -12,8 +12,10 @@ inline constexpr const char* kIndexFile = "model.safetensors.index.json";
 
 /// The files of a checkpoint directory that hold its tensors.
 struct WeightFiles {
-  std::set<std::string> names;                ///< plain, inside the directory
-  std::map<std::string, std::string> placed;  ///< tensor -> file, by the index; empty without one
+  /// Plain, inside the directory.
+  std::set<std::string> names;
+  /// Tensor -> file, by the index; empty without one.
+  std::map<std::string, std::string> placed;
 };
 
 /// One model.safetensors, or the shards of an index; as in transformers the single file goes first.

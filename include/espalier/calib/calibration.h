@@ -17,13 +17,15 @@ struct DomainDraw {
   std::string name;
   double weight = 1.0;
   Objective objective = Objective::causal_lm;
-  std::vector<std::int64_t> rows;  ///< rows of the file, ascending
+  /// Rows of the file, ascending.
+  std::vector<std::int64_t> rows;
 };
 
 /// A run of rows of one domain that goes through the model at once.
 struct MicroBatch {
   std::size_t domain = 0;
-  std::size_t begin = 0;  ///< into DomainDraw::rows
+  /// Into DomainDraw::rows.
+  std::size_t begin = 0;
   std::size_t end = 0;
 };
 
@@ -31,7 +33,8 @@ struct MicroBatch {
 struct CalibrationBatch {
   TokenBatch batch;
   std::size_t domain = 0;
-  std::vector<std::int64_t> predictions;  ///< counted predictions of each sequence, in order
+  /// Counted predictions of each sequence, in order.
+  std::vector<std::int64_t> predictions;
 };
 
 /// Whose coefficients a micro-batch carries: of the pooled loss over all domains, or of its own

@@ -13,11 +13,14 @@ namespace espalier {
 
 /// Rows of a token file, padded to the file's row length.
 struct TokenRows {
-  std::int64_t sequence_tokens = 0;  ///< S
-  std::vector<std::int32_t> tokens;  ///< [n, S]
-  std::vector<std::int32_t> length;  ///< [n], valid tokens of each row
-  std::vector<std::uint8_t>
-      counted;  ///< [n, S]: 1 where token t's prediction counts; never at t = 0 or beyond length
+  /// S.
+  std::int64_t sequence_tokens = 0;
+  /// [n, S].
+  std::vector<std::int32_t> tokens;
+  /// [n], valid tokens of each row.
+  std::vector<std::int32_t> length;
+  /// [n, S]: 1 where token t's prediction counts; never at t = 0 or beyond length.
+  std::vector<std::uint8_t> counted;
 };
 
 /// Which predictions count: every token but the first, or those of the file's /loss_mask.

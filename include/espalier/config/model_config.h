@@ -28,7 +28,8 @@ struct RopeConfig {
 
 /// Widths of one layer of an `exact` export, in the order of the kept KV heads.
 struct ExportedLayer {
-  std::vector<std::int64_t> groups;  ///< query heads per kept KV head
+  /// Query heads per kept KV head.
+  std::vector<std::int64_t> groups;
   std::int64_t channels = 0;
 };
 
@@ -40,19 +41,27 @@ struct ModelConfig {
   std::int64_t heads = 0;
   std::int64_t kv_heads = 0;
   std::int64_t head_dim = 0;
-  std::int64_t channels = 0;  ///< intermediate_size
+  /// intermediate_size.
+  std::int64_t channels = 0;
   std::int64_t vocabulary = 0;
   std::int64_t max_positions = 0;
   double rms_norm_eps = 1e-6;
   RopeConfig rope;
   bool tied_embeddings = false;
-  bool qkv_bias = false;                     ///< q, k and v projections carry biases (Qwen2)
-  bool qk_norm = false;                      ///< RMSNorm per head on q and k (Qwen3)
-  std::vector<std::int64_t> sliding_window;  ///< [layers]; 0 = full causal attention
-  DType dtype = DType::f32;                  ///< stored dtype according to config.json
-  std::string source_text;                   ///< the bytes of config.json
-  std::string sha256;                        ///< of source_text
-  std::vector<std::string> notes;            ///< what was decided where config.json is ambiguous
+  /// q, k and v projections carry biases (Qwen2).
+  bool qkv_bias = false;
+  /// RMSNorm per head on q and k (Qwen3).
+  bool qk_norm = false;
+  /// [layers]; 0 = full causal attention.
+  std::vector<std::int64_t> sliding_window;
+  /// Stored dtype according to config.json.
+  DType dtype = DType::f32;
+  /// The bytes of config.json.
+  std::string source_text;
+  /// Of source_text.
+  std::string sha256;
+  /// What was decided where config.json is ambiguous.
+  std::vector<std::string> notes;
   /// Present when the directory is an `exact` export of ours.
   std::optional<std::vector<ExportedLayer>> exported;
 

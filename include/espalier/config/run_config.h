@@ -34,7 +34,8 @@ enum class ExportFormat { exact, uniform };
 struct DomainConfig {
   std::string name;
   std::filesystem::path tokens;
-  std::optional<std::int64_t> sequences;  ///< absent = all rows
+  /// Absent = all rows.
+  std::optional<std::int64_t> sequences;
   double weight = 1.0;
   Objective objective = Objective::causal_lm;
 };
@@ -57,7 +58,8 @@ struct ImportanceConfig {
 };
 
 struct ProtectConfig {
-  std::optional<std::int64_t> first_layers;  ///< absent ("auto") = int(0.1 * layers)
+  /// Absent ("auto") = int(0.1 * layers).
+  std::optional<std::int64_t> first_layers;
   std::int64_t last_layers = 1;
   std::vector<std::int64_t> layers;
   std::int64_t min_heads = 1;
@@ -65,15 +67,18 @@ struct ProtectConfig {
 };
 
 struct PruneConfig {
-  bool attention = true;  ///< kinds contains attention
-  bool mlp = true;        ///< kinds contains mlp
+  /// `kinds` contains attention.
+  bool attention = true;
+  /// `kinds` contains mlp.
+  bool mlp = true;
   AttentionUnit attention_unit = AttentionUnit::query_head;
   Ranking ranking = Ranking::global;
   std::optional<double> target;
   Measure measure = Measure::structures;
   std::int64_t iterations = 100;
   ScheduleShape shape = ScheduleShape::linear;
-  double rate = 3.0;  ///< of shape exponential
+  /// Of shape exponential.
+  double rate = 3.0;
   ProtectConfig protect;
 };
 
@@ -94,9 +99,11 @@ struct ExportConfig {
 
 /// The validated configuration: one value, resolved, with absolute paths.
 struct RunConfig {
-  std::filesystem::path source;  ///< the YAML file
+  /// The YAML file.
+  std::filesystem::path source;
   std::filesystem::path model_path;
-  std::optional<DType> dtype;  ///< absent = as_stored
+  /// Absent = as_stored.
+  std::optional<DType> dtype;
   DeviceChoice device = DeviceChoice::automatic;
   std::int64_t tensor = 1;
   double rebalance = 1.10;
@@ -140,12 +147,18 @@ std::string to_yaml(const RunConfig& config);
 
 /// One configuration key as the schema knows it.
 struct KeyInfo {
-  std::string key;                  ///< "importance.criterion"
-  std::string type;                 ///< "string", "integer", "number", "boolean", "list of ..."
-  std::string default_value;        ///< as YAML; "(required)" where there is none
-  std::vector<std::string> values;  ///< permitted values of an enumeration
-  std::string meaning;  ///< one or two sentences, with the unit and the paper where one defines it
-  bool free_at_resume = false;  ///< may differ when a run is resumed
+  /// "importance.criterion".
+  std::string key;
+  /// "string", "integer", "number", "boolean", "list of ...".
+  std::string type;
+  /// As YAML; "(required)" where there is none.
+  std::string default_value;
+  /// Permitted values of an enumeration.
+  std::vector<std::string> values;
+  /// One or two sentences, with the unit and the paper where one defines it.
+  std::string meaning;
+  /// May differ when a run is resumed.
+  bool free_at_resume = false;
 };
 /// Every key, in the order of reference.yaml.
 const std::vector<KeyInfo>& config_keys();

@@ -13,27 +13,41 @@ namespace espalier {
 /// logs. 75 is the only one that says "run the same command again and it continues".
 enum class ExitCode : int {
   ok = 0,
-  usage = 64,        ///< the command line cannot be understood
-  bad_content = 65,  ///< an input was read and is wrong (NaN, shapes, truncation, hostile file)
-  missing_input =
-      66,           ///< a named input does not exist, or no valid checkpoint where one is required
-  unsuitable = 69,  ///< ranks, devices or memory do not suit the configuration
-  internal = 70,    ///< a bug in espalier
-  cannot_create = 73,  ///< an output exists already, or the run directory is in use
-  write_failed = 74,   ///< a write failed: disk full, quota, I/O error
-  stopped = 75,        ///< stopped on request after a commit; resumable
-  peer_lost = 76,      ///< another rank died or hangs
-  permission = 77,     ///< an input may not be read or an output may not be written
-  config = 78,         ///< the configuration is wrong, or a frozen key changed at resume
+  /// The command line cannot be understood.
+  usage = 64,
+  /// An input was read and is wrong (NaN, shapes, truncation, hostile file).
+  bad_content = 65,
+  /// A named input does not exist, or no valid checkpoint where one is required.
+  missing_input = 66,
+  /// Ranks, devices or memory do not suit the configuration.
+  unsuitable = 69,
+  /// A bug in espalier.
+  internal = 70,
+  /// An output exists already, or the run directory is in use.
+  cannot_create = 73,
+  /// A write failed: disk full, quota, I/O error.
+  write_failed = 74,
+  /// Stopped on request after a commit; resumable.
+  stopped = 75,
+  /// Another rank died or hangs.
+  peer_lost = 76,
+  /// An input may not be read or an output may not be written.
+  permission = 77,
+  /// The configuration is wrong, or a frozen key changed at resume.
+  config = 78,
 };
 
 /// One thing that is wrong, in the project's message form: *what (why) do this*, with the values.
 struct Problem {
   ExitCode code = ExitCode::internal;
-  std::string what;    ///< one sentence with the values
-  std::string why;     ///< the rule that was broken; may be empty
-  std::string remedy;  ///< what to do; may be empty
-  std::string where;   ///< "file:line:column", "rank 1, phase save, ..."; may be empty
+  /// One sentence with the values.
+  std::string what;
+  /// The rule that was broken; may be empty.
+  std::string why;
+  /// What to do; may be empty.
+  std::string remedy;
+  /// "file:line:column", "rank 1, phase save, ..."; may be empty.
+  std::string where;
 
   /// "where: what (why). remedy" in one line, leaving out what is empty.
   std::string message() const;

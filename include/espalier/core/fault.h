@@ -15,9 +15,12 @@ namespace espalier::fault {
 /// std::bad_alloc).
 enum class Effect {
   none,
-  nan,          ///< poison one value of what is being computed here
-  short_write,  ///< write only a part and fail
-  io_error,     ///< behave as if the call failed with `Outcome::error_number`
+  /// Poison one value of what is being computed here.
+  nan,
+  /// Write only a part and fail.
+  short_write,
+  /// Behave as if the call failed with `Outcome::error_number`.
+  io_error,
 };
 
 struct Outcome {
@@ -41,10 +44,14 @@ Outcome hit(std::string_view name);
 struct Point {
   std::string name;
   std::string meaning;
-  bool offers_nan = false;          ///< computes what `nan` poisons
-  bool offers_errors = false;       ///< a system call, which errno:NAME makes fail
-  bool offers_short_write = false;  ///< hands bytes to the system
-  bool root_only = false;           ///< only rank 0 comes here
+  /// Computes what `nan` poisons.
+  bool offers_nan = false;
+  /// A system call, which errno:NAME makes fail.
+  bool offers_errors = false;
+  /// Hands bytes to the system.
+  bool offers_short_write = false;
+  /// Only rank 0 comes here.
+  bool root_only = false;
 
   /// The actions that only some points offer, for help: "nan", "errno:NAME, short-write" or "".
   std::string special_actions() const;

@@ -17,9 +17,12 @@ enum class Level { debug, info, warning, error, off };
 /// How this process logs. Until configured: level info, text on stderr, rank 0.
 struct Options {
   Level level = Level::info;
-  bool json = false;  ///< one JSON object per line instead of text
-  int rank = 0;       ///< only rank 0 writes to stderr; a rank's first error always goes there
-  std::filesystem::path file;  ///< every line also goes here; empty = nowhere
+  /// One JSON object per line instead of text.
+  bool json = false;
+  /// Only rank 0 writes to stderr; a rank's first error always goes there.
+  int rank = 0;
+  /// Every line also goes here; empty = nowhere.
+  std::filesystem::path file;
 };
 /// A file that cannot be opened or written is told by one warning; the log goes on without it.
 void configure(const Options& options);
@@ -43,8 +46,10 @@ void show_progress(std::string_view line);
 /// A block of several lines for readers of text, which gets no time and no rank, and what it says
 /// as members of one JSON line (beside time, level, rank and text) for programs.
 struct Block {
-  std::string title;  ///< the JSON line's text
-  std::string text;   ///< ends with a newline
+  /// The JSON line's text.
+  std::string title;
+  /// Ends with a newline.
+  std::string text;
   nlohmann::ordered_json facts = nlohmann::ordered_json::object();
 };
 enum class Stream { standard_error, standard_output };

@@ -11,8 +11,10 @@ namespace espalier {
 struct Placeholder {
   enum class Kind { empty, pointer, page };
   Kind kind;
-  std::string what;    ///< "the file is a Git LFS pointer of 134 bytes"
-  std::string remedy;  ///< how to get the file itself
+  /// "the file is a Git LFS pointer of 134 bytes".
+  std::string what;
+  /// How to get the file itself.
+  std::string remedy;
 };
 
 /// Recognises a Git LFS pointer, an HTML or XML page and an empty file from the first bytes `head`

@@ -13,18 +13,25 @@ namespace espalier::pulse {
 
 /// What the main thread waits for, if it does.
 enum class Waiting {
-  nothing,  ///< it works
-  ranks,    ///< the other ranks of a collective
-  reader,   ///< whoever reads its output
+  /// It works.
+  nothing,
+  /// The other ranks of a collective.
+  ranks,
+  /// Whoever reads its output.
+  reader,
 };
 
 struct Reading {
   std::string phase;
-  std::uint64_t beats = 0;  ///< steps since the process began
+  /// Steps since the process began.
+  std::uint64_t beats = 0;
   Waiting waiting = Waiting::nothing;
-  double slowest_seconds = 0;  ///< longest step of work in this phase so far
-  bool seen_before = false;    ///< this phase came to its end at least once
-  double waited_seconds = 0;   ///< for other ranks, since the process began
+  /// Longest step of work in this phase so far.
+  double slowest_seconds = 0;
+  /// This phase came to its end at least once.
+  bool seen_before = false;
+  /// For other ranks, since the process began.
+  double waited_seconds = 0;
 };
 
 /// A new phase begins, which is a step.

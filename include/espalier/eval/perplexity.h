@@ -15,10 +15,14 @@ namespace espalier {
 struct Perplexity {
   std::string name;
   double perplexity = 0;
-  double loss = 0;                 ///< nats per counted token
-  std::int64_t tokens = 0;         ///< counted tokens
-  std::int64_t windows = 0;        ///< rows of the file
-  std::int64_t window_tokens = 0;  ///< row length: a perplexity means nothing without it
+  /// Nats per counted token.
+  double loss = 0;
+  /// Counted tokens.
+  std::int64_t tokens = 0;
+  /// Rows of the file.
+  std::int64_t windows = 0;
+  /// Row length: a perplexity means nothing without it.
+  std::int64_t window_tokens = 0;
 };
 
 /// Evaluates on all rows of the file; a /loss_mask in it is honoured. Collective over grid.world();

@@ -31,11 +31,16 @@ struct ModelCard {
 
 /// Where an export goes and what goes into it besides the weights.
 struct ExportOptions {
-  std::filesystem::path out;  ///< must not exist; parents are made
-  bool replace = false;       ///< `out` may exist, and goes once the new is whole
-  std::uint64_t max_shard_bytes = 5'000'000'000;  ///< a tensor larger than this gets its own file
-  std::vector<std::byte> plan_image;              ///< bytes of espalier_plan.h5, see plan_image_of
-  std::string plan_digest;                        ///< config.json repeats it; empty = left out
+  /// Must not exist; parents are made.
+  std::filesystem::path out;
+  /// `out` may exist, and goes once the new is whole.
+  bool replace = false;
+  /// A tensor larger than this gets its own file.
+  std::uint64_t max_shard_bytes = 5'000'000'000;
+  /// Bytes of espalier_plan.h5, see plan_image_of.
+  std::vector<std::byte> plan_image;
+  /// config.json repeats it; empty = left out.
+  std::string plan_digest;
   /// Text of provenance.json, one JSON object; the exporter adds the key `files`: SHA-256 of every
   /// other file.
   std::string provenance = "{}";
@@ -50,11 +55,16 @@ struct ExportReport {
   std::filesystem::path directory;
   std::int64_t tensors = 0;
   std::uint64_t weight_bytes = 0;
-  ParameterCount parameters;                  ///< of the exported model
-  ParameterCount dense_parameters;            ///< of the unpruned model
-  std::string model_type;                     ///< of the written config.json
-  std::map<std::string, std::string> sha256;  ///< of every file but provenance.json, by name
-  std::vector<std::string> notes;             ///< things a user should know, one sentence each
+  /// Of the exported model.
+  ParameterCount parameters;
+  /// Of the unpruned model.
+  ParameterCount dense_parameters;
+  /// Of the written config.json.
+  std::string model_type;
+  /// Of every file but provenance.json, by name.
+  std::map<std::string, std::string> sha256;
+  /// Things a user should know, one sentence each.
+  std::vector<std::string> notes;
 };
 
 /// An HDF5 image of `plan` alone: the contents of espalier_plan.h5.
@@ -118,7 +128,8 @@ struct ExportedWidths {
   /// by another tool): `widths` then number the units of each layer by their places, which is
   /// enough to run the model and to prune it further.
   std::optional<PruningPlan> plan;
-  std::vector<std::string> notes;  ///< things a user should know
+  /// Things a user should know.
+  std::vector<std::string> notes;
 };
 
 /// Reads the widths of the exact export in `directory`, whose config.json is `config`.

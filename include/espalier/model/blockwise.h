@@ -17,21 +17,28 @@ namespace espalier {
 /// One micro-batch on the model's device. N counts predictions: logits at flat position b*T + t are
 /// compared with the token at t + 1.
 struct TokenBatch {
-  at::Tensor tokens_BT;    ///< int64
-  at::Tensor positions_N;  ///< int64, b * T + t of the predicting position
-  at::Tensor targets_N;    ///< int64, the token predicted there
-  at::Tensor weights_N;  ///< float64, coefficient of -log p in the objective that is differentiated
-  std::string origin{};  ///< for messages: "micro-batch 3 of 12, domain 'a', data rank 0"
+  /// int64.
+  at::Tensor tokens_BT;
+  /// int64, b * T + t of the predicting position.
+  at::Tensor positions_N;
+  /// int64, the token predicted there.
+  at::Tensor targets_N;
+  /// float64, coefficient of -log p in the objective that is differentiated.
+  at::Tensor weights_N;
+  /// For messages: "micro-batch 3 of 12, domain 'a', data rank 0".
+  std::string origin{};
 };
 
 /// What the backward pass hands over for one half of a layer. Gradients are those of `scale` times
 /// the objective, a power of two that is not 1 under float16 only: an observer divides by it what
 /// it has summed in a wider type.
 struct HalfGradients {
-  at::Tensor gate;           ///< [B, T, units]: input of o_proj or down_proj
-  at::Tensor gate_gradient;  ///< same shape; undefined unless asked for
-  std::vector<std::pair<TensorRole, at::Tensor>>
-      weight_gradients;  ///< of this micro-batch, in the weights' dtype
+  /// [B, T, units]: input of o_proj or down_proj.
+  at::Tensor gate;
+  /// Same shape; undefined unless asked for.
+  at::Tensor gate_gradient;
+  /// Of this micro-batch, in the weights' dtype.
+  std::vector<std::pair<TensorRole, at::Tensor>> weight_gradients;
   double scale = 1.0;
 };
 
@@ -48,13 +55,17 @@ class BackwardObserver {
 /// What a backward pass covers, and what it may keep. Halves of layers are numbered along the
 /// data's path: 2l is layer l's attention, 2l + 1 its MLP.
 struct BackwardScope {
-  std::int64_t lowest_half = 0;  ///< nothing below is differentiated; 2 * layers = nothing at all
-  std::int64_t graph_bytes = 0;  ///< this rank may take as much to keep graphs; 0 = keep none
+  /// Nothing below is differentiated; 2 * layers = nothing at all.
+  std::int64_t lowest_half = 0;
+  /// This rank may take as much to keep graphs; 0 = keep none.
+  std::int64_t graph_bytes = 0;
 };
 
 struct BackwardPass {
-  at::Tensor nll_N;  ///< negative log likelihoods, float64 on the host, same on every tensor rank
-  std::int64_t repeated_halves = 0;  ///< halves that ran forward twice on this rank
+  /// Negative log likelihoods, float64 on the host, same on every tensor rank.
+  at::Tensor nll_N;
+  /// Halves that ran forward twice on this rank.
+  std::int64_t repeated_halves = 0;
   /// A loss or a gradient that is not finite (bad_content), the same on every tensor rank: the
   /// layer and half or the tensor where the first such value arose, on which tensor ranks, and the
   /// batch's origin. For the caller's next agreement.
@@ -62,7 +73,8 @@ struct BackwardPass {
 };
 struct TokenLosses {
   at::Tensor nll_N;
-  Problems problems;  ///< as BackwardPass::problems
+  /// As BackwardPass::problems.
+  Problems problems;
 };
 
 /// Runs forward through all layers, then asks every half from the last down to the lowest for the

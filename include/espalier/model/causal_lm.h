@@ -24,7 +24,8 @@ namespace espalier {
 /// undefined.
 struct LayerWeights {
   at::Tensor attention_norm_D;
-  at::Tensor q_HED, k_KED, v_KED, o_DHE;  ///< projections, [rows, columns] as in the checkpoint
+  /// Projections, [rows, columns] as in the checkpoint.
+  at::Tensor q_HED, k_KED, v_KED, o_DHE;
   at::Tensor q_bias_HE, k_bias_KE, v_bias_KE;
   at::Tensor q_norm_E, k_norm_E;
   at::Tensor mlp_norm_D;
@@ -37,9 +38,10 @@ struct LayerWeights {
 
 /// What one half of a decoder layer computes on this rank, before the sum over tensor ranks.
 struct HalfOutput {
-  at::Tensor partial_BTD;  ///< to be summed over tensor ranks and added to the residual
-  at::Tensor
-      gate;  ///< input of o_proj [B, T, H*E], or of down_proj [B, T, F]: where units are gated
+  /// To be summed over tensor ranks and added to the residual.
+  at::Tensor partial_BTD;
+  /// Input of o_proj [B, T, H*E], or of down_proj [B, T, F]: where units are gated.
+  at::Tensor gate;
 };
 
 /// Numerical choices of a pass. The attention back end is LibTorch's own, chosen for the process.

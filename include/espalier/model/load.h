@@ -19,8 +19,10 @@ struct WeightSource {
 
 /// What a good checkpoint holds besides the model.
 struct CheckpointRemarks {
-  std::vector<std::string> notes;     ///< nothing to do about
-  std::vector<std::string> warnings;  ///< tensors that are left out and may have meant something
+  /// Nothing to do about.
+  std::vector<std::string> notes;
+  /// Tensors that are left out and may have meant something.
+  std::vector<std::string> warnings;
 };
 
 /// Compares names, shapes and dtypes of the checkpoint with what config.json promises; lists

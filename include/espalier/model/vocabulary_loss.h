@@ -8,9 +8,10 @@
 namespace espalier {
 
 struct VocabularyLoss {
-  at::Tensor nll_N;  ///< float64, on the device
-  at::Tensor
-      dx_BTD;  ///< gradient for the hidden states before the final norm; undefined unless asked for
+  /// float64, on the device.
+  at::Tensor nll_N;
+  /// Gradient for the hidden states before the final norm; undefined unless asked for.
+  at::Tensor dx_BTD;
 };
 
 /// Cross-entropy over a vocabulary that is split over tensor ranks (Megatron-LM's scheme, arXiv

@@ -26,8 +26,10 @@ enum class CommitKind { iteration, pass };
 struct Commit {
   CommitKind kind = CommitKind::iteration;
   std::int64_t iteration = 0;
-  std::vector<std::byte> state;     ///< bytes of state.h5 or sums.h5
-  nlohmann::ordered_json manifest;  ///< MANIFEST.json
+  /// Bytes of state.h5 or sums.h5.
+  std::vector<std::byte> state;
+  /// MANIFEST.json.
+  nlohmann::ordered_json manifest;
 };
 
 /// What the commit's run read, as its manifest records it. Throws Error(bad_content) for a record

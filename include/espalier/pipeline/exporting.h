@@ -19,9 +19,11 @@ namespace espalier {
 struct ExportFacts {
   PruningPlan plan;
   nlohmann::ordered_json provenance;
-  std::vector<nlohmann::ordered_json> metrics;  ///< rows of metrics.jsonl; may be empty
+  /// Rows of metrics.jsonl; may be empty.
+  std::vector<nlohmann::ordered_json> metrics;
   std::function<void()> between_tensors;
-  bool replace = false;  ///< what stands in the place is this run's own and goes
+  /// What stands in the place is this run's own and goes.
+  bool replace = false;
 };
 
 /// Writes one export of `facts.plan` with model card and provenance. One process alone.
@@ -44,13 +46,16 @@ void write_run_export(const Source& source, const PruneRules& rules, const RunDi
 
 /// What `espalier export` was asked to do.
 struct ExportRequest {
-  std::filesystem::path from;  ///< run directory, or a plan.h5 together with `model`
+  /// Run directory, or a plan.h5 together with `model`.
+  std::filesystem::path from;
   /// Checkpoint that a plan file belongs to, or where a run's model is now; empty = where it was.
   std::filesystem::path model;
   std::filesystem::path out;
   ExportFormat format = ExportFormat::exact;
-  std::optional<double> sparsity;  ///< a smaller plan of the same run, in `measure`
-  std::optional<Measure> measure;  ///< absent = the run's own prune.measure
+  /// A smaller plan of the same run, in `measure`.
+  std::optional<double> sparsity;
+  /// Absent = the run's own prune.measure.
+  std::optional<Measure> measure;
 };
 struct ExportOutcome {
   ExportReport report;

@@ -15,10 +15,14 @@ namespace espalier {
 /// What is known about the content of one input file. The quick facts are always there; the hash of
 /// the whole content where it was computed.
 struct Fingerprint {
-  std::string path;              ///< where the file was; says nothing about its content
-  std::int64_t bytes = 0;        ///< size
-  std::int64_t modified_ns = 0;  ///< time of the last change, nanoseconds since 1970
-  std::string head_sha256;  ///< of the first MiB: all of a small file, the header of a large one
+  /// Where the file was; says nothing about its content.
+  std::string path;
+  /// Size.
+  std::int64_t bytes = 0;
+  /// Time of the last change, nanoseconds since 1970.
+  std::int64_t modified_ns = 0;
+  /// Of the first MiB: all of a small file, the header of a large one.
+  std::string head_sha256;
   /// SHA-256 over the SHA-256 digits of the file's blocks of 64 MiB, so that ranks can share one
   /// file; empty = not computed.
   std::string content_sha256;
@@ -44,19 +48,24 @@ void hash_contents(Inputs& inputs, const std::vector<std::string>& names, Commun
 
 /// How two fingerprints of one input compare.
 enum class Likeness {
-  same_content,  ///< the whole contents agree
-  same_facts,    ///< size, time and head agree; a content is not known on both sides
-  undecided,  ///< size and head agree, the time does not, and a content is not known on both sides
+  /// The whole contents agree.
+  same_content,
+  /// Size, time and head agree; a content is not known on both sides.
+  same_facts,
+  /// Size and head agree, the time does not, and a content is not known on both sides.
+  undecided,
   changed
 };
 Likeness compare(const Fingerprint& before, const Fingerprint& now);
 
 /// What a comparison of inputs with an earlier record came to.
 struct InputCheck {
-  Inputs record;      ///< of now; a content that the earlier record knew is kept where facts agree
-  Problems problems;  ///< a weight or a calibration file that is another one (bad_content)
-  std::vector<std::string>
-      notes;  ///< evaluation data that is another one; what could not be compared
+  /// Of now; a content that the earlier record knew is kept where facts agree.
+  Inputs record;
+  /// A weight or a calibration file that is another one (bad_content).
+  Problems problems;
+  /// Evaluation data that is another one; what could not be compared.
+  std::vector<std::string> notes;
   /// "12 files by content", "11 files by size, time and head, 1 by content"; empty = no record.
   std::string how;
 };

@@ -15,11 +15,15 @@ struct Heartbeat {
   std::string host;
   std::int64_t pid = 0;
   std::string phase;
-  std::uint64_t signs = 0;  ///< how often the rank wrote this line: its process runs
-  std::uint64_t beats = 0;  ///< steps of its work (core/pulse.h)
+  /// How often the rank wrote this line: its process runs.
+  std::uint64_t signs = 0;
+  /// Steps of its work (core/pulse.h).
+  std::uint64_t beats = 0;
   pulse::Waiting waiting = pulse::Waiting::nothing;
-  double deadline_seconds = 0;  ///< longest that a step may take, by what this rank has seen
-  bool hangs = false;           ///< it has come to the end that HangJudge describes
+  /// Longest that a step may take, by what this rank has seen.
+  double deadline_seconds = 0;
+  /// It has come to the end that HangJudge describes.
+  bool hangs = false;
 };
 std::string heartbeat_text(const Heartbeat& heartbeat);
 /// Nothing where the text is damaged or half written.

@@ -18,7 +18,8 @@ namespace espalier {
 /// commit), in which case it must be the model that the run began with.
 struct ModelChoice {
   std::filesystem::path model;
-  std::filesystem::path plan;  ///< a plan.h5; empty = nothing removed
+  /// A plan.h5; empty = nothing removed.
+  std::filesystem::path plan;
   std::filesystem::path run_dir;
   std::optional<std::int64_t> iteration;
 };
@@ -31,9 +32,12 @@ void score_model(CommRuntime& runtime, const RunConfig& config, const ModelChoic
 
 struct EvalRequest {
   ModelChoice choice;
-  std::filesystem::path out;     ///< eval.json; empty = only printed
-  std::filesystem::path logits;  ///< HDF5 file for logits of the first rows; empty = none
-  std::int64_t logit_rows = 1;   ///< rows of each evaluation file whose logits are written
+  /// eval.json; empty = only printed.
+  std::filesystem::path out;
+  /// HDF5 file for logits of the first rows; empty = none.
+  std::filesystem::path logits;
+  /// Rows of each evaluation file whose logits are written.
+  std::int64_t logit_rows = 1;
 };
 /// `espalier eval`: the configuration's evaluations. Returns what eval.json holds, the same on
 /// every rank. Collective.

@@ -16,11 +16,16 @@ namespace espalier {
 
 /// What the largest pass of a command needs on each rank, beside what a rank has.
 struct MemoryForecast {
-  PassShape pass;              ///< the pass that needs most
-  MemoryNeed need;             ///< of the fullest tensor rank
-  std::int64_t available = 0;  ///< bytes for one rank; 0 = unknown, nothing is refused
-  std::int64_t sequence = 1;   ///< tokens of the longest row: the smallest micro-batch
-  std::int64_t ranks = 1;      ///< of the whole job
+  /// The pass that needs most.
+  PassShape pass;
+  /// Of the fullest tensor rank.
+  MemoryNeed need;
+  /// Bytes for one rank; 0 = unknown, nothing is refused.
+  std::int64_t available = 0;
+  /// Tokens of the longest row: the smallest micro-batch.
+  std::int64_t sequence = 1;
+  /// Of the whole job.
+  std::int64_t ranks = 1;
 
   bool fits() const { return available == 0 || need.total() <= available; }
 };

@@ -16,10 +16,14 @@ struct RunRequest {
   RunConfig config;
   std::filesystem::path run_dir;
   RunDirectory::Options directory;
-  bool fast_verify = false;      ///< compare inputs by size, time and first MiB where that decides
-  bool strict_paths = false;     ///< refuse inputs that are symbolic links
-  double max_seconds = 0;        ///< stop in time; 0 = no limit
-  Watchdog* watchdog = nullptr;  ///< watches as soon as there is a run directory
+  /// Compare inputs by size, time and first MiB where that decides.
+  bool fast_verify = false;
+  /// Refuse inputs that are symbolic links.
+  bool strict_paths = false;
+  /// Stop in time; 0 = no limit.
+  double max_seconds = 0;
+  /// Watches as soon as there is a run directory.
+  Watchdog* watchdog = nullptr;
 };
 
 /// The main job: score, rank, remove, commit, iteration by iteration, then evaluate and export.

@@ -39,7 +39,8 @@ class RunDirectory {
  public:
   struct Options {
     ResumeMode resume = ResumeMode::automatic;
-    std::vector<std::string> allowed_changes;  ///< frozen keys that may differ all the same
+    /// Frozen keys that may differ all the same.
+    std::vector<std::string> allowed_changes;
     double lock_wait_seconds = 30;
   };
 
@@ -132,10 +133,14 @@ std::filesystem::path run_of_commit(const std::filesystem::path& commit);
 
 /// What `espalier status` says of a run directory.
 struct StatusReport {
-  nlohmann::ordered_json status;  ///< status.json with `alive` added
-  std::string line;    ///< "running iter 3/10 ...", "finished: ...", "dead since ...", one line
-  int exit_code = 0;   ///< 0 running or finished, 75 stopped, 76 dead, else the run's code
-  bool ended = false;  ///< nobody works in the directory any more
+  /// status.json with `alive` added.
+  nlohmann::ordered_json status;
+  /// "running iter 3/10 ...", "finished: ...", "dead since ...", one line.
+  std::string line;
+  /// 0 running or finished, 75 stopped, 76 dead, else the run's code.
+  int exit_code = 0;
+  /// Nobody works in the directory any more.
+  bool ended = false;
 };
 /// Looks at status.json, owner.json and the lock; a run that has the lock and has not written its
 /// status yet is `starting`. Throws missing_input when it is no run directory, bad_content when

@@ -18,10 +18,13 @@ namespace espalier {
 
 /// A checkpoint directory, opened and checked: dense, or one of our `exact` exports.
 struct Source {
-  ModelConfig config;  ///< the dense model's facts
+  /// The dense model's facts.
+  ModelConfig config;
   CheckpointReader reader;
-  ModelWidths widths;               ///< of the tensors in the files
-  std::optional<PruningPlan> plan;  ///< of an exact export that still carries one
+  /// Of the tensors in the files.
+  ModelWidths widths;
+  /// Of an exact export that still carries one.
+  std::optional<PruningPlan> plan;
   std::vector<std::string> notes;
   std::vector<std::string> warnings;
 

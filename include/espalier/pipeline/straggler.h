@@ -9,7 +9,8 @@ namespace espalier {
 struct Straggler {
   int rank = 0;
   double seconds = 0;
-  double median = 0;  ///< of the others that worked at all
+  /// Of the others that worked at all.
+  double median = 0;
   double ratio() const { return seconds / median; }
 };
 

@@ -10,7 +10,8 @@ namespace espalier {
 
 /// What `espalier verify` found, one line per thing that was looked at.
 struct Verification {
-  std::string kind;  ///< "run directory", "commit", "exported model", "model"
+  /// "run directory", "commit", "exported model", "model".
+  std::string kind;
   std::vector<std::string> checked;
   std::vector<std::string> warnings;
 };

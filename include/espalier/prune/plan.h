@@ -28,14 +28,18 @@ struct UnitMatrix {
 /// a smaller plan.
 struct PruningPlan {
   AttentionUnit attention_unit = AttentionUnit::query_head;
-  std::int64_t iteration = 0;  ///< the last iteration that is part of the plan
+  /// The last iteration that is part of the plan.
+  std::int64_t iteration = 0;
   std::string model_config_sha256;
-  UnitMatrix<std::int32_t> attention_removed_at;  ///< -1 = kept, k >= 1 = removed in iteration k
-  UnitMatrix<std::int64_t> attention_order;  ///< -1 = kept, else place in the removal order from 0
+  /// -1 = kept, k >= 1 = removed in iteration k.
+  UnitMatrix<std::int32_t> attention_removed_at;
+  /// -1 = kept, else place in the removal order from 0.
+  UnitMatrix<std::int64_t> attention_order;
   UnitMatrix<std::int32_t> mlp_removed_at;
   UnitMatrix<std::int64_t> mlp_order;
 
-  std::int64_t removed() const;  ///< units removed so far, both kinds
+  /// Units removed so far, both kinds.
+  std::int64_t removed() const;
   /// SHA-256 over attention/removed_at, attention/order, mlp/removed_at, mlp/order, each as its two
   /// dimensions (int64) and its bytes, little-endian; 64 hex digits.
   std::string digest() const;
@@ -70,8 +74,10 @@ struct PruneRules {
   bool mlp = true;
   Ranking ranking = Ranking::global;
   Measure measure = Measure::structures;
-  std::vector<bool> protected_layer;  ///< [layers]
-  std::int64_t min_heads = 1;         ///< query heads per layer, also for kv_group
+  /// [layers].
+  std::vector<bool> protected_layer;
+  /// Query heads per layer, also for kv_group.
+  std::int64_t min_heads = 1;
   std::int64_t min_channels = 1;
 };
 PruneRules prune_rules(const ModelConfig& config, const PruneConfig& prune);
@@ -117,9 +123,10 @@ void require_work(const ModelConfig& config, const PruneRules& rules, const Prun
 
 struct Advance {
   PruningPlan plan;
-  double margin_at_cut =
-      0;  ///< (lowest kept - highest removed) / highest removed, over what could fall
-  std::int64_t removed_heads = 0;  ///< attention units that fell in this step
+  /// (lowest kept - highest removed) / highest removed, over what could fall.
+  double margin_at_cut = 0;
+  /// Attention units that fell in this step.
+  std::int64_t removed_heads = 0;
   std::int64_t removed_channels = 0;
 };
 

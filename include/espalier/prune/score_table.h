@@ -15,10 +15,12 @@ const char* name_of(UnitKind kind);
 /// One number per surviving unit of one kind, ordered by (layer, unit).
 struct ScoreList {
   std::vector<std::int32_t> layer;
-  std::vector<std::int32_t> unit;  ///< number in the dense model
-  std::vector<double> score;       ///< normalised and combined: what is ranked; small falls first
-  std::vector<std::vector<double>>
-      raw;  ///< per row of raw_rows: the criterion's value before normalisation
+  /// Number in the dense model.
+  std::vector<std::int32_t> unit;
+  /// Normalised and combined: what is ranked; small falls first.
+  std::vector<double> score;
+  /// Per row of raw_rows: the criterion's value before normalisation.
+  std::vector<std::vector<double>> raw;
 };
 
 /// Scores of one pass; the same on every rank.
@@ -27,10 +29,13 @@ struct ScoreTable {
   ScoreList mlp;
   std::string criterion;
   std::string normalization;
-  std::vector<std::string> raw_rows;  ///< the domains, or {"pooled"}
+  /// The domains, or {"pooled"}.
+  std::vector<std::string> raw_rows;
   std::vector<std::string> domains;
-  std::vector<double> loss;  ///< per domain; NaN-free
-  std::int64_t tokens = 0;   ///< counted loss tokens of the pass
+  /// Per domain; NaN-free.
+  std::vector<double> loss;
+  /// Counted loss tokens of the pass.
+  std::int64_t tokens = 0;
 };
 
 /// Writes the groups /attention and /mlp and the attributes of `group` ("" = the root) as

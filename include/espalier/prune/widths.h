@@ -39,8 +39,10 @@ std::vector<std::int32_t> kept_kv_heads(const ModelConfig& config,
 
 /// A tensor-parallel rank's share: contiguous in dense order, so that any rank count works.
 struct ShardWidths {
-  ModelWidths widths;  ///< the units this rank holds
-  Range vocabulary;    ///< the rows of the embedding and of the head it holds
+  /// The units this rank holds.
+  ModelWidths widths;
+  /// The rows of the embedding and of the head it holds.
+  Range vocabulary;
   friend bool operator==(const ShardWidths&, const ShardWidths&) = default;
 };
 

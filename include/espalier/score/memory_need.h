@@ -12,14 +12,18 @@ namespace espalier {
 
 /// A scoring pass as far as its memory depends on it.
 struct PassShape {
-  ModelWidths widths;   ///< what is left of the model
-  int tensor = 1;       ///< ranks that share it
-  ScoredHalves scored;  ///< halves whose units can fall; all false = losses only
+  /// What is left of the model.
+  ModelWidths widths;
+  /// Ranks that share it.
+  int tensor = 1;
+  /// Halves whose units can fall; all false = losses only.
+  ScoredHalves scored;
   Criterion criterion = Criterion::taylor;
   AttentionUnit unit = AttentionUnit::query_head;
   Accumulate accumulate = Accumulate::automatic;
   at::ScalarType dtype = at::kFloat;
-  std::int64_t tokens = 0;  ///< of the largest micro-batch: B x T
+  /// Of the largest micro-batch: B x T.
+  std::int64_t tokens = 0;
 };
 
 /// Bytes of tensors that one rank holds at the height of a pass that keeps no graphs

@@ -13,14 +13,19 @@ namespace espalier {
 /// any layout. Only criteria whose sums are a number per unit can be paused; `taylor` holds a
 /// gradient per weight.
 struct PausedPass {
-  std::string work;                ///< work_of (score.h): sums of other work cannot be continued
-  std::int64_t iteration = 0;      ///< the one under way
-  std::int64_t micro_batches = 0;  ///< done in the traversal under way: a prefix of the order
+  /// work_of (score.h): sums of other work cannot be continued.
+  std::string work;
+  /// The one under way.
+  std::int64_t iteration = 0;
+  /// Done in the traversal under way: a prefix of the order.
+  std::int64_t micro_batches = 0;
   /// One row per traversal of data, the last one under way, before them the finished ones; scored
   /// units in the order (layer, unit). No rows for criteria without gradients.
   std::vector<std::vector<double>> attention, mlp;
-  std::vector<double> loss;  ///< per domain, so far
-  std::int64_t tokens = 0;   ///< counted loss tokens so far
+  /// Per domain, so far.
+  std::vector<double> loss;
+  /// Counted loss tokens so far.
+  std::int64_t tokens = 0;
 };
 
 /// Thrown on every rank together in place of stop::Stopped when the pass can be continued.

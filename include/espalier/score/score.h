@@ -20,13 +20,17 @@ struct ScoreRequest {
   ImportanceConfig importance;
   Combine combine = Combine::pooled;
   AttentionUnit unit = AttentionUnit::query_head;
-  ScoredHalves
-      scored;  ///< halves that need a score; nothing below the lowest of them is differentiated
-  std::int64_t seed = 0;  ///< of criterion random
+  /// Halves that need a score; nothing below the lowest of them is differentiated.
+  ScoredHalves scored;
+  /// Of criterion random.
+  std::int64_t seed = 0;
   std::int64_t iteration = 0;
-  std::int64_t max_skipped = 0;      ///< micro-batches that may be left out; 0 = none
-  std::int64_t spare_bytes = 0;      ///< memory this rank may use to save arithmetic; 0 = none
-  std::optional<PausedPass> paused;  ///< continued when it is of the same work, else left alone
+  /// Micro-batches that may be left out; 0 = none.
+  std::int64_t max_skipped = 0;
+  /// Memory this rank may use to save arithmetic; 0 = none.
+  std::int64_t spare_bytes = 0;
+  /// Continued when it is of the same work, else left alone.
+  std::optional<PausedPass> paused;
 };
 
 /// ScoreRequest::max_skipped of a configuration.
@@ -39,16 +43,23 @@ ScoredHalves prunable_halves(const ModelConfig& config, const PruneRules& rules)
 /// A micro-batch whose loss or gradient was not finite, and that was left out.
 struct SkippedBatch {
   std::string domain;
-  std::vector<std::int64_t> rows;  ///< of the domain's file
+  /// Of the domain's file.
+  std::vector<std::int64_t> rows;
 };
 
 struct ScorePass {
-  ScoreTable table;                       ///< the same on every rank
-  std::map<std::string, double> seconds;  ///< calibrate, reduce
-  std::int64_t statistics_bytes = 0;      ///< accumulators on this rank
-  std::int64_t continued_tokens = 0;      ///< of table.tokens, those of the paused pass
-  std::vector<SkippedBatch> skipped;      ///< the same on every rank
-  std::int64_t repeated_halves = 0;       ///< most halves that ran forward twice in a micro-batch
+  /// The same on every rank.
+  ScoreTable table;
+  /// calibrate, reduce.
+  std::map<std::string, double> seconds;
+  /// Accumulators on this rank.
+  std::int64_t statistics_bytes = 0;
+  /// Of table.tokens, those of the paused pass.
+  std::int64_t continued_tokens = 0;
+  /// The same on every rank.
+  std::vector<SkippedBatch> skipped;
+  /// Most halves that ran forward twice in a micro-batch.
+  std::int64_t repeated_halves = 0;
 };
 
 /// A hash of all that makes sums of a pass comparable beside weights and token files, which are the

@@ -14,8 +14,10 @@ namespace espalier {
 struct RawBlock {
   std::int32_t layer = 0;
   UnitKind kind = UnitKind::attention;
-  std::vector<std::int32_t> units;  ///< numbers in the dense model, rising
-  std::vector<std::int64_t> heads;  ///< query heads behind each unit; empty for channels
+  /// Numbers in the dense model, rising.
+  std::vector<std::int32_t> units;
+  /// Query heads behind each unit; empty for channels.
+  std::vector<std::int64_t> heads;
   /// [row][unit]: a row per domain, or one for all data
   std::vector<std::vector<double>> values;
 };

@@ -21,14 +21,18 @@ namespace espalier {
 struct TensorInfo {
   DType dtype = DType::f32;
   std::vector<std::int64_t> shape;
-  std::string file;         ///< plain file name inside the checkpoint directory
-  std::uint64_t begin = 0;  ///< first byte, absolute in the file
-  std::uint64_t end = 0;    ///< one past the last byte, absolute in the file
+  /// Plain file name inside the checkpoint directory.
+  std::string file;
+  /// First byte, absolute in the file.
+  std::uint64_t begin = 0;
+  /// One past the last byte, absolute in the file.
+  std::uint64_t end = 0;
 };
 
 /// A header after validation; exposed for the fuzzer.
 struct SafetensorsHeader {
-  std::map<std::string, TensorInfo> tensors;  ///< begin and end relative to the file
+  /// Begin and end relative to the file.
+  std::map<std::string, TensorInfo> tensors;
   std::map<std::string, std::string> metadata;
   std::uint64_t data_begin = 0;
 };

@@ -6,10 +6,14 @@ namespace {
 /// Lines put behind (or, where they hold the same section, in place of) the minimal file, and what
 /// the program must say: one message a line, the closing line is checked for all.
 struct Row {
-  const char* model;        ///< the model section; nullptr = the valid one
-  const char* calibration;  ///< nullptr = the valid one
-  const char* prune;        ///< nullptr = the valid one
-  const char* rest;         ///< what follows
+  /// The model section; nullptr = the valid one.
+  const char* model;
+  /// nullptr = the valid one.
+  const char* calibration;
+  /// nullptr = the valid one.
+  const char* prune;
+  /// What follows.
+  const char* rest;
   std::vector<std::string> overrides;
   const char* expected;
   int code;

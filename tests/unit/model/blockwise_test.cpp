@@ -38,8 +38,8 @@ class Recorder final : public BackwardObserver {
     gates[{layer, half}] = (g.gate * g.gate_gradient).sum(at::IntArrayRef{0, 1});
     for (const auto& [role, gradient] : g.weight_gradients) weights[{layer, role}] = gradient;
   }
-  std::map<std::pair<std::int64_t, UnitKind>, at::Tensor>
-      gates;  // signed sums over tokens, per entry
+  // Signed sums over tokens, per entry.
+  std::map<std::pair<std::int64_t, UnitKind>, at::Tensor> gates;
   std::map<std::pair<std::int64_t, TensorRole>, at::Tensor> weights;  // gradients
 
  private:
