@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # launch/build.sh [PRESET]
 #
-# Configures and builds espalier. PRESET is release (the default), dev, ci, asan or cuda; the program is
-# then build/PRESET/bin/espalier. Run launch/setup.sh first.
+# Configures and builds espalier. PRESET is release (the default), dev, ci, asan, asan-torch or cuda; the
+# program is then build/PRESET/bin/espalier. Run launch/setup.sh first.
 #
 # Exit codes: 0 built, 64 wrong usage, 69 a tool is missing, otherwise the compiler's.
 set -euo pipefail
@@ -16,8 +16,8 @@ case ${1-} in
     exit 0
     ;;
   "") ;;
-  release | dev | ci | asan | cuda) preset=$1 ;;
-  *) die "$code_usage" "unknown preset '$1'. Known: release, dev, ci, asan, cuda." ;;
+  release | dev | ci | asan | asan-torch | cuda) preset=$1 ;;
+  *) die "$code_usage" "unknown preset '$1'. Known: release, dev, ci, asan, asan-torch, cuda." ;;
 esac
 [ $# -le 1 ] || die "$code_usage" "one preset at most. Try launch/build.sh --help."
 for tool in cmake ninja; do

@@ -110,7 +110,9 @@ void Monitor::write_status() {
     directory_->write_status(status_);
   } catch (const Error& error) {
     // What cannot be reported must not end what still works; a commit that fails will.
-    if (!status_failed_) log::warning("status.json is not written any more: {}", error.what());
+    if (!status_failed_)
+      log::warning("status.json cannot be written, and is tried again whenever it changes: {}",
+                   error.what());
     status_failed_ = true;
   }
 }

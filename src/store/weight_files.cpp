@@ -78,6 +78,10 @@ constexpr Lookalike kLookalikes[] = {
     {"", ".gguf", "Use the checkpoint that it was made from: GGUF files are not read."},
 };
 
+/// Four times that of the largest models that are published, which have 90,000 tensors; reading
+/// takes several times as much memory.
+constexpr std::size_t kIndexBytes = std::size_t{32} << 20;
+
 /// The message for a directory without weights; says what there is instead.
 [[noreturn]] void refuse_directory(const std::filesystem::path& directory) {
   std::string found;
@@ -128,7 +132,7 @@ void read_map(const nlohmann::ordered_json& weight_map, const std::string& origi
 
 WeightFiles read_index(const std::filesystem::path& path) {
   const std::string origin = path.string();
-  const std::string text = read_file(path, std::size_t{256} << 20);
+  const std::string text = read_file(path, kIndexBytes);
   refuse_placeholder(std::string_view(text).substr(0, kPlaceholderBytes), text.size(), origin);
   const auto root = parse_json(text, origin);
   if (!root.is_object() || !root.contains("weight_map") || !root["weight_map"].is_object())
