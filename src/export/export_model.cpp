@@ -128,8 +128,7 @@ ExportReport export_model(ExportFormat format, const CheckpointReader& source,
   StagingDirectory staging(options.out, options.replace);
   report.directory = staging.destination();
   require_free_space(staging.path(), bytes_needed(source, prepared, report));
-  report.sha256 = export_detail::write_weights(source, prepared.jobs, staging.path(),
-                                               options.max_shard_bytes, options.between_tensors);
+  report.sha256 = export_detail::write_weights(source, prepared.jobs, staging.path(), options);
   FileSet files(staging, report.sha256);
   for (const fs::path& name : prepared.copies) {
     if (options.between_tensors) options.between_tensors();

@@ -71,13 +71,12 @@ std::vector<TensorJob> tensor_jobs(const CheckpointReader& source, const ModelCo
                                    const ModelWidths& held, const ModelWidths& kept,
                                    std::vector<std::string>& notes);
 
-/// Writes model.safetensors, or shards and their index, into `directory`; returns the SHA-256 of
-/// every file by name.
+/// Writes model.safetensors, or shards and their index, into `directory`, by the options' sizes;
+/// returns the SHA-256 of every file by name.
 std::map<std::string, std::string> write_weights(const CheckpointReader& source,
                                                  const std::vector<TensorJob>& jobs,
                                                  const std::filesystem::path& directory,
-                                                 std::uint64_t max_shard_bytes,
-                                                 const std::function<void()>& between_tensors);
+                                                 const ExportOptions& options);
 
 /// README.md of the export. `report` is complete except for the card's own hash.
 std::string model_card_text(ExportFormat format, const std::filesystem::path& source,

@@ -1,4 +1,7 @@
 #include <algorithm>
+#include <array>
+#include <future>
+#include <memory>
 #include <numeric>
 #include <set>
 #include <utility>
@@ -6,6 +9,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "espalier/core/background.h"
 #include "espalier/core/error.h"
 #include "espalier/core/hash.h"
 #include "espalier/core/json.h"
@@ -14,8 +18,6 @@
 
 namespace espalier::export_detail {
 namespace {
-
-constexpr std::uint64_t kPartBytes = std::uint64_t{64} << 20;
 
 std::uint64_t elements_of(const std::vector<std::int64_t>& shape) {
   return std::accumulate(
@@ -107,25 +109,52 @@ std::string shard_name(std::size_t index, std::size_t count) {
   return fmt::format("model-{:05}-of-{:05}.safetensors", index + 1, count);
 }
 
-/// Copies one tensor through a buffer of at most kPartBytes (or one row).
-void copy_tensor(const CheckpointReader& source, const TensorJob& job, SafetensorsWriter& writer,
-                 const std::function<void()>& between_parts, std::vector<std::byte>& buffer) {
-  const IndexRuns& columns = job.slice.columns;
-  const std::uint64_t row_bytes = static_cast<std::uint64_t>(columns.size()) * size_of(job.dtype);
-  if (job.bytes == 0) {
-    writer.write(job.spec.name, {});
-    return;
+/// Rows of one tensor that are read, and then written, at once.
+struct Part {
+  const TensorJob* job;
+  IndexRuns rows;
+  std::size_t bytes;
+};
+
+/// The rows of the jobs of `range` in parts of at most `most` bytes (or one row), in order.
+std::vector<Part> parts_of(const std::vector<TensorJob>& jobs, Range range, std::size_t most) {
+  std::vector<Part> parts;
+  for (std::int64_t j = range.begin; j < range.end; ++j) {
+    const TensorJob& job = jobs[static_cast<std::size_t>(j)];
+    if (job.bytes == 0) continue;
+    const auto row_bytes = static_cast<std::size_t>(job.slice.columns.size()) * size_of(job.dtype);
+    const std::vector<std::int64_t> wanted = job.slice.rows.indices();
+    const std::vector<std::int32_t> rows(wanted.begin(), wanted.end());
+    const std::size_t step = std::max<std::size_t>(1, most / row_bytes);
+    for (std::size_t begin = 0; begin < rows.size(); begin += step) {
+      const std::span part = std::span(rows).subspan(begin, std::min(step, rows.size() - begin));
+      parts.push_back({&job, IndexRuns::of_units(part, 1), part.size() * row_bytes});
+    }
   }
-  const std::vector<std::int64_t> wanted = job.slice.rows.indices();
-  const std::vector<std::int32_t> rows(wanted.begin(), wanted.end());
-  const std::size_t step =
-      static_cast<std::size_t>(std::max<std::uint64_t>(1, kPartBytes / row_bytes));
-  for (std::size_t begin = 0; begin < rows.size(); begin += step) {
+  return parts;
+}
+
+/// Copies the parts in order; the next is read while one is written.
+void copy_parts(const CheckpointReader& source, const std::vector<Part>& parts,
+                SafetensorsWriter& writer, const std::function<void()>& between_parts) {
+  if (parts.empty()) return;
+  const std::size_t most = std::ranges::max(parts, {}, &Part::bytes).bytes;
+  const std::array buffers{std::make_unique_for_overwrite<std::byte[]>(most),
+                           std::make_unique_for_overwrite<std::byte[]>(most)};
+  const auto buffer_of = [&](std::size_t i) {
+    return std::span(buffers[i % 2].get(), parts[i].bytes);
+  };
+  const auto start_reading = [&](std::size_t i) {
+    return in_background([&source, &part = parts[i], buffer = buffer_of(i)] {
+      source.read(part.job->spec.name, part.rows, part.job->slice.columns, buffer);
+    });
+  };
+  std::future<void> reading = start_reading(0);
+  for (std::size_t i = 0; i < parts.size(); ++i) {
     if (between_parts) between_parts();
-    const std::span part = std::span(rows).subspan(begin, std::min(step, rows.size() - begin));
-    buffer.resize(part.size() * static_cast<std::size_t>(row_bytes));
-    source.read(job.spec.name, IndexRuns::of_units(part, 1), columns, buffer);
-    writer.write(job.spec.name, buffer);
+    reading.get();
+    if (i + 1 < parts.size()) reading = start_reading(i + 1);
+    writer.write(parts[i].job->spec.name, buffer_of(i));
   }
 }
 
@@ -178,11 +207,9 @@ std::vector<TensorJob> tensor_jobs(const CheckpointReader& source, const ModelCo
 std::map<std::string, std::string> write_weights(const CheckpointReader& source,
                                                  const std::vector<TensorJob>& jobs,
                                                  const std::filesystem::path& directory,
-                                                 std::uint64_t max_shard_bytes,
-                                                 const std::function<void()>& between_tensors) {
+                                                 const ExportOptions& options) {
   std::map<std::string, std::string> sha256;
-  std::vector<std::byte> buffer;
-  const std::vector<Range> shards = shards_of(jobs, max_shard_bytes);
+  const std::vector<Range> shards = shards_of(jobs, options.max_shard_bytes);
   for (std::size_t i = 0; i < shards.size(); ++i) {
     const auto first = jobs.begin() + shards[i].begin;
     const auto last = jobs.begin() + shards[i].end;
@@ -191,8 +218,8 @@ std::map<std::string, std::string> write_weights(const CheckpointReader& source,
       entries.push_back({job->spec.name, job->dtype, job->shape});
     const std::string name = shard_name(i, shards.size());
     SafetensorsWriter writer(directory / name, std::move(entries), {{"format", "pt"}});
-    for (auto job = first; job != last; ++job)
-      copy_tensor(source, *job, writer, between_tensors, buffer);
+    copy_parts(source, parts_of(jobs, shards[i], options.part_bytes), writer,
+               options.between_tensors);
     sha256[name] = writer.finish();
   }
   if (shards.size() > 1) write_index(jobs, shards, directory, sha256);

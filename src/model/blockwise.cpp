@@ -298,8 +298,8 @@ class HalfGraph {
 };
 
 /// What the forward pass leaves for the backward pass: the input of every differentiated half, and
-/// the graphs of as many halves as fit into `bytes`, from the lowest. Kept or run again, the same
-/// operations run on the same numbers, so every rank may decide for itself.
+/// the graphs of as many halves as fit beside these into `bytes`, from the lowest. Kept or run
+/// again, the same operations run on the same numbers, so every rank may decide for itself.
 class Tape {
  public:
   Tape(const CausalLM& model, std::int64_t lowest_half, std::int64_t bytes,
@@ -315,13 +315,17 @@ class Tape {
     if (half < lowest_) return run_half(model_, half, x_BTD).partial_BTD;
     Entry& entry = at(half);
     entry.input_BTD = x_BTD;
+    // The inputs of all halves are held whatever becomes of the graphs, and two more of their size:
+    // they come first.
+    if (half == lowest_)
+      room_ -= (2 * model_.layers() - half + 2) * static_cast<std::int64_t>(x_BTD.nbytes());
     const MemoryMeter meter;
     auto graph = std::make_unique<HalfGraph>(model_, half, x_BTD, observer_);
     const at::Tensor partial_BTD = graph->partial_BTD();
-    room_ -= static_cast<std::int64_t>(x_BTD.nbytes());
-    // What is left must hold one more graph like it: that of a half run again, or what the
-    // gradients of one need.
-    if (room_ < 2 * meter.bytes()) return partial_BTD;
+    // What is left must hold one more graph, of any half so far: that of a half run again, or what
+    // the gradients of one need.
+    largest_graph_ = std::max(largest_graph_, meter.bytes());
+    if (room_ < meter.bytes() + largest_graph_) return partial_BTD;
     room_ -= meter.bytes();
     entry.graph = std::move(graph);
     return partial_BTD;
@@ -349,6 +353,7 @@ class Tape {
   const CausalLM& model_;
   std::int64_t lowest_;
   std::int64_t room_;
+  std::int64_t largest_graph_ = 0;
   const BackwardObserver& observer_;
   std::vector<Entry> halves_;
   std::int64_t repeated_ = 0;

@@ -1,5 +1,7 @@
 #include "espalier/model/memory.h"
 
+#include <algorithm>
+
 #include <c10/core/Allocator.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/util/ThreadLocalDebugInfo.h>
@@ -9,17 +11,23 @@
 namespace espalier {
 namespace {
 
-/// LibTorch's allocators tell every allocation to the debug information of the thread.
+constexpr std::int64_t kSmallPass = std::int64_t{2} << 30;
+
+/// LibTorch's allocators tell every allocation to the latest debug information of the thread; this
+/// one tells the one before it, too.
 class Count final : public c10::MemoryReportingInfoBase {
  public:
-  void reportMemoryUsage(void*, std::int64_t bytes, std::size_t, std::size_t,
-                         c10::Device) override {
+  void reportMemoryUsage(void* place, std::int64_t bytes, std::size_t allocated,
+                         std::size_t reserved, c10::Device device) override {
     bytes_ += bytes;  // negative when memory is freed
+    if (outer_ != nullptr) outer_->reportMemoryUsage(place, bytes, allocated, reserved, device);
   }
   bool memoryProfilingEnabled() const override { return true; }
   std::int64_t bytes() const { return bytes_; }
 
  private:
+  c10::MemoryReportingInfoBase* outer_ = static_cast<c10::MemoryReportingInfoBase*>(
+      c10::ThreadLocalDebugInfo::get(c10::DebugInfoKind::PROFILER_STATE));
   std::int64_t bytes_ = 0;
 };
 
@@ -32,6 +40,17 @@ std::int64_t available_memory(c10::Device device) {
   const auto stats = allocator.getDeviceStats(device.index());
   constexpr auto kAll = static_cast<std::size_t>(c10::CachingAllocator::StatType::AGGREGATE);
   return free + stats.reserved_bytes[kAll].current - stats.allocated_bytes[kAll].current;
+}
+
+std::int64_t memory_for_tensors(std::int64_t bytes) {
+  const std::int64_t small = std::min(bytes, kSmallPass);
+  return kBesideTensors + bytes + small / 2 + (bytes - small) / 8;
+}
+
+std::int64_t tensors_for_memory(std::int64_t available) {
+  const std::int64_t left = std::max<std::int64_t>(0, available - kBesideTensors);
+  const std::int64_t small = std::min(left, kSmallPass);
+  return small / 2 + (left - small) / 4 * 3;
 }
 
 struct MemoryMeter::State {

@@ -58,10 +58,8 @@ Extent evaluation_extent(const RunConfig& config, std::int64_t vocabulary) {
   return extent;
 }
 
-/// What is recommended leaves room for what takes memory beside tensors, and an eighth.
 bool would_fit(const MemoryForecast& forecast, const ModelConfig& model, const PassShape& pass) {
-  const std::int64_t need = memory_need(model, pass).total();
-  return need + need / 8 + kBesideTensors <= forecast.available;
+  return memory_for_tensors(memory_need(model, pass).total()) <= forecast.available;
 }
 
 std::string with_need(const ModelConfig& model, const PassShape& pass, const std::string& change) {

@@ -112,7 +112,7 @@ std::int64_t spare_memory(const RunConfig& config, const ComputeOptions& options
   if (config.recompute == Recompute::all) return 0;
   const std::int64_t mine =
       available_memory(options.device) / ranks_on_device(options.device, runtime);
-  return std::max<std::int64_t>(0, mine - kBesideTensors) / 4 * 3;
+  return tensors_for_memory(mine);
 }
 
 void check_token_files(const RunConfig& config, ConfigUse use, Source& source,

@@ -12,6 +12,7 @@
 
 #include <fmt/format.h>
 
+#include "espalier/core/background.h"
 #include "espalier/core/error.h"
 #include "espalier/core/pulse.h"
 
@@ -19,11 +20,18 @@ namespace espalier::posix {
 namespace {
 
 constexpr std::size_t kBuffer = std::size_t{1} << 20;
+/// Bytes of a large file that are on their way to the disk at any time.
+constexpr std::uint64_t kInFlight = std::uint64_t{64} << 20;
 
 std::optional<std::uint64_t> free_bytes(const std::filesystem::path& path) {
   struct statvfs info {};
   if (::statvfs(directory_of(path).c_str(), &info) != 0) return std::nullopt;
   return static_cast<std::uint64_t>(info.f_bavail) * info.f_frsize;
+}
+
+/// What file systems say of a call that they do not have.
+bool is_unknown_call(int number) {
+  return number == EINVAL || number == ENOTSUP || number == EOPNOTSUPP || number == ENOSYS;
 }
 
 std::string remedy_of(int number, const std::filesystem::path& path, std::uint64_t needed) {
@@ -89,8 +97,7 @@ int open_restarted(const std::filesystem::path& path, int flags) {
 }
 
 bool synchronised(int fd) {
-  return restarted([&] { return ::fsync(fd); }) == 0 || errno == EINVAL || errno == ENOTSUP ||
-         errno == EOPNOTSUPP || errno == ENOSYS;
+  return restarted([&] { return ::fsync(fd); }) == 0 || is_unknown_call(errno);
 }
 
 fault::Outcome pass(WriteScope scope, std::string_view step) {
@@ -205,14 +212,18 @@ OutputFile::~OutputFile() {
 }
 
 void OutputFile::write(std::span<const std::byte> bytes) {
-  hash_.update(bytes);
   if (buffer_.size() + bytes.size() <= kBuffer) {
+    hash_.update(bytes);
     buffer_.insert(buffer_.end(), bytes.begin(), bytes.end());
     return;
   }
+  // Hashing takes about as long as the file system's copy, so both go on at once. Whatever ends
+  // this function, it waits for the hash first: that reads `bytes`.
+  auto hashed = in_background([&] { hash_.update(bytes); });
   hand_over(buffer_);
   buffer_.clear();
   hand_over(bytes);
+  hashed.get();
 }
 
 void OutputFile::hand_over(std::span<const std::byte> bytes) {
@@ -240,7 +251,29 @@ void OutputFile::write_block(std::span<const std::byte> block) {
   }
   written_ += done;
   pulse::beat();
+  stream_out();
   if (short_write) fail("write", path_, outcome.error_number, Access::write, expected_bytes_);
+}
+
+void OutputFile::stream_out() {
+  sync_range(flushing_, written_, SYNC_FILE_RANGE_WRITE);
+  flushing_ = written_;
+  if (written_ - dropped_ < 2 * kInFlight) return;
+  const std::uint64_t end = written_ - kInFlight;
+  sync_range(dropped_, end,
+             SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER);
+  ::posix_fadvise(file_.get(), static_cast<off_t>(dropped_), static_cast<off_t>(end - dropped_),
+                  POSIX_FADV_DONTNEED);
+  dropped_ = end;
+}
+
+void OutputFile::sync_range(std::uint64_t begin, std::uint64_t end, unsigned int how) {
+  const int result = restarted([&] {
+    return ::sync_file_range(file_.get(), static_cast<off64_t>(begin),
+                             static_cast<off64_t>(end - begin), how);
+  });
+  if (result == 0 || is_unknown_call(errno)) return;
+  fail("sync_file_range", path_, errno, Access::write, expected_bytes_);
 }
 
 std::string OutputFile::finish() {

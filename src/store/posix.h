@@ -106,12 +106,21 @@ class OutputFile {
  private:
   void hand_over(std::span<const std::byte> bytes);
   void write_block(std::span<const std::byte> block);
+  /// Has the disk begin with what was handed over, and gives up the cache of what is there. Left
+  /// alone the kernel first gathers a tenth of the memory, for which fsync then waits, and a large
+  /// file drives everybody else's out of the cache.
+  void stream_out();
+  /// sync_file_range(2) of [begin, end). Its errors count: the kernel tells an error of the disk
+  /// once, and fsync would not hear of it again.
+  void sync_range(std::uint64_t begin, std::uint64_t end, unsigned int how);
   void read_back(const std::string& digest);
 
   std::filesystem::path path_;
   WriteScope scope_;
   std::uint64_t expected_bytes_;
   std::uint64_t written_ = 0;
+  /// Up to here the disk was asked to write, and the cache was given up.
+  std::uint64_t flushing_ = 0, dropped_ = 0;
   Descriptor file_;
   std::vector<std::byte> buffer_;
   Sha256 hash_;

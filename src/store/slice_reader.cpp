@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 
 #include <fmt/format.h>
 
@@ -56,13 +57,13 @@ class SliceReader {
     for (const Batch& batch : join_runs(rows, row_bytes, 0.25)) read_batch(0, batch);
   }
 
-  /// Some columns of some rows. Rows are read whole only when nearly all of a row is wanted; across
-  /// the gap that other ranks' columns leave nothing is read.
+  /// Some columns of some rows. Rows are read together only when a row's columns span nearly all of
+  /// it; across the gap that other ranks' columns leave nothing is read.
   void read_block(const IndexRuns& rows, const IndexRuns& columns, std::int64_t item,
                   std::int64_t row_bytes) {
     const std::vector<Batch> batches = join_runs(columns, item, 1.0);
-    const std::int64_t useful = columns.size() * item;
-    const bool nearly_whole = batches.size() == 1 && (row_bytes - useful) * 4 <= useful;
+    const std::int64_t span = batches.front().envelope().size();
+    const bool nearly_whole = batches.size() == 1 && (row_bytes - span) * 4 <= span;
     const std::int64_t together =
         nearly_whole ? std::max<std::int64_t>(1, kMostBytes / row_bytes) : 1;
     for (const Range run : rows.runs()) {
@@ -83,22 +84,30 @@ class SliceReader {
       fetch(base + envelope.begin, take(envelope.size()));
       return;
     }
-    scratch_.resize(static_cast<std::size_t>(envelope.size()));
-    fetch(base + envelope.begin, scratch_);
+    fetch(base + envelope.begin, scratch(envelope.size()));
     compact(envelope.begin, batch, 0);
   }
 
   void read_whole_rows(std::int64_t row, std::int64_t count, std::int64_t row_bytes,
                        const Batch& batch) {
     const Range envelope = batch.envelope();
-    scratch_.resize(static_cast<std::size_t>((count - 1) * row_bytes + envelope.size()));
-    fetch(row * row_bytes + envelope.begin, scratch_);
+    fetch(row * row_bytes + envelope.begin, scratch((count - 1) * row_bytes + envelope.size()));
     for (std::int64_t i = 0; i < count; ++i) compact(envelope.begin, batch, i * row_bytes);
+  }
+
+  /// Room for what is read with its gaps; what it held before is lost.
+  std::span<std::byte> scratch(std::int64_t bytes) {
+    const auto size = static_cast<std::size_t>(bytes);
+    if (size > scratch_bytes_) {
+      scratch_ = std::make_unique_for_overwrite<std::byte[]>(size);
+      scratch_bytes_ = size;
+    }
+    return {scratch_.get(), size};
   }
 
   void compact(std::int64_t origin, const Batch& batch, std::int64_t shift) {
     for (const Range run : batch.runs)
-      std::memcpy(take(run.size()).data(), scratch_.data() + (run.begin - origin + shift),
+      std::memcpy(take(run.size()).data(), scratch_.get() + (run.begin - origin + shift),
                   static_cast<std::size_t>(run.size()));
   }
 
@@ -126,7 +135,8 @@ class SliceReader {
   const std::string& name_;
   std::span<std::byte> out_;
   std::size_t used_ = 0;
-  std::vector<std::byte> scratch_;
+  std::unique_ptr<std::byte[]> scratch_;
+  std::size_t scratch_bytes_ = 0;
 };
 
 }  // namespace

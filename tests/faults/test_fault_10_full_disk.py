@@ -20,6 +20,7 @@ from killed import side_by_side
 from traced import calls_in, require_strace, traced
 from workbench import FULL, main, run, status_of
 
+FAILURES = (("fsync", "EIO"), ("sync_file_range", "EIO"), ("rename", "ENOSPC"), ("write", "ENOSPC"))
 STEPS = ("open", "write", "flush", "close", "fsync", "fsync_dir", "pre_rename", "post_rename", "unlink")
 
 
@@ -143,10 +144,10 @@ class FailedCalls(Interrupted):
         print(f"seed {seed} (ESPALIER_TEST_SEED repeats it)", flush=True)
         generator = random.Random(seed)
         log = self.folder / "whole.log"
-        self.succeeds("run", self.config, "--run-dir", self.folder / "whole", prefix=traced(log, "fsync,rename,write"))
+        self.succeeds("run", self.config, "--run-dir", self.folder / "whole", prefix=traced(log, ",".join(call for call, _ in FAILURES)))
         counts = collections.Counter(call for call, _ in calls_in(log))
         cases = []
-        for call, error in (("fsync", "EIO"), ("rename", "ENOSPC"), ("write", "ENOSPC")):
+        for call, error in FAILURES:
             everyone = range(1, counts[call] + 1)
             numbers = everyone if FULL else generator.sample(everyone, 2)
             cases += [(f"{call}-{number}", call, error, number) for number in numbers]

@@ -37,6 +37,9 @@ struct ExportOptions {
   bool replace = false;
   /// A tensor larger than this gets its own file.
   std::uint64_t max_shard_bytes = 5'000'000'000;
+  /// Rows of a tensor are read and written in parts of so many bytes (or one row); two parts are
+  /// held, one being read and one being written.
+  std::size_t part_bytes = std::size_t{32} << 20;
   /// Bytes of espalier_plan.h5, see plan_image_of.
   std::vector<std::byte> plan_image;
   /// config.json repeats it; empty = left out.
@@ -45,7 +48,7 @@ struct ExportOptions {
   /// other file.
   std::string provenance = "{}";
   ModelCard card;
-  /// Called before each tensor and between the parts of large ones (at most 64 MiB apart). May
+  /// Called before each tensor and between the parts of large ones, by the thread that exports. May
   /// throw to stop the export: nothing is left behind.
   std::function<void()> between_tensors;
 };
@@ -78,9 +81,10 @@ std::vector<std::byte> plan_image_of(const PruningPlan& plan);
 /// stops at their size, and would draw random weights in their place if they were absent.
 ///
 /// The stored dtype and bits of every tensor are kept. All other files of the source are copied,
-/// except weights, config.json and README.md. Streams: no more than 64 MiB of weights are held. The
-/// directory appears, complete and flushed to disk, by one rename from `<out>.tmp-<pid>`; on any
-/// error nothing of it is left. With `replace` the directory before is then renamed to
+/// except weights, config.json and README.md. Streams: two parts of the weights are held. Reading,
+/// hashing and writing go on at once, on up to three threads. The directory appears, complete and
+/// flushed to disk, by one rename from `<out>.tmp-<pid>`; on any error nothing of it is left. With
+/// `replace` the directory before is then renamed to
 /// `<out>.trash-<pid>` first and removed afterwards: a process that dies in between leaves both
 /// whole, under these names.
 ///

@@ -42,8 +42,8 @@ MemoryForecast forecast_run(const RunConfig& config, const ModelConfig& model);
 
 /// Changes of the configuration of which each alone would make it fit, the one that changes least
 /// first: a smaller micro-batch, more tensor ranks (as many on a node as now), then what changes
-/// the scores: a narrower dtype, sums at the gates instead of gradients of weights. Each leaves an
-/// eighth, and kBesideTensors, for what is no tensor.
+/// the scores: a narrower dtype, sums at the gates instead of gradients of weights. Each leaves
+/// room for what is no tensor (memory_for_tensors).
 std::vector<std::string> fitting_changes(const MemoryForecast& forecast, const ModelConfig& model);
 
 /// "6.1 GiB a rank: weights 2.1, sums of gradients 2.1, hidden states 1.2, working set 0.7".

@@ -51,9 +51,9 @@ ComputeOptions compute_options(const RunConfig& config, const Source& source,
 /// Ranks of this node that compute on one device: all of them on a CPU.
 std::int64_t ranks_on_device(at::Device device, const CommRuntime& runtime);
 
-/// Memory on this rank's device that a pass may take to save arithmetic: three quarters of what is
-/// available now, shared with the ranks on the same device; 0 with execution.recompute: all. To be
-/// called once what the pass needs in any case is allocated.
+/// Memory on this rank's device that a pass may take to save arithmetic: tensors_for_memory of what
+/// is available now, shared with the ranks on the same device; 0 with execution.recompute: all. To
+/// be called once what the pass needs in any case is allocated.
 std::int64_t spare_memory(const RunConfig& config, const ComputeOptions& options,
                           const CommRuntime& runtime);
 

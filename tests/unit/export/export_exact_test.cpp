@@ -43,6 +43,50 @@ TEST(ExportExact, KeepsTheBitsOfWhatIsKeptForEveryFamilyAndDtype) {
       }
 }
 
+TEST(ExportExact, PartsOfAnySizeMakeTheSameBytes) {
+  const TemporaryDirectory place;
+  const SampleCheckpoint source(place.path() / "source", sample_config("qwen2", false), DType::bf16,
+                                true);
+  const ModelWidths kept = uneven_widths(source.config);
+  int calls_before = 0;
+  for (const std::size_t part_bytes : {1, 50, 100, 1000, 1 << 20}) {
+    SCOPED_TRACE(part_bytes);
+    int calls = 0;
+    ExportOptions options = options_for(place.path() / "out");
+    options.part_bytes = part_bytes;
+    options.between_tensors = [&] { ++calls; };
+    export_exact(source.open(), source.config, dense_widths(source.config), kept, options);
+    expect_same_tensors(read_tensors(options.out),
+                        expected_tensors(source.config, source.tensors, kept));
+    EXPECT_TRUE(calls_before == 0 || calls <= calls_before) << calls;
+    calls_before = calls;
+    fs::remove_all(options.out);
+  }
+}
+
+TEST(ExportExact, ASourceThatEndsEarlyStopsItAndNothingIsLeft) {
+  for (const int at_call : {1, 2, 20, 40}) {
+    SCOPED_TRACE(at_call);
+    const TemporaryDirectory place;
+    const SampleCheckpoint source(place.path() / "source", sample_config("qwen2", false),
+                                  DType::f32);
+    int calls = 0;
+    ExportOptions options = options_for(place.path() / "out");
+    options.part_bytes = 64;
+    options.between_tensors = [&] {
+      if (++calls == at_call) fs::resize_file(source.directory / "model.safetensors", 4000);
+    };
+    const Error error = error_of([&] {
+      export_exact(source.open(), source.config, dense_widths(source.config),
+                   uneven_widths(source.config), options);
+    });
+    EXPECT_EQ(error.code(), ExitCode::bad_content);
+    EXPECT_NE(std::string(error.what()).find("the file ended inside tensor"), std::string::npos)
+        << error.what();
+    EXPECT_EQ(std::distance(fs::directory_iterator(place.path()), {}), 1);
+  }
+}
+
 TEST(ExportExact, WritesTheFilesOfTheContract) {
   const TemporaryDirectory place;
   const SampleCheckpoint source(place.path() / "source", sample_config("qwen2", true), DType::bf16);

@@ -33,17 +33,17 @@ class Peak final : public c10::MemoryReportingInfoBase {
   std::int64_t now_ = 0, peak_ = 0;
 };
 
-ModelConfig wide_config(ModelFamily family) {
+ModelConfig wide_config(ModelFamily family, int layers, int channels) {
   ModelConfig config = testing::small_config(family);
   config.hidden = 64;
-  config.layers = 4;
+  config.layers = layers;
   config.heads = 8;
   config.kv_heads = family == ModelFamily::llama ? 8 : 4;
   config.head_dim = 8;
-  config.channels = 260;
+  config.channels = channels;
   config.vocabulary = 300;
   config.max_positions = 512;
-  config.sliding_window.assign(4, 0);
+  config.sliding_window.assign(static_cast<std::size_t>(layers), 0);
   return config;
 }
 
@@ -64,16 +64,17 @@ struct Measured {
 
 class MemoryNeedTest : public ::testing::TestWithParam<ModelFamily> {
  protected:
-  MemoryNeedTest() : config_(wide_config(GetParam())) {
+  explicit MemoryNeedTest(int layers = 4, int channels = 260)
+      : config_(wide_config(GetParam(), layers, channels)) {
     testing::write_random_checkpoint(config_, directory_.path(), 3);
     reader_.emplace(CheckpointReader::open(directory_.path()));
     pass_.tensor = testing::world().size();
-    pass_.scored.assign(4, {true, true});
+    pass_.scored.assign(static_cast<std::size_t>(layers), {true, true});
     pass_.scored[0] = {false, false};  // protected
     pass_.tokens = 6 * 96;
   }
 
-  Measured measure() {
+  Measured measure(std::int64_t graph_bytes = 0) {
     RankGroup& tensor = testing::world_group();
     ComputeOptions options;
     options.dtype = pass_.dtype;
@@ -89,7 +90,8 @@ class MemoryNeedTest : public ::testing::TestWithParam<ModelFamily> {
     const c10::DebugInfoGuard guard{c10::DebugInfoKind::PROFILER_STATE, peak};
     const std::unique_ptr<Statistics> statistics = make_statistics(model, what);
     for (int i = 0; i < 2; ++i)
-      blockwise_backward(model, batch, {lowest_half(pass_.scored), 0}, *statistics, tensor);
+      blockwise_backward(model, batch, {lowest_half(pass_.scored), graph_bytes}, *statistics,
+                         tensor);
     return {model.weight_bytes(), statistics->bytes(), peak->bytes()};
   }
 
@@ -131,7 +133,30 @@ TEST_P(MemoryNeedTest, IsWhatAPassTakes) {
       }
 }
 
+/// Enough layers for their inputs to outweigh one graph.
+class KeptGraphsTest : public MemoryNeedTest {
+ protected:
+  KeptGraphsTest() : MemoryNeedTest(16, 32) {}
+};
+
+TEST_P(KeptGraphsTest, StayWithinWhatTheyMayTake) {
+  pass_.dtype = at::kFloat;
+  pass_.criterion = Criterion::taylor_gate;
+  pass_.widths = dense_widths(config_);
+  const Measured least = measure();
+  // Graphs of halves that are still to come may be larger than those that were measured.
+  for (const int quarters : {3, 4, 5, 6, 8, 12}) {
+    const std::int64_t bytes = least.pass * quarters / 4;
+    const Measured with = measure(bytes);
+    EXPECT_LE(with.pass - with.statistics, std::max(bytes, least.pass - least.statistics) * 1.06)
+        << "with " << bytes << " bytes; without any " << least.pass;
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Families, MemoryNeedTest, ::testing::ValuesIn(testing::all_families()),
+                         [](const auto& family) { return std::string(name_of(family.param)); });
+
+INSTANTIATE_TEST_SUITE_P(Families, KeptGraphsTest, ::testing::ValuesIn(testing::all_families()),
                          [](const auto& family) { return std::string(name_of(family.param)); });
 
 }  // namespace

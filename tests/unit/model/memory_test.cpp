@@ -35,6 +35,20 @@ TEST(TorchErrors, MemoryThatRanOutIsNamedWhoeverNoticed) {
   EXPECT_EQ(shapes.list().front().what.find('\n'), std::string::npos) << "a backtrace";
 }
 
+TEST(Memory, TensorsLeaveRoomForWhatIsNone) {
+  constexpr std::int64_t kGiB = std::int64_t{1} << 30;
+  EXPECT_EQ(memory_for_tensors(0), kBesideTensors);
+  EXPECT_EQ(memory_for_tensors(kGiB), kBesideTensors + kGiB + kGiB / 2);
+  EXPECT_EQ(memory_for_tensors(10 * kGiB), kBesideTensors + 12 * kGiB);
+  EXPECT_EQ(tensors_for_memory(kBesideTensors / 2), 0);
+  EXPECT_EQ(tensors_for_memory(kBesideTensors + kGiB), kGiB / 2);
+  EXPECT_EQ(tensors_for_memory(kBesideTensors + 10 * kGiB), 7 * kGiB);
+  for (std::int64_t bytes = 1; bytes < 1000 * kGiB; bytes = bytes * 3 + 7) {
+    EXPECT_LE(memory_for_tensors(tensors_for_memory(bytes)), std::max(bytes, kBesideTensors));
+    EXPECT_GT(memory_for_tensors(bytes + 9), memory_for_tensors(bytes));
+  }
+}
+
 TEST(AvailableMemory, OfTheHostIsPositive) { EXPECT_GT(available_memory(at::kCPU), 1 << 20); }
 
 }  // namespace

@@ -35,8 +35,9 @@ int in_child(const std::function<int()>& action) {
 
 TEST(Files, WrittenIsRead) {
   const Scratch scratch;
-  for (const std::size_t size : {std::size_t{0}, std::size_t{1}, std::size_t{4096},
-                                 (std::size_t{1} << 20) + 3, (std::size_t{17} << 20) + 1}) {
+  for (const std::size_t size :
+       {std::size_t{0}, std::size_t{1}, std::size_t{4096}, (std::size_t{1} << 20) + 3,
+        (std::size_t{17} << 20) + 1, (std::size_t{145} << 20) + 1}) {
     std::string text(size, '\0');
     for (std::size_t i = 0; i < size; ++i) text[i] = static_cast<char>(i * 7 + i / 251);
     const auto path = scratch / fmt::format("f{}", size);
