@@ -123,6 +123,12 @@ run_scale() {
   "$python" tests/bench/scale.py --espalier build/release/bin/espalier --out "$logs/scale.json"
 }
 
+# Room for 8 GB of files; asserts no times either.
+run_export_rate() {
+  launch/build.sh release
+  "$python" tests/bench/export_rate.py --espalier build/release/bin/espalier --out "$logs/export-rate.json"
+}
+
 check_format() {
   local files
   mapfile -t files < <(git ls-files '*.h' '*.cpp' '*.cu')
@@ -181,8 +187,10 @@ fi
 if [ $full = yes ]; then
   # The table of figures is in build/logs/scale-beside-transformers.log and build/logs/scale.json.
   check "scale beside transformers" run_scale || true
+  check "export beside the disk" run_export_rate || true
 else
   skip "scale beside transformers" "a long form: launch/test.sh --full"
+  skip "export beside the disk" "a long form: launch/test.sh --full"
 fi
 
 if [ -n "$(find_nvcc)" ]; then
