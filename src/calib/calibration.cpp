@@ -130,6 +130,7 @@ std::vector<MicroBatch> Calibration::micro_batches() const {
   std::stable_sort(all.begin(), all.end(),
                    [](const auto& a, const auto& b) { return a.first < b.first; });
   std::vector<MicroBatch> order;
+  order.reserve(all.size());
   for (const auto& [place, batch] : all) order.push_back(batch);
   return order;
 }

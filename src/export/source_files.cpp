@@ -98,7 +98,7 @@ std::optional<Placeholder> placeholder_at(const fs::path& file) {
   std::error_code failure;
   const std::uintmax_t size = fs::file_size(file, failure);
   if (failure || size == 0) return std::nullopt;
-  const auto found = find_placeholder(first_bytes(file, 1024), size);
+  auto found = find_placeholder(first_bytes(file, 1024), size);
   if (found && found->kind == Placeholder::Kind::page && file.extension() != ".json")
     return std::nullopt;
   return found;

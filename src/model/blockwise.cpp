@@ -149,6 +149,7 @@ Problem non_finite(const CausalLM& model, const TokenBatch& batch, const std::st
   for (std::size_t rank = 0; rank < told.size(); ++rank)
     if (!told[rank].empty()) ranks_of[told[rank]].push_back(static_cast<int>(rank));
   std::vector<std::string> places;
+  places.reserve(ranks_of.size() + 1);
   for (const auto& [place, ranks] : ranks_of)
     places.push_back(fmt::format("{} on tensor rank{} {}", place, ranks.size() > 1 ? "s" : "",
                                  fmt::join(ranks, ", ")));
@@ -321,7 +322,7 @@ class Tape {
       room_ -= (2 * model_.layers() - half + 2) * static_cast<std::int64_t>(x_BTD.nbytes());
     const MemoryMeter meter;
     auto graph = std::make_unique<HalfGraph>(model_, half, x_BTD, observer_);
-    const at::Tensor partial_BTD = graph->partial_BTD();
+    at::Tensor partial_BTD = graph->partial_BTD();
     // What is left must hold one more graph, of any half so far: that of a half run again, or what
     // the gradients of one need.
     largest_graph_ = std::max(largest_graph_, meter.bytes());

@@ -118,7 +118,7 @@ const RotaryTable& CausalLM::rotary(std::int64_t tokens) const {
   return rotary_;
 }
 
-at::Tensor CausalLM::attention(std::int64_t layer, at::Tensor q_BHTE, at::Tensor k_BKTE,
+at::Tensor CausalLM::attention(std::int64_t layer, const at::Tensor& q_BHTE, at::Tensor k_BKTE,
                                at::Tensor v_BKTE) const {
   const LayerWidths& w = widths(layer);
   const std::int64_t tokens = q_BHTE.size(2);

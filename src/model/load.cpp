@@ -59,6 +59,7 @@ namespace {
 
 std::vector<ShardWidths> cut(const ModelConfig& config, const ModelWidths& widths, int count) {
   std::vector<ShardWidths> shards;
+  shards.reserve(static_cast<std::size_t>(count));
   for (int i = 0; i < count; ++i) shards.push_back(shard_of(config, widths, count, i));
   return shards;
 }

@@ -81,7 +81,7 @@ std::vector<std::string> names_in(const fs::path& directory) {
 /// `prefix`N beside `path` with the first N that is free.
 fs::path free_name(const fs::path& path, const std::string& prefix) {
   for (int i = 0;; ++i) {
-    const fs::path name = path.parent_path() / fmt::format("{}{}", prefix, i);
+    fs::path name = path.parent_path() / fmt::format("{}{}", prefix, i);
     if (!name_exists(name)) return name;
   }
 }

@@ -372,6 +372,7 @@ class PruningRun {
     static constexpr std::array kPhases{"load", "calibrate", "slice", "evaluate"};
     std::map<std::string, double> mine = monitor_.take_busy_seconds();
     std::vector<double> busy;
+    busy.reserve(kPhases.size());
     for (const char* phase : kPhases) busy.push_back(mine[phase]);
     const std::vector<double> all = world_.gather(busy);
     for (std::size_t p = 0; p < kPhases.size(); ++p) {

@@ -85,6 +85,7 @@ class Members {
 };
 
 /// status.json as it was read.
+// NOLINTNEXTLINE(bugprone-exception-escape): moving a JSON value throws nothing.
 struct Status {
   std::string state, phase, last_commit, heartbeat, reason;
   std::int64_t iteration = 0, iterations = 0;

@@ -127,8 +127,10 @@ CommRuntime& runtime() { return *the_runtime; }
 
 /// Read by the address sanitizer, where there is one: MPI's plugins are unloaded with memory they
 /// still hold, which nobody can tell from leaks of ours. The tests of one process do look for
-/// leaks.
-extern "C" const char* __asan_default_options() { return "detect_leaks=0"; }
+/// leaks. Memory that cannot be had is an error to be caught, as it is without the sanitizer.
+extern "C" const char* __asan_default_options() {
+  return "detect_leaks=0:allocator_may_return_null=1";
+}
 
 int main(int argc, char** argv) {
   ::testing::InitGoogleTest(&argc, argv);

@@ -96,7 +96,7 @@ class CausalLM {
 
  private:
   at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight) const;
-  at::Tensor attention(std::int64_t layer, at::Tensor q_BHTE, at::Tensor k_BKTE,
+  at::Tensor attention(std::int64_t layer, const at::Tensor& q_BHTE, at::Tensor k_BKTE,
                        at::Tensor v_BKTE) const;
   const RotaryTable& rotary(std::int64_t tokens) const;
   /// Which tokens a token sees under a sliding window.

@@ -23,6 +23,7 @@ enum class CommitKind { iteration, pass };
 
 /// What is saved: everything that a run needs to go on, independent of the rank layout. Weights are
 /// not part of it, since pruning never edits them (docs/adr/0002-thin-checkpoints.md).
+// NOLINTNEXTLINE(bugprone-exception-escape): moving a JSON value throws nothing.
 struct Commit {
   CommitKind kind = CommitKind::iteration;
   std::int64_t iteration = 0;

@@ -132,6 +132,7 @@ bool is_commit(const std::filesystem::path& path);
 std::filesystem::path run_of_commit(const std::filesystem::path& commit);
 
 /// What `espalier status` says of a run directory.
+// NOLINTNEXTLINE(bugprone-exception-escape): moving a JSON value throws nothing.
 struct StatusReport {
   /// status.json with `alive` added.
   nlohmann::ordered_json status;
