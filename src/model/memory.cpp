@@ -11,6 +11,7 @@
 namespace espalier {
 namespace {
 
+/// Below this, tensors are mostly such as the C library keeps in its heap.
 constexpr std::int64_t kSmallPass = std::int64_t{2} << 30;
 
 /// LibTorch's allocators tell every allocation to the latest debug information of the thread; this

@@ -137,6 +137,15 @@ class FailedCalls(Interrupted):
                 self.assertIn("status.json cannot be written, and is tried again", result.err)
         self.continues_to_gold(run_dir)
 
+    def test_a_call_that_is_not_there(self):
+        """Only for speed: a kernel that lacks it, or a container that forbids it, changes nothing."""
+        require_strace(self)
+        for error in ("ENOSYS", "EPERM"):
+            log = self.folder / f"{error}.log"
+            self.succeeds("run", self.config, "--run-dir", self.folder / error,
+                          prefix=traced(log, "sync_file_range", f"sync_file_range:error={error}"))
+            self.assertIn("INJECTED", log.read_text())
+
     def test_calls_of_a_whole_run(self):
         """By default two drawn calls of each kind; the long form has every one."""
         require_strace(self)
