@@ -29,7 +29,7 @@ std::vector<std::int64_t> ScoredUnits::heads_per_unit(std::int64_t layer) const 
   std::vector<std::int64_t> heads;
   for (const ShardWidths& shard : model_.shards()) {
     const LayerWidths& widths = shard.widths.layers[static_cast<std::size_t>(layer)];
-    if (unit_ == AttentionUnit::query_head) {
+    if (unit_ != AttentionUnit::kv_group) {
       heads.insert(heads.end(), widths.query_heads.size(), 1);
     } else {
       const std::vector<std::int64_t> groups = widths.groups(model_.config());

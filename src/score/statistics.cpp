@@ -248,6 +248,8 @@ std::unique_ptr<Statistics> make_statistics(const CausalLM& model,
     case Criterion::taylor_gate:
     case Criterion::taylor_gate_sample:
       return std::make_unique<GateStatistics>(model, options);
+    case Criterion::wanda_sp:
+    case Criterion::flap:
     case Criterion::magnitude:
     case Criterion::random:
       break;

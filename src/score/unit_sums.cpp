@@ -50,7 +50,7 @@ std::int64_t unit_count(const CausalLM& model, AttentionUnit unit, std::int64_t 
 
 at::Tensor heads_to_units(const CausalLM& model, AttentionUnit unit, std::int64_t layer,
                           const at::Tensor& heads) {
-  if (unit == AttentionUnit::query_head) return heads;
+  if (unit != AttentionUnit::kv_group) return heads;
   const LayerWidths& widths = model.widths(layer);
   // Heads are in order of their groups. A sum per group has one order; index_add_ on a device has
   // none.

@@ -15,14 +15,23 @@
 namespace espalier {
 
 enum class DeviceChoice { automatic, cpu, cuda };
-enum class Objective { causal_lm, sft };
+enum class Objective { causal_lm, sft, margin };
 enum class NonFinite { fail, skip_batch };
-enum class Combine { pooled, weighted_mean };
-enum class Criterion { taylor, taylor_gate, taylor_gate_sample, magnitude, random };
+enum class Combine { pooled, weighted_mean, max, rank_mean, worst_domain };
+enum class Adapt { none, loss_gap };
+enum class Criterion {
+  taylor,
+  taylor_gate,
+  taylor_gate_sample,
+  wanda_sp,
+  flap,
+  magnitude,
+  random
+};
 enum class Normalization { gisp, param_mean, block_mean, block_l2, block_standardize, none };
 enum class Reduction { gradients, scores };
 enum class Accumulate { automatic, float32, float64, bfloat16 };
-enum class AttentionUnit { query_head, kv_group };
+enum class AttentionUnit { query_head, equal_per_group, kv_group };
 enum class Ranking { global, global_by_kind, local };
 enum class Measure { structures, parameters, total_parameters };
 enum class ScheduleShape { linear, gisp, cosine, exponential, geometric };
@@ -44,6 +53,9 @@ struct CalibrationConfig {
   std::vector<DomainConfig> domains;
   Combine combine = Combine::pooled;
   bool resample = false;
+  Adapt adapt = Adapt::none;
+  /// Iterations whose overlap of domains is recorded, ascending.
+  std::vector<std::int64_t> overlap;
   std::int64_t micro_batch_tokens = 8192;
   NonFinite non_finite = NonFinite::fail;
   std::int64_t max_skipped = 8;
@@ -87,9 +99,18 @@ struct NamedTokens {
   std::filesystem::path tokens;
 };
 
+struct ExactMatchConfig {
+  std::string name;
+  std::filesystem::path tokens;
+  /// Generated for an answer at most.
+  std::int64_t max_new_tokens = 256;
+};
+
 struct EvaluationConfig {
   std::int64_t every = 10;
   std::vector<NamedTokens> perplexity;
+  std::vector<NamedTokens> multiple_choice;
+  std::vector<ExactMatchConfig> exact_match;
 };
 
 struct ExportConfig {
