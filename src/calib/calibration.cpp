@@ -20,24 +20,70 @@ std::uint64_t name_word(const std::string& name) {
   return std::stoull(sha256_hex(std::string_view(name)).substr(0, 16), nullptr, 16);
 }
 
-std::vector<std::int64_t> draw_rows(std::int64_t rows, std::int64_t wanted, std::int64_t seed,
-                                    const std::string& name, std::int64_t iteration) {
-  std::vector<std::int64_t> all(static_cast<std::size_t>(rows));
-  std::iota(all.begin(), all.end(), std::int64_t{0});
-  if (wanted == rows) return all;
+/// The rows of a file in an order that depends on (seed, name, epoch) alone.
+std::vector<std::int64_t> shuffled(std::int64_t rows, std::int64_t seed, std::uint64_t name_key,
+                                   std::int64_t epoch) {
   std::vector<std::pair<std::uint64_t, std::int64_t>> keyed;
-  keyed.reserve(all.size());
-  const std::uint64_t name_key = name_word(name);
-  for (const std::int64_t row : all) {
+  keyed.reserve(static_cast<std::size_t>(rows));
+  for (std::int64_t row = 0; row < rows; ++row) {
     const std::uint64_t words[] = {static_cast<std::uint64_t>(seed), name_key,
-                                   static_cast<std::uint64_t>(iteration),
+                                   static_cast<std::uint64_t>(epoch),
                                    static_cast<std::uint64_t>(row)};
     keyed.emplace_back(counter_hash(words), row);
   }
-  const auto cut = keyed.begin() + wanted;
-  std::nth_element(keyed.begin(), cut, keyed.end());
-  std::vector<std::int64_t> drawn;
-  for (auto it = keyed.begin(); it != cut; ++it) drawn.push_back(it->second);
+  std::sort(keyed.begin(), keyed.end());
+  std::vector<std::int64_t> order;
+  order.reserve(keyed.size());
+  for (const auto& [key, row] : keyed) order.push_back(row);
+  return order;
+}
+
+/// The rows of a file one after the other, epoch by epoch, each row once in an epoch.
+class RowStream {
+ public:
+  RowStream(std::int64_t rows, std::int64_t seed, const std::string& name)
+      : rows_(rows), seed_(seed), name_key_(name_word(name)) {
+    order_ = shuffled(rows_, seed_, name_key_, epoch_);
+  }
+
+  /// The next `count` rows, all different.
+  std::vector<std::int64_t> take(std::int64_t count) {
+    std::vector<std::int64_t> taken = from_epoch(count);
+    const auto left = count - static_cast<std::int64_t>(taken.size());
+    if (left == 0) return taken;
+    order_ = shuffled(rows_, seed_, name_key_, ++epoch_);
+    next_ = 0;
+    // What this draw has got already comes last, so that it gets no row twice.
+    const std::set<std::int64_t> got(taken.begin(), taken.end());
+    std::stable_partition(order_.begin(), order_.end(),
+                          [&](std::int64_t row) { return !got.contains(row); });
+    const std::vector<std::int64_t> rest = from_epoch(left);
+    taken.insert(taken.end(), rest.begin(), rest.end());
+    return taken;
+  }
+
+ private:
+  std::vector<std::int64_t> from_epoch(std::int64_t count) {
+    const std::int64_t end = std::min(rows_, next_ + count);
+    std::vector<std::int64_t> taken(order_.begin() + next_, order_.begin() + end);
+    next_ = end;
+    return taken;
+  }
+
+  std::int64_t rows_, seed_;
+  std::uint64_t name_key_;
+  std::int64_t epoch_ = 0, next_ = 0;
+  std::vector<std::int64_t> order_;
+};
+
+std::vector<std::int64_t> draw_rows(std::int64_t rows, std::int64_t wanted, std::int64_t seed,
+                                    const std::string& name, std::int64_t draw) {
+  std::vector<std::int64_t> drawn(static_cast<std::size_t>(rows));
+  std::iota(drawn.begin(), drawn.end(), std::int64_t{0});
+  if (wanted == rows) return drawn;
+  RowStream stream(rows, seed, name);
+  for (std::int64_t before = 0; before < draw; ++before) stream.take(wanted);
+  drawn = stream.take(wanted);
   std::sort(drawn.begin(), drawn.end());
   return drawn;
 }
@@ -74,9 +120,14 @@ TokenBatch make_batch(const TokenRows& rows, double sequence_weight, at::Device 
     weights.insert(weights.end(), count, sequence_weight / static_cast<double>(count));
   }
   const at::Tensor tokens_BS = at::tensor(rows.tokens, at::kInt).view({B, S});
-  return {tokens_BS.narrow(1, 0, T).to(at::kLong).contiguous().to(device),
-          at::tensor(positions, at::kLong).to(device), at::tensor(targets, at::kLong).to(device),
-          at::tensor(weights, at::kDouble).to(device)};
+  TokenBatch batch{tokens_BS.narrow(1, 0, T).to(at::kLong).contiguous().to(device),
+                   at::tensor(positions, at::kLong).to(device),
+                   at::tensor(targets, at::kLong).to(device),
+                   at::tensor(weights, at::kDouble).to(device)};
+  if (std::any_of(rows.length.begin(), rows.length.end(), [&](auto length) { return length < T; }))
+    batch.real_BT =
+        (at::arange(T, at::kInt) < at::tensor(rows.length, at::kInt).unsqueeze(1)).to(device);
+  return batch;
 }
 
 Calibration Calibration::draw(const CalibrationConfig& config, std::int64_t iteration,
@@ -105,7 +156,8 @@ Calibration Calibration::draw(const CalibrationConfig& config, std::int64_t iter
     }
     calibration.domains_.push_back(
         {domain.name, domain.weight, domain.objective,
-         draw_rows(rows, wanted, config.seed, domain.name, config.resample ? iteration : 0)});
+         draw_rows(rows, wanted, config.seed, domain.name,
+                   config.resample ? std::max<std::int64_t>(iteration - 1, 0) : 0)});
   }
   problems.throw_if_any();
   return calibration;
@@ -168,8 +220,9 @@ CalibrationBatch Calibration::read(const MicroBatch& micro_batch, Differentiated
   }
   CalibrationBatch result;
   result.domain = micro_batch.domain;
-  result.batch =
-      make_batch(files_[micro_batch.domain].read(rows), weight, device, result.predictions);
+  const TokenRows read = files_[micro_batch.domain].read(rows);
+  result.batch = make_batch(read, weight, device, result.predictions);
+  result.real_tokens = std::accumulate(read.length.begin(), read.length.end(), std::int64_t{0});
   return result;
 }
 

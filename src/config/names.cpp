@@ -19,6 +19,8 @@ const Names<Criterion>& criterion_names() {
   static const Names<Criterion> names{{"taylor", Criterion::taylor},
                                       {"taylor_gate", Criterion::taylor_gate},
                                       {"taylor_gate_sample", Criterion::taylor_gate_sample},
+                                      {"wanda_sp", Criterion::wanda_sp},
+                                      {"flap", Criterion::flap},
                                       {"magnitude", Criterion::magnitude},
                                       {"random", Criterion::random}};
   return names;

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <algorithm>
+
 #include "names.h"
 #include "schema.h"
 
@@ -72,6 +74,35 @@ Row<T> integer_or_word_row(std::string key, Access access, std::string word, Int
   };
   row.print = [access, word](const T& value) -> std::optional<std::string> {
     return access(value) ? std::to_string(*access(value)) : word;
+  };
+  return row;
+}
+
+/// A list of integers, kept ascending and each once.
+template <class T, class Access>
+Row<T> integers_row(std::string key, Access access, IntegerRange range, std::string meaning) {
+  Row<T> row;
+  row.key = std::move(key);
+  row.type = "list of integers";
+  row.meaning = std::move(meaning);
+  row.parse = [access, range](Walk& walk, const YamlNode& node, const std::string& at, T& out) {
+    auto& list = access(out);
+    list.clear();
+    if (node.kind == YamlNode::Kind::null) return;
+    if (node.kind != YamlNode::Kind::list)
+      return walk.wrong(node, at, "a list of integers is needed");
+    for (std::size_t i = 0; i < node.items.size(); ++i)
+      if (const auto value =
+              read_integer(walk, node.items[i], at + "[" + std::to_string(i) + "]", range))
+        list.push_back(*value);
+    std::sort(list.begin(), list.end());
+    list.erase(std::unique(list.begin(), list.end()), list.end());
+  };
+  row.print = [access](const T& value) -> std::optional<std::string> {
+    std::string text;
+    for (const std::int64_t number : access(value))
+      text += (text.empty() ? "" : ", ") + std::to_string(number);
+    return "[" + text + "]";
   };
   return row;
 }

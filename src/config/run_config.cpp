@@ -42,6 +42,12 @@ class Checker {
       problem("importance.reduction", "importance.reduction = scores",
               "only criterion taylor has gradients to reduce",
               "Remove it, or use criterion taylor.");
+    if (config_.calibration.combine == Combine::worst_domain &&
+        config_.importance.normalization == Normalization::block_standardize)
+      problem("calibration.combine", "calibration.combine = worst_domain",
+              "it divides by a domain's mean score, which is 0 under normalization "
+              "block_standardize",
+              "Use another normalization, or combine max.");
     write_notes();
   }
 
@@ -119,11 +125,21 @@ class Checker {
     }
   }
 
+  bool reads_weights() const {
+    return config_.calibration.domains.size() > 1 && config_.calibration.combine != Combine::max &&
+           config_.calibration.combine != Combine::worst_domain &&
+           config_.importance.criterion != Criterion::magnitude &&
+           config_.importance.criterion != Criterion::random;
+  }
+
   void write_notes() {
     if (config_.prune.rate != PruneConfig{}.rate &&
         config_.prune.shape != ScheduleShape::exponential)
       note("prune.rate", "prune.rate has no effect (only shape exponential reads it)");
     const auto& domains = config_.calibration.domains;
+    if (config_.calibration.adapt == Adapt::loss_gap && !reads_weights())
+      note("calibration.adapt",
+           "calibration.adapt has no effect (this combination does not read the domains' weights)");
     for (std::size_t i = 0; i < domains.size(); ++i) {
       const std::string key = fmt::format("calibration.domains[{}]", i);
       if (config_.calibration.resample && !domains[i].sequences)

@@ -108,31 +108,6 @@ Row<RunConfig> kinds_row() {
   return row;
 }
 
-Row<RunConfig> protected_layers_row() {
-  Row<RunConfig> row;
-  row.key = "prune.protect.layers";
-  row.type = "list of integers";
-  row.meaning = "Further layers that lose nothing, counted from 0.";
-  row.parse = [](Walk& walk, const YamlNode& node, const std::string& at, RunConfig& out) {
-    out.prune.protect.layers.clear();
-    if (node.kind == YamlNode::Kind::null) return;
-    if (node.kind != YamlNode::Kind::list)
-      return walk.wrong(node, at, "a list of layer numbers is needed");
-    for (std::size_t i = 0; i < node.items.size(); ++i) {
-      const auto layer =
-          read_integer(walk, node.items[i], fmt::format("{}[{}]", at, i), {.min = 0, .max = 999});
-      if (layer) out.prune.protect.layers.push_back(*layer);
-    }
-    auto& layers = out.prune.protect.layers;
-    std::sort(layers.begin(), layers.end());
-    layers.erase(std::unique(layers.begin(), layers.end()), layers.end());
-  };
-  row.print = [](const RunConfig& c) -> std::optional<std::string> {
-    return fmt::format("[{}]", fmt::join(c.prune.protect.layers, ", "));
-  };
-  return row;
-}
-
 using C = RunConfig;
 
 Rows<C> machine_rows() {
@@ -180,13 +155,29 @@ Rows<C> calibration_rows() {
                "[{name: web, tokens: data/web.h5}]"),
       choice_row<C, Combine>(
           "calibration.combine", [](auto& c) -> auto& { return c.calibration.combine; },
-          {{"pooled", Combine::pooled}, {"weighted_mean", Combine::weighted_mean}},
-          "pooled: scores of the weighted mean of the domains' losses; weighted_mean: mean "
-          "of the domains' normalised scores."),
+          {{"pooled", Combine::pooled},
+           {"weighted_mean", Combine::weighted_mean},
+           {"max", Combine::max},
+           {"rank_mean", Combine::rank_mean},
+           {"worst_domain", Combine::worst_domain}},
+          "pooled: scores of the weighted mean of the domains' losses, or of all their tokens. The "
+          "others score every domain and combine the normalised scores: weighted_mean; max: the "
+          "highest; rank_mean: the weighted mean of a unit's ranks; worst_domain: the highest "
+          "relative to the domain's mean."),
       boolean_row<C>(
           "calibration.resample", [](auto& c) -> auto& { return c.calibration.resample; },
-          "true: every iteration draws other sequences."),
-      trivial_row<C>("calibration.adapt", {"none"}),
+          "true: every iteration draws other sequences, none again before its file is used up."),
+      choice_row<C, Adapt>(
+          "calibration.adapt", [](auto& c) -> auto& { return c.calibration.adapt; },
+          {{"none", Adapt::none}, {"loss_gap", Adapt::loss_gap}},
+          "loss_gap: a domain's weight is multiplied by the factor by which its perplexity has "
+          "risen since the first iteration, at least 1."),
+      free_at_resume(integers_row<C>(
+          "calibration.overlap", [](auto& c) -> auto& { return c.calibration.overlap; },
+          {.min = 1, .max = kMaxIterations},
+          "Iterations in which overlap.json records how much of what the domains alone would "
+          "remove is the same. With criterion taylor and combine pooled each costs one more "
+          "pass.")),
       free_at_resume(integer_row<C>(
           "calibration.micro_batch_tokens",
           [](auto& c) -> auto& { return c.calibration.micro_batch_tokens; }, {.min = 1},
@@ -215,8 +206,10 @@ Rows<C> importance_rows() {
           criterion_names(),
           "taylor: sum of |w . g| over the unit's weights, g the mean gradient (GISP, "
           "arXiv 2510.18030); taylor_gate: |sum of h . dL/dh| at the unit's gate, without "
-          "weight gradients; taylor_gate_sample: the same per sequence; magnitude: sum of "
-          "|w|; random: a seeded draw."),
+          "weight gradients; taylor_gate_sample: the same per sequence; wanda_sp: column norms of "
+          "the unit's reader times norms of its inputs; flap: fluctuation of its inputs (arXiv "
+          "2312.11983; use it with normalization none); magnitude: sum of |w|; random: a seeded "
+          "draw."),
       choice_row<C, Normalization>(
           "importance.normalization", [](auto& c) -> auto& { return c.importance.normalization; },
           normalization_names(),
@@ -293,7 +286,9 @@ Rows<C> prune_rows() {
       integer_row<C>(
           "prune.protect.last_layers", [](auto& c) -> auto& { return c.prune.protect.last_layers; },
           {.min = 0, .max = 1000}, "Last layers that lose nothing."),
-      protected_layers_row(),
+      integers_row<C>(
+          "prune.protect.layers", [](auto& c) -> auto& { return c.prune.protect.layers; },
+          {.min = 0, .max = 999}, "Further layers that lose nothing, counted from 0."),
       integer_row<C>(
           "prune.protect.min_heads", [](auto& c) -> auto& { return c.prune.protect.min_heads; },
           {.min = 0}, "Query heads that every layer keeps."),

@@ -372,7 +372,7 @@ class Attempt {
         tensor_(tensor),
         tape_(model, lowest_,
               scope.graph_bytes - loss_bytes(model.config(), tensor.size(), model.options().dtype,
-                                             batch.targets_N.numel()),
+                                             batch.targets_N.numel(), true),
               observer) {}
 
   /// Shows the observer the halves below `unobserved` and lowers it to the last one shown.
@@ -473,10 +473,22 @@ at::Tensor forward_hidden(const CausalLM& model, const at::Tensor& tokens_BT,
 }
 
 TokenLosses token_losses(const CausalLM& model, const TokenBatch& batch, const RankGroup& tensor) {
+  InputObserver none;
+  return observed_losses(model, batch, none, tensor);
+}
+
+TokenLosses observed_losses(const CausalLM& model, const TokenBatch& batch, InputObserver& observer,
+                            const RankGroup& tensor) {
   const c10::NoGradGuard no_gradient;
   FiniteWatch watch;
   const at::Tensor x_BTD =
-      through_layers(model, batch.tokens_BT, tensor.reducer(), watch, run_partial(model));
+      through_layers(model, batch.tokens_BT, tensor.reducer(), watch,
+                     [&](std::int64_t half, const at::Tensor& in_BTD) {
+                       HalfOutput out = run_half(model, half, in_BTD);
+                       if (observer.wants_input(half / 2, kind_of(half)))
+                         observer.observe_input(half / 2, kind_of(half), out.gate, batch.real_BT);
+                       return out.partial_BTD;
+                     });
   return checked_losses(
       model, batch,
       vocabulary_loss(model, x_BTD, batch.positions_N, batch.targets_N, {}, tensor.reducer()).nll_N,

@@ -65,12 +65,12 @@ std::int64_t loss_chunk(std::int64_t local_vocabulary) {
 }
 
 std::int64_t loss_bytes(const ModelConfig& config, int tensor_size, at::ScalarType dtype,
-                        std::int64_t predictions) {
+                        std::int64_t predictions, bool with_gradient) {
   const std::int64_t widest = even_cut(config.vocabulary, tensor_size, 0).size();
   const std::int64_t rows = std::min(predictions, loss_chunk(widest));
   const auto logit = static_cast<std::int64_t>(at::elementSize(loss_type(dtype)));
   const auto entry = static_cast<std::int64_t>(at::elementSize(dtype));
-  return 3 * rows * widest * logit + 2 * predictions * config.hidden * entry;
+  return 3 * rows * widest * logit + (with_gradient ? 2 : 1) * predictions * config.hidden * entry;
 }
 
 VocabularyLoss vocabulary_loss(const CausalLM& model, const at::Tensor& x_BTD,

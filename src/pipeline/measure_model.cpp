@@ -200,15 +200,15 @@ void score_model(CommRuntime& runtime, const RunConfig& config, const ModelChoic
     data = Calibration::draw(config.calibration, chosen.iteration + 1,
                              chosen.source.config.vocabulary);
   });
-  const ScoreRequest request{config.importance,
-                             config.calibration.combine,
-                             chosen.unit,
-                             all_halves(chosen.source.config),
-                             config.calibration.seed,
-                             chosen.iteration + 1,
-                             max_skipped(config.calibration),
-                             spare_memory(config, chosen.model->options(), runtime),
-                             std::nullopt};
+  ScoreRequest request;
+  request.importance = config.importance;
+  request.combine = config.calibration.combine;
+  request.unit = chosen.unit;
+  request.scored = all_halves(chosen.source.config);
+  request.seed = config.calibration.seed;
+  request.iteration = chosen.iteration + 1;
+  request.max_skipped = max_skipped(config.calibration);
+  request.spare_bytes = spare_memory(config, chosen.model->options(), runtime);
   const ScorePass pass = score(*chosen.model, std::move(*data), request, grid, monitor.hooks());
   monitor.leave();
   together(grid.world(), "save", [&] {

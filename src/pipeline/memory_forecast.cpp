@@ -95,6 +95,7 @@ MemoryForecast forecast_memory(const RunConfig& config, ConfigUse use, const Mod
   pass.unit = config.prune.attention_unit;
   pass.accumulate = config.importance.accumulate;
   pass.dtype = dtype;
+  pass.domains = static_cast<std::int64_t>(config.calibration.domains.size());
   MemoryForecast forecast;
   const auto consider = [&](const Extent& extent) {
     pass.tokens = extent.tokens;

@@ -9,6 +9,7 @@
 
 #include <fmt/format.h>
 
+#include "espalier/calib/adapt.h"
 #include "espalier/comm/process_grid.h"
 #include "espalier/core/error.h"
 #include "espalier/core/fault.h"
@@ -22,6 +23,7 @@
 #include "espalier/pipeline/exporting.h"
 #include "espalier/pipeline/memory_forecast.h"
 #include "espalier/pipeline/monitor.h"
+#include "espalier/pipeline/overlap_file.h"
 #include "espalier/pipeline/provenance.h"
 #include "espalier/pipeline/run_report.h"
 #include "espalier/pipeline/source.h"
@@ -163,12 +165,14 @@ class PruningRun {
     if (directory_ && directory_->paused_pass()) sums = text_of(directory_->paused_pass()->state);
     state = world_.broadcast_text(state, 0);
     sums = world_.broadcast_text(sums, 0);
+    const std::string losses = world_.broadcast_text(saved_losses(), 0);
     together(world_, "resume", [&] {
       if (!state.empty()) {
         plan_ = read_plan(Hdf5Reader::from_image(bytes_of(state), "state.h5"), "", source_->config);
         require_continuation(*source_, plan_, "the run's commit");
       }
       if (!sums.empty()) paused_ = read_sums(Hdf5Reader::from_image(bytes_of(sums), "sums.h5"));
+      losses_ = losses_from(nlohmann::ordered_json::parse(losses));
     });
     fault::hit("resume.exit");
     provenance_ = make_provenance(config_, *source_, inputs_, grid_, device_name(options_));
@@ -184,6 +188,31 @@ class PruningRun {
         log::info("limit    stops in time before {} are over", duration(request_.max_seconds));
     });
     monitor_.leave();
+  }
+
+  /// Losses of earlier passes as the commit that we start from has them.
+  std::string saved_losses() const {
+    const bool there = directory_ && directory_->start();
+    return there
+               ? json_text(directory_->start()->manifest.value("losses", nlohmann::ordered_json()))
+               : "{}";
+  }
+  /// Empty where domains have come or gone meanwhile, or none were saved.
+  DomainLosses losses_from(const nlohmann::ordered_json& saved) const {
+    DomainLosses losses;
+    for (const DomainConfig& domain : config_.calibration.domains) {
+      if (!saved.contains(domain.name)) return {};
+      losses.first.push_back(saved.at(domain.name).at("first").get<double>());
+      losses.last.push_back(saved.at(domain.name).at("last").get<double>());
+    }
+    return losses;
+  }
+  nlohmann::ordered_json losses_json(const DomainLosses& losses) const {
+    nlohmann::ordered_json json = nlohmann::ordered_json::object();
+    for (std::size_t d = 0; d < losses.last.size(); ++d)
+      json[config_.calibration.domains[d].name] = {{"first", losses.first[d]},
+                                                   {"last", losses.last[d]}};
+    return json;
   }
 
   /// The cumulative target after iteration `i`.
@@ -288,10 +317,14 @@ class PruningRun {
     const Advance step = rank_units(pass.table, i);
     slice(step.plan);
     warn_of_stragglers(i);
+    record_overlap(pass, i);
     plan_ = step.plan;
     nlohmann::ordered_json row = describe(i);
     row["target"] = target_of(i);
     add_step(row, pass, step, tensor, data, world);
+    add_weights(row);
+    losses_.last = pass.table.loss;
+    if (losses_.first.empty()) losses_.first = losses_.last;
     commit(pass.table, row);
     row["seconds"] = monitor_.take_seconds();
     row["seconds_iteration"] =
@@ -301,27 +334,70 @@ class PruningRun {
 
   ScorePass score_once(std::int64_t i) {
     monitor_.enter("calibrate");
-    std::optional<Calibration> data;
-    together(world_, "calibrate",
-             [&] { data = Calibration::draw(config_.calibration, i, source_->config.vocabulary); });
-    const ScoreRequest request{config_.importance,
-                               config_.calibration.combine,
-                               plan_.attention_unit,
-                               prunable_halves(source_->config, rules_),
-                               config_.calibration.seed,
-                               i,
-                               max_skipped(config_.calibration),
-                               spare_memory(config_, options_, runtime_),
-                               std::exchange(paused_, std::nullopt)};
+    ScoreRequest request = score_request(i);
+    request.paused = std::exchange(paused_, std::nullopt);
     try {
-      ScorePass pass = score(*model_, std::move(*data), request, grid_, monitor_.hooks());
+      ScorePass pass = score(*model_, drawn(i), request, grid_, monitor_.hooks());
       if (request.paused && pass.continued_tokens == 0 && grid_.is_root())
         log::warning("the sums of the paused pass are of other work: iteration {} began anew", i);
+      if (request.each_domain && pass.of_domains.empty()) pass.of_domains = score_each_domain(i);
       return pass;
     } catch (const Paused& paused) {
       commit_pass(paused.pass());
       throw;
     }
+  }
+
+  ScoreRequest score_request(std::int64_t i) const {
+    ScoreRequest request;
+    request.importance = config_.importance;
+    request.combine = config_.calibration.combine;
+    request.unit = plan_.attention_unit;
+    request.scored = prunable_halves(source_->config, rules_);
+    request.seed = config_.calibration.seed;
+    request.iteration = i;
+    request.max_skipped = max_skipped(config_.calibration);
+    request.spare_bytes = spare_memory(config_, options_, runtime_);
+    request.each_domain = wants_overlap(i);
+    return request;
+  }
+
+  /// The iteration's data. Collective.
+  Calibration drawn(std::int64_t i) {
+    std::optional<Calibration> data;
+    together(world_, "calibrate", [&] {
+      data = Calibration::draw(
+          with_weights(config_.calibration, adapted_weights(config_.calibration, losses_)), i,
+          source_->config.vocabulary);
+    });
+    return std::move(*data);
+  }
+
+  bool wants_overlap(std::int64_t i) const {
+    const std::vector<std::int64_t>& listed = config_.calibration.overlap;
+    return std::binary_search(listed.begin(), listed.end(), i - start_.iteration) &&
+           config_.importance.criterion != Criterion::magnitude &&
+           config_.importance.criterion != Criterion::random;
+  }
+
+  /// Sums that do not tell domains apart are made once more, for one domain after the other.
+  std::vector<ScoreTable> score_each_domain(std::int64_t i) {
+    ScoreRequest request = score_request(i);
+    request.combine = Combine::weighted_mean;
+    return score(*model_, drawn(i), request, grid_, monitor_.hooks()).of_domains;
+  }
+
+  /// What each domain alone would remove now. Before the commit, so that it is not lost when the
+  /// process dies between the two: the iteration is then done again, and so is this.
+  void record_overlap(const ScorePass& pass, std::int64_t i) {
+    if (pass.of_domains.empty()) return;
+    on_root("overlap", [&] {
+      std::vector<PruningPlan> plans;
+      for (const ScoreTable& scores : pass.of_domains)
+        plans.push_back(advance(source_->config, plan_, scores, target_of(i), rules_, i).plan);
+      write_overlap(directory_->path() / "overlap.json", pass.table.domains, i, target_of(i),
+                    overlap_of(plans, i));
+    });
   }
 
   /// Sums are small and took long: what a stop interrupts goes on where it was.
@@ -429,9 +505,18 @@ class PruningRun {
           {"collectives", c.collectives}, {"bytes", c.bytes}, {"seconds", c.seconds}};
   }
 
+  /// The weights that the iteration's pass was made with, where they follow the losses.
+  void add_weights(nlohmann::ordered_json& row) const {
+    if (config_.calibration.adapt == Adapt::none) return;
+    const std::vector<double> weights = adapted_weights(config_.calibration, losses_);
+    for (std::size_t d = 0; d < weights.size(); ++d)
+      row["weights"][config_.calibration.domains[d].name] = weights[d];
+  }
+
   void commit(const ScoreTable& scores, const nlohmann::ordered_json& row) {
     save(CommitKind::iteration, plan_.iteration, [&] {
-      return Saved{state_image(plan_, scores), {{"metrics", row}}};
+      return Saved{state_image(plan_, scores),
+                   {{"metrics", row}, {"losses", losses_json(losses_)}}};
     });
   }
 
@@ -566,6 +651,7 @@ class PruningRun {
   std::optional<RunDirectory> directory_;  // rank 0 only
   nlohmann::ordered_json provenance_;
   std::optional<PausedPass> paused_;  // continued by the first iteration
+  DomainLosses losses_;               // of earlier passes
   std::optional<CausalLM> model_;
   std::map<std::pair<std::string, int>, int> stragglers_;  // how often a phase had this rank last
   std::int64_t exported_parts_ = 0;

@@ -44,8 +44,7 @@ class RankNeed {
       need.weights += n * entry_;
       if (with_weight_gradients() && is_scored_tensor(spec)) need.statistics += n * accumulator();
     }
-    if (with_gradients() && !with_weight_gradients())
-      need.statistics = scored_units() * static_cast<std::int64_t>(sizeof(double));
+    need.statistics += summed_numbers() * pass_.domains * size_of(at::kDouble);
     // Inputs of halves are let go on the way back, so the height is where both together are most.
     const std::int64_t first = with_gradients() ? lowest_half(pass_.scored) : 2 * config_.layers;
     const auto consider = [&](std::int64_t inputs, std::int64_t working) {
@@ -82,13 +81,38 @@ class RankNeed {
     return false;
   }
 
-  std::int64_t scored_units() const {
-    std::int64_t units = 0;
+  /// Numbers that are summed for each domain.
+  std::int64_t summed_numbers() const {
+    std::int64_t numbers = 0;
     for (std::int64_t layer = 0; layer < config_.layers; ++layer)
       for (const UnitKind half : {UnitKind::attention, UnitKind::mlp})
-        if (is_scored(pass_.scored, layer, half))
-          units += units_of(widths(layer), pass_.unit, half);
-    return units;
+        if (is_scored(pass_.scored, layer, half)) numbers += summed_in(widths(layer), half);
+    return numbers;
+  }
+  std::int64_t summed_in(const LayerWidths& layer, UnitKind half) const {
+    switch (pass_.criterion) {
+      case Criterion::taylor_gate:
+      case Criterion::taylor_gate_sample:
+        return units_of(layer, pass_.unit, half);
+      case Criterion::wanda_sp:
+        return gate_entries(layer, half, config_);
+      case Criterion::flap:
+        return 2 * gate_entries(layer, half, config_);
+      case Criterion::taylor:
+      case Criterion::magnitude:
+      case Criterion::random:
+        break;
+    }
+    return 0;
+  }
+  bool with_inputs() const {
+    return pass_.criterion == Criterion::wanda_sp || pass_.criterion == Criterion::flap;
+  }
+  /// What enters o_proj or down_proj, and a block of it in float64, once the half has run.
+  std::int64_t observed_bytes(std::int64_t layer, UnitKind half) const {
+    if (!with_inputs() || !is_scored(pass_.scored, layer, half)) return 0;
+    const std::int64_t entries = gate_entries(widths(layer), half, config_);
+    return pass_.tokens * entries * entry_ + input_sums_bytes(pass_.tokens, entries);
   }
 
   const LayerWidths& widths(std::int64_t layer) const {
@@ -102,7 +126,7 @@ class RankNeed {
     return pass_.tokens * config_.hidden * (wide + (with_weight_gradients() ? entry_ : 0));
   }
   std::int64_t loss_working() const {
-    return std::max(loss_bytes(config_, pass_.tensor, pass_.dtype, pass_.tokens),
+    return std::max(loss_bytes(config_, pass_.tensor, pass_.dtype, pass_.tokens, with_gradients()),
                     final_norm_bytes());
   }
   /// Going back through the last RMSNorm: six arrays in float32 or wider beside the rows of the
@@ -117,12 +141,14 @@ class RankNeed {
     const auto heads = static_cast<std::int64_t>(widths(layer).query_heads.size());
     const auto kv_heads = static_cast<std::int64_t>(widths(layer).kv_heads.size());
     const std::int64_t kept = (3 * heads + 2 * kv_heads) * config_.head_dim;
-    return norm_bytes() + pass_.tokens * entry_ * kept * (with_gradients() ? 2 : 1);
+    return std::max(norm_bytes() + pass_.tokens * entry_ * kept * (with_gradients() ? 2 : 1),
+                    observed_bytes(layer, UnitKind::attention));
   }
   /// gate, silu(gate), up and their product; going back the gradients of three.
   std::int64_t mlp_bytes(std::int64_t layer) const {
     const auto channels = static_cast<std::int64_t>(widths(layer).channels.size());
-    return norm_bytes() + pass_.tokens * entry_ * channels * (with_gradients() ? 7 : 4);
+    return std::max(norm_bytes() + pass_.tokens * entry_ * channels * (with_gradients() ? 7 : 4),
+                    observed_bytes(layer, UnitKind::mlp));
   }
 
   const ModelConfig& config_;

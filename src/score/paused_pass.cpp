@@ -11,7 +11,7 @@ namespace espalier {
 namespace {
 
 constexpr const char* kFormat = "espalier-sums";
-constexpr std::int64_t kVersion = 1;
+constexpr std::int64_t kVersion = 2;
 
 void write_rows(Hdf5Writer& file, const std::string& path,
                 const std::vector<std::vector<double>>& rows) {
@@ -64,13 +64,14 @@ std::vector<std::byte> sums_image(const PausedPass& pass) {
   file.attribute("/", "micro_batches", pass.micro_batches);
   file.attribute("/", "loss", pass.loss);
   file.attribute("/", "tokens", pass.tokens);
+  file.attribute("/", "real_tokens", pass.real_tokens);
   return file.finish();
 }
 
 PausedPass read_sums(const Hdf5Reader& file) {
-  if (file.attribute_string("/", "format") != kFormat ||
-      file.attribute_i64("/", "version") != kVersion)
-    refuse("/", fmt::format("not {} version {}", kFormat, kVersion));
+  const std::int64_t version = file.attribute_i64("/", "version");
+  if (file.attribute_string("/", "format") != kFormat || version < 1 || version > kVersion)
+    refuse("/", fmt::format("not {} version 1 to {}", kFormat, kVersion));
   PausedPass pass;
   pass.work = file.attribute_string("/", "work");
   pass.iteration = read_count(file, "iteration");
@@ -85,6 +86,14 @@ PausedPass read_sums(const Hdf5Reader& file) {
     refuse("/", fmt::format("{} rows of attention sums and {} of MLP sums", pass.attention.size(),
                             pass.mlp.size()));
   pass.tokens = read_count(file, "tokens");
+  // Version 1 had none; its sums are of other work than any pass of today.
+  pass.real_tokens = version == 1 ? std::vector<double>(pass.loss.size())
+                                  : file.attribute_f64s("/", "real_tokens");
+  if (pass.real_tokens.size() != pass.loss.size())
+    refuse("/", fmt::format("real_tokens of {} and losses of {}", pass.real_tokens.size(),
+                            counted(pass.loss.size(), "domain")));
+  for (const double tokens : pass.real_tokens)
+    if (!std::isfinite(tokens) || tokens < 0) refuse("/", fmt::format("{} real tokens", tokens));
   return pass;
 }
 

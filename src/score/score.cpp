@@ -29,14 +29,6 @@ double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
 }
 
-/// An observer for passes that only want losses.
-class NoStatistics final : public BackwardObserver {
- public:
-  bool wants_gate(std::int64_t, UnitKind) const override { return false; }
-  std::vector<TensorRole> wants_weights(std::int64_t, UnitKind) const override { return {}; }
-  void observe(std::int64_t, UnitKind, const HalfGradients&) override {}
-};
-
 /// The scoring pass: owns nothing but what lives as long as the pass.
 class Pass {
  public:
@@ -48,12 +40,17 @@ class Pass {
         grid_(grid),
         hooks_(hooks),
         units_(model, request.unit, request.scored),
-        loss_(data_.domains().size(), 0.0) {
+        loss_(data_.domains().size(), 0.0),
+        real_tokens_(data_.domains().size(), 0.0) {
     options_.criterion = request.importance.criterion;
     options_.unit = request.unit;
     options_.reduction = request.importance.reduction;
     options_.accumulate = request.importance.accumulate;
     options_.scored = request.scored;
+    options_.domains = data_.domains().size();
+    options_.seed = request.seed;
+    options_.iteration = request.iteration;
+    statistics_ = request.make(model, options_);
   }
 
   ScorePass run() {
@@ -62,14 +59,14 @@ class Pass {
       continue_from(*request_.paused);
       pass.continued_tokens = request_.paused->tokens;
     }
-    if (needs_gradients())
-      collect_with_gradients();
-    else
-      collect_without_gradients();
+    // Memory is spared for the accumulators first: they grow while graphs are kept.
+    graph_bytes_ = request_.spare_bytes - statistics_->bytes_when_full();
+    collect();
     const Clock::time_point begin = Clock::now();
     grid_.data().control().all_reduce_sum(std::span<double>(loss_));
     grid_.data().control().all_reduce_sum(std::span<std::int64_t>(&tokens_, 1));
     pass.table = finished_table();
+    pass.of_domains = tables_of_domains();
     seconds_["reduce"] += seconds_since(begin);
     pass.seconds = seconds_;
     pass.statistics_bytes = statistics_bytes_;
@@ -79,58 +76,39 @@ class Pass {
   }
 
  private:
-  bool needs_gradients() const {
-    return options_.criterion != Criterion::magnitude && options_.criterion != Criterion::random;
+  bool looks_at_data() const { return statistics_->needs() != Needs::weights; }
+  /// A value for each domain, in place of one of the pooled data.
+  bool has_row_per_domain() const { return request_.combine != Combine::pooled && looks_at_data(); }
+  /// Domains one after the other, because the sums of one leave no room for another's.
+  bool goes_domain_by_domain() const {
+    return has_row_per_domain() && !statistics_->separates_domains();
   }
-  bool per_domain() const { return request_.combine == Combine::weighted_mean; }
+  std::size_t traversals() const { return goes_domain_by_domain() ? data_.domains().size() : 1; }
 
-  void collect_with_gradients() {
-    const std::unique_ptr<Statistics> statistics = make_statistics(model_, options_);
-    // Memory is spared for the accumulators first: they grow while graphs are kept.
-    graph_bytes_ = request_.spare_bytes - statistics->bytes_when_full();
-    while (raw_.size() < traversals()) {
-      statistics->clear();
-      if (continued_) statistics->restore(*std::exchange(continued_, std::nullopt));
+  void collect() {
+    while (traversed_ < traversals()) {
+      statistics_->clear();
+      if (continued_) statistics_->restore(*std::exchange(continued_, std::nullopt));
       const std::vector<MicroBatch> order =
-          per_domain() ? data_.micro_batches_of(raw_.size()) : data_.micro_batches();
+          goes_domain_by_domain() ? data_.micro_batches_of(traversed_) : data_.micro_batches();
       try {
-        run_micro_batches(order, *statistics, lowest_half(request_.scored));
+        run_micro_batches(order);
       } catch (const stop::Stopped& stopped) {
-        pause(stopped, statistics->sums_so_far());
+        pause(stopped);
       }
       if (left_out(order)) continue;
-      statistics_bytes_ = std::max(statistics_bytes_, statistics->bytes());
-      raw_.push_back(reduced(*statistics));
+      statistics_bytes_ = std::max(statistics_bytes_, statistics_->bytes());
+      finish_traversal();
+      ++traversed_;
     }
   }
 
-  /// Losses are reported for every criterion, so the data is run forward all the same.
-  void collect_without_gradients() {
-    NoStatistics none;
-    for (bool again = true; again;) {
-      const std::vector<MicroBatch> order = data_.micro_batches();
-      try {
-        run_micro_batches(order, none, 2 * model_.layers());
-      } catch (const stop::Stopped& stopped) {
-        pause(stopped, UnitSums());
-      }
-      again = left_out(order);
-    }
-    UnitSums sums;
-    together(grid_.world(), "score", [&] {
-      sums = checked(options_.criterion == Criterion::magnitude
-                         ? magnitude_sums(model_, options_)
-                         : random_sums(model_, options_, request_.seed, request_.iteration));
-    });
-    raw_.push_back(std::move(sums));
-  }
-
-  void run_micro_batches(const std::vector<MicroBatch>& order, BackwardObserver& observer,
-                         std::int64_t lowest) {
+  void run_micro_batches(const std::vector<MicroBatch>& order) {
     const Clock::time_point begin = Clock::now();
     fault::hit("calibrate.enter");
-    const Differentiated objective =
-        per_domain() ? Differentiated::domain_loss : Differentiated::pooled_loss;
+    const Differentiated objective = goes_domain_by_domain() || statistics_->separates_domains()
+                                         ? Differentiated::domain_loss
+                                         : Differentiated::pooled_loss;
     CalibrationBatch batch;
     std::int64_t current = 0;
     deal_rounds(
@@ -144,8 +122,8 @@ class Pass {
                           data_.domains()[batch.domain].name, grid_.data_index());
         },
         [&] {
-          BackwardPass pass = blockwise_backward(model_, batch.batch, {lowest, graph_bytes_},
-                                                 observer, grid_.tensor());
+          statistics_->enter(batch.domain);
+          BackwardPass pass = observed(batch.batch);
           repeated_halves_ = std::max(repeated_halves_, pass.repeated_halves);
           if (!pass.problems.empty() && may_skip()) {
             broken_.push_back({current, std::move(pass.problems)});
@@ -160,6 +138,16 @@ class Pass {
     done_ = 0;
     fault::hit("calibrate.exit");
     seconds_["calibrate"] += seconds_since(begin);
+  }
+
+  BackwardPass observed(const TokenBatch& batch) {
+    if (statistics_->needs() == Needs::gradients)
+      return blockwise_backward(model_, batch, {lowest_half(request_.scored), graph_bytes_},
+                                *statistics_, grid_.tensor());
+    // Losses are reported for every criterion.
+    fault::hit("forward.enter");
+    TokenLosses losses = observed_losses(model_, batch, *statistics_, grid_.tensor());
+    return {std::move(losses.nll_N), 0, std::move(losses.problems)};
   }
 
   /// Sums that hold something of a broken micro-batch are worth nothing, so the traversal goes on
@@ -194,10 +182,13 @@ class Pass {
     exclude(order, all);
     if (grid_.is_root()) warn_of_skipped(all.size(), told);
     broken_.clear();
-    raw_.clear();
+    rows_.clear();
+    alone_.clear();
     continued_.reset();
     loss_.assign(loss_.size(), 0.0);
+    real_tokens_.assign(loss_.size(), 0.0);
     tokens_ = done_ = 0;
+    traversed_ = 0;
     return true;
   }
 
@@ -244,48 +235,57 @@ class Pass {
       }
   }
 
-  std::size_t traversals() const {
-    if (!needs_gradients()) return 0;
-    return per_domain() ? data_.domains().size() : 1;
+  bool is_continued_by_this(const PausedPass& paused) const {
+    return paused.attention.size() == (looks_at_data() ? loss_.size() : 0) &&
+           paused.iteration == request_.iteration && paused.loss.size() == loss_.size() &&
+           paused.work == work_of(model_, data_, request_);
   }
 
-  bool is_continued_by_this(const PausedPass& paused) const {
-    const std::size_t rows = paused.attention.size();
-    return paused.iteration == request_.iteration && paused.loss.size() == loss_.size() &&
-           rows <= traversals() && (rows > 0) == needs_gradients() &&
-           paused.work == work_of(model_, data_, request_);
+  NumbersOf sums_of() const {
+    return [this](const LayerWidths& widths, UnitKind half) {
+      return statistics_->sums_of(widths, half);
+    };
+  }
+  NumbersOf values_of() const {
+    return [this](const LayerWidths& widths, UnitKind half) {
+      return statistics_->values_of(widths, half);
+    };
   }
 
   /// Data rank 0 takes what was summed, whoever did it.
   void continue_from(const PausedPass& paused) {
     done_ = paused.micro_batches;
-    for (std::size_t row = 0; row < paused.attention.size(); ++row) {
-      UnitSums sums;
-      together(grid_.world(), "resume",
-               [&] { sums = units_.own_part(paused.attention[row], paused.mlp[row]); });
-      if (row + 1 < paused.attention.size())
-        raw_.push_back(std::move(sums));
-      else if (grid_.data_index() == 0)
-        continued_ = std::move(sums);
-    }
+    std::vector<UnitSums> sums;
+    together(grid_.world(), "resume", [&] {
+      for (std::size_t row = 0; row < paused.attention.size(); ++row)
+        sums.push_back(units_.own_part(paused.attention[row], paused.mlp[row], sums_of()));
+    });
     if (grid_.data_index() != 0) return;
+    if (!sums.empty()) continued_ = std::move(sums);
     loss_ = paused.loss;
+    real_tokens_ = paused.real_tokens;
     tokens_ = paused.tokens;
   }
 
-  [[noreturn]] void pause(const stop::Stopped& stopped, std::optional<UnitSums> current) {
+  [[noreturn]] void pause(const stop::Stopped& stopped) {
+    std::optional<std::vector<UnitSums>> current = statistics_->sums_so_far();
     const std::int64_t whole = broken_.empty() && skipped_.empty() ? 1 : 0;
     if (grid_.world().min(whole) == 0) throw stop::Stopped(stopped.level());
-    if (!current || (done_ == 0 && raw_.empty())) throw stop::Stopped(stopped.level());
-    if (needs_gradients()) {
-      reduce_unit_sums(*current, grid_.data().control());
-      raw_.push_back(std::move(*current));
-    }
-    PausedPass paused{
-        work_of(model_, data_, request_), request_.iteration, done_, {}, {}, loss_, tokens_};
-    paused.attention = units_.flattened(raw_, UnitKind::attention, grid_.tensor().control());
-    paused.mlp = units_.flattened(raw_, UnitKind::mlp, grid_.tensor().control());
+    if (!current || done_ == 0) throw stop::Stopped(stopped.level());
+    reduce_unit_sums(*current, grid_.data().control());
+    PausedPass paused{work_of(model_, data_, request_),
+                      request_.iteration,
+                      done_,
+                      {},
+                      {},
+                      loss_,
+                      tokens_,
+                      real_tokens_};
+    Communicator& tensor = grid_.tensor().control();
+    paused.attention = units_.flattened(*current, UnitKind::attention, sums_of(), tensor);
+    paused.mlp = units_.flattened(*current, UnitKind::mlp, sums_of(), tensor);
     grid_.data().control().all_reduce_sum(std::span<double>(paused.loss));
+    grid_.data().control().all_reduce_sum(std::span<double>(paused.real_tokens));
     grid_.data().control().all_reduce_sum(std::span<std::int64_t>(&paused.tokens, 1));
     throw Paused(stopped.level(), std::move(paused));
   }
@@ -300,30 +300,61 @@ class Pass {
       loss_[batch.domain] += sum / static_cast<double>(count) / sequences;
       tokens_ += count;
     }
+    real_tokens_[batch.domain] += static_cast<double>(batch.real_tokens);
   }
 
-  UnitSums reduced(Statistics& statistics) {
+  /// The values that the sums of a traversal come to: of all data, of its domain, or of each
+  /// domain.
+  void finish_traversal() {
     const Clock::time_point begin = Clock::now();
     fault::hit("reduce.enter");
-    UnitSums sums;
     // Where a value was born knows its tensor; what the sum over data ranks carries on does not.
-    agree(grid_.world(), "reduce", statistics.reduce(grid_.data()));
-    together(grid_.world(), "reduce", [&] { sums = checked(statistics.finish()); });
+    agree(grid_.world(), "reduce", statistics_->reduce(grid_.data()));
+    std::vector<double> tokens = real_tokens_;
+    grid_.data().control().all_reduce_sum(std::span<double>(tokens));
+    together(grid_.world(), "reduce", [&] {
+      const std::vector<DomainDraw>& domains = data_.domains();
+      const bool separate = statistics_->separates_domains();
+      if (goes_domain_by_domain()) {
+        rows_.push_back(checked(of_domain(traversed_, tokens), name_of_domain(traversed_)));
+        return;
+      }
+      if (separate && (has_row_per_domain() || request_.each_domain))
+        for (std::size_t d = 0; d < domains.size(); ++d)
+          alone_.push_back(checked(of_domain(d, tokens), name_of_domain(d)));
+      if (has_row_per_domain())
+        rows_ = std::exchange(alone_, {});
+      else
+        rows_.push_back(checked({shares(), tokens}, "all domains"));
+    });
     fault::hit("reduce.exit");
     seconds_["reduce"] += seconds_since(begin);
-    return sums;
+  }
+
+  std::vector<double> shares() const {
+    std::vector<double> shares;
+    double total = 0;
+    for (const DomainDraw& domain : data_.domains()) total += domain.weight;
+    for (const DomainDraw& domain : data_.domains()) shares.push_back(domain.weight / total);
+    return shares;
+  }
+  Mixture of_domain(std::size_t d, const std::vector<double>& tokens) const {
+    Mixture mixture{std::vector<double>(tokens.size(), 0.0), tokens};
+    mixture.share[d] = 1;
+    return mixture;
+  }
+  std::string name_of_domain(std::size_t d) const {
+    return fmt::format("domain '{}'", data_.domains()[d].name);
   }
 
   /// Nothing that is not finite leaves the pass.
-  UnitSums checked(UnitSums sums) const {
-    if (fault::hit("score.value").effect == fault::Effect::nan) poison(sums);
-    std::string domain = "all domains";
-    if (per_domain() && needs_gradients())
-      domain = fmt::format("domain '{}'", data_.domains()[raw_.size()].name);
-    require_finite_sums(model_, request_.unit, sums,
-                        fmt::format("{}, tensor rank {}, data rank {}", domain,
-                                    grid_.tensor_index(), grid_.data_index()));
-    return sums;
+  UnitSums checked(const Mixture& mixture, const std::string& whose) const {
+    UnitSums values = statistics_->finish(mixture);
+    if (fault::hit("score.value").effect == fault::Effect::nan) poison(values);
+    require_finite_sums(model_, request_.unit, values,
+                        fmt::format("{}, tensor rank {}, data rank {}", whose, grid_.tensor_index(),
+                                    grid_.data_index()));
+    return values;
   }
   static void poison(UnitSums& sums) {
     for (auto& layer : sums)
@@ -335,38 +366,61 @@ class Pass {
   }
 
   ScoreTable finished_table() {
+    ScoreTable table = described_table();
+    if (has_row_per_domain())
+      table.raw_rows = table.domains;
+    else
+      table.raw_rows.emplace_back("pooled");
+    Scoring scoring{request_.importance.normalization, request_.unit, Combine::pooled, {}};
+    if (has_row_per_domain()) scoring.combine = request_.combine;
+    for (const DomainDraw& domain : data_.domains()) scoring.weights.push_back(domain.weight);
+    fill(table, raw_blocks(rows_), scoring);
+    return table;
+  }
+
+  /// Of each domain by itself, where its values are there. Collective over the tensor group.
+  std::vector<ScoreTable> tables_of_domains() {
+    std::vector<ScoreTable> tables;
+    if (!request_.each_domain) return tables;
+    for (const UnitSums& values : has_row_per_domain() ? rows_ : alone_) {
+      ScoreTable& table = tables.emplace_back(described_table());
+      table.raw_rows = {table.domains[tables.size() - 1]};
+      fill(table, raw_blocks({values}),
+           {request_.importance.normalization, request_.unit, Combine::pooled, {}});
+    }
+    return tables;
+  }
+
+  ScoreTable described_table() const {
     ScoreTable table;
     table.criterion = name_of(request_.importance.criterion);
     table.normalization = name_of(request_.importance.normalization);
     for (const DomainDraw& domain : data_.domains()) table.domains.push_back(domain.name);
     table.loss = loss_;
     table.tokens = tokens_;
-    if (per_domain() && needs_gradients())
-      table.raw_rows = table.domains;
-    else
-      table.raw_rows.emplace_back("pooled");
-    const std::vector<RawBlock> blocks = raw_blocks();
-    Scoring scoring{request_.importance.normalization, request_.unit, Combine::pooled, {}};
-    if (table.raw_rows.size() > 1) scoring.combine = request_.combine;
-    for (const DomainDraw& domain : data_.domains()) scoring.weights.push_back(domain.weight);
-    ScoreLists lists = make_lists(model_.config(), blocks, scoring);
-    table.attention = std::move(lists.attention);
-    table.mlp = std::move(lists.mlp);
     return table;
   }
 
+  void fill(ScoreTable& table, const std::vector<RawBlock>& blocks, const Scoring& scoring) const {
+    ScoreLists lists = make_lists(model_.config(), blocks, scoring);
+    table.attention = std::move(lists.attention);
+    table.mlp = std::move(lists.mlp);
+  }
+
   /// Collective over the tensor group.
-  std::vector<RawBlock> raw_blocks() const {
+  std::vector<RawBlock> raw_blocks(const std::vector<UnitSums>& rows) const {
     std::vector<RawBlock> blocks;
     for (const UnitKind kind : {UnitKind::attention, UnitKind::mlp}) {
-      const std::vector<LayerValues> values = units_.gathered(raw_, kind, grid_.tensor().control());
+      const std::vector<LayerValues> values =
+          units_.gathered(rows, kind, values_of(), grid_.tensor().control());
       for (std::int64_t l = 0; l < model_.layers(); ++l) {
         if (!units_.is_scored(l, kind)) continue;
         RawBlock& block = blocks.emplace_back(
             RawBlock{static_cast<std::int32_t>(l), kind, units_.numbers(l, kind), {}, {}});
         if (kind == UnitKind::attention) block.heads = units_.heads_per_unit(l);
         for (const LayerValues& row : values)
-          block.values.push_back(row[static_cast<std::size_t>(l)]);
+          block.values.push_back(
+              statistics_->of_units(kind, row[static_cast<std::size_t>(l)], block.heads));
       }
     }
     return blocks;
@@ -384,11 +438,15 @@ class Pass {
   const RoundHooks& hooks_;
   ScoredUnits units_;
   StatisticsOptions options_;
+  std::unique_ptr<Statistics> statistics_;
   std::vector<double> loss_;
+  std::vector<double> real_tokens_;  // of each domain, so far
   std::int64_t tokens_ = 0;
-  std::int64_t done_ = 0;              // micro-batches of the traversal under way
-  std::optional<UnitSums> continued_;  // of the traversal under way, from the paused pass
-  std::vector<UnitSums> raw_;          // one per finished traversal: per domain, or one
+  std::size_t traversed_ = 0;                       // finished traversals of data
+  std::int64_t done_ = 0;                           // micro-batches of the one under way
+  std::optional<std::vector<UnitSums>> continued_;  // sums of it, from the paused pass
+  std::vector<UnitSums> rows_;         // values of the table's rows: of each domain, or of all data
+  std::vector<UnitSums> alone_;        // of each domain beside a pooled row
   std::vector<Broken> broken_;         // of the traversal under way, on this rank
   std::vector<SkippedBatch> skipped_;  // no longer in the data
   std::map<std::string, double> seconds_;
@@ -416,11 +474,12 @@ ScoredHalves prunable_halves(const ModelConfig& config, const PruneRules& rules)
 
 std::string work_of(const CausalLM& model, const Calibration& data, const ScoreRequest& request) {
   const ImportanceConfig& importance = request.importance;
-  std::string text =
-      fmt::format("criterion {}, reduction {}, accumulate {}, combine {}, dtype {}, iteration {}, ",
-                  name_of(importance.criterion), static_cast<int>(importance.reduction),
-                  static_cast<int>(importance.accumulate), static_cast<int>(request.combine),
-                  safetensors_name(to_dtype(model.options().dtype)), request.iteration);
+  std::string text = fmt::format(
+      "sums 2, criterion {}, reduction {}, accumulate {}, combine {}, dtype {}, "
+      "iteration {}, ",
+      name_of(importance.criterion), static_cast<int>(importance.reduction),
+      static_cast<int>(importance.accumulate), static_cast<int>(request.combine),
+      safetensors_name(to_dtype(model.options().dtype)), request.iteration);
   text += ScoredUnits(model, request.unit, request.scored).description();
   // In their order, which is that of losses and rows; a name with its length, so that none can look
   // like what follows it.

@@ -8,9 +8,9 @@
 namespace espalier {
 
 template <class F>
-void ScoredUnits::for_each_shard(std::int64_t layer, UnitKind kind, F&& f) const {
+void ScoredUnits::for_each_shard(std::int64_t layer, F&& f) const {
   for (const ShardWidths& shard : model_.shards())
-    f(shard, unit_numbers(shard.widths.layers[static_cast<std::size_t>(layer)], unit_, kind));
+    f(shard, shard.widths.layers[static_cast<std::size_t>(layer)]);
 }
 
 bool ScoredUnits::is_scored(std::int64_t layer, UnitKind kind) const {
@@ -19,7 +19,8 @@ bool ScoredUnits::is_scored(std::int64_t layer, UnitKind kind) const {
 
 std::vector<std::int32_t> ScoredUnits::numbers(std::int64_t layer, UnitKind kind) const {
   std::vector<std::int32_t> all;
-  for_each_shard(layer, kind, [&](const ShardWidths&, const std::vector<std::int32_t>& units) {
+  for_each_shard(layer, [&](const ShardWidths&, const LayerWidths& widths) {
+    const std::vector<std::int32_t>& units = unit_numbers(widths, unit_, kind);
     all.insert(all.end(), units.begin(), units.end());
   });
   return all;
@@ -50,6 +51,7 @@ std::string ScoredUnits::description() const {
 }
 
 std::vector<LayerValues> ScoredUnits::gathered(const std::vector<UnitSums>& rows, UnitKind kind,
+                                               const NumbersOf& numbers,
                                                Communicator& tensor) const {
   std::vector<double> mine;
   for (const UnitSums& sums : rows)
@@ -66,7 +68,7 @@ std::vector<LayerValues> ScoredUnits::gathered(const std::vector<UnitSums>& rows
       for (std::int64_t l = 0; l < model_.layers(); ++l) {
         if (!is_scored(l, kind)) continue;
         const auto count = static_cast<std::ptrdiff_t>(
-            unit_numbers(shard.widths.layers[static_cast<std::size_t>(l)], unit_, kind).size());
+            numbers(shard.widths.layers[static_cast<std::size_t>(l)], kind));
         std::vector<double>& values = row[static_cast<std::size_t>(l)];
         values.insert(values.end(), next, next + count);
         next += count;
@@ -76,9 +78,10 @@ std::vector<LayerValues> ScoredUnits::gathered(const std::vector<UnitSums>& rows
 }
 
 std::vector<std::vector<double>> ScoredUnits::flattened(const std::vector<UnitSums>& rows,
-                                                        UnitKind kind, Communicator& tensor) const {
+                                                        UnitKind kind, const NumbersOf& numbers,
+                                                        Communicator& tensor) const {
   std::vector<std::vector<double>> flat;
-  for (const LayerValues& layers : gathered(rows, kind, tensor)) {
+  for (const LayerValues& layers : gathered(rows, kind, numbers, tensor)) {
     flat.emplace_back();
     for (const std::vector<double>& values : layers)
       flat.back().insert(flat.back().end(), values.begin(), values.end());
@@ -86,15 +89,18 @@ std::vector<std::vector<double>> ScoredUnits::flattened(const std::vector<UnitSu
   return flat;
 }
 
-UnitSums ScoredUnits::own_part(const std::vector<double>& attention,
-                               const std::vector<double>& mlp) const {
+UnitSums ScoredUnits::own_part(const std::vector<double>& attention, const std::vector<double>& mlp,
+                               const NumbersOf& numbers) const {
   UnitSums mine(static_cast<std::size_t>(model_.layers()));
   for (const UnitKind kind : {UnitKind::attention, UnitKind::mlp}) {
     const std::vector<double>& all = kind == UnitKind::attention ? attention : mlp;
-    std::size_t needed = 0;
+    std::int64_t needed = 0;
     for (std::int64_t l = 0; l < model_.layers(); ++l)
-      if (is_scored(l, kind)) needed += numbers(l, kind).size();
-    if (needed != all.size())
+      if (is_scored(l, kind))
+        for_each_shard(l, [&](const ShardWidths&, const LayerWidths& widths) {
+          needed += numbers(widths, kind);
+        });
+    if (needed != static_cast<std::int64_t>(all.size()))
       throw Error(
           ExitCode::bad_content,
           fmt::format("{} sums of {} units, {} are needed", all.size(), name_of(kind), needed),
@@ -102,8 +108,8 @@ UnitSums ScoredUnits::own_part(const std::vector<double>& attention,
     auto next = all.begin();
     for (std::int64_t l = 0; l < model_.layers(); ++l) {
       if (!is_scored(l, kind)) continue;
-      for_each_shard(l, kind, [&](const ShardWidths& shard, const auto& units) {
-        const auto end = next + static_cast<std::ptrdiff_t>(units.size());
+      for_each_shard(l, [&](const ShardWidths& shard, const LayerWidths& widths) {
+        const auto end = next + static_cast<std::ptrdiff_t>(numbers(widths, kind));
         if (&shard == &model_.shard())
           mine[static_cast<std::size_t>(l)][static_cast<std::size_t>(kind)].assign(next, end);
         next = end;

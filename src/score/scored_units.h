@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -10,7 +11,10 @@
 
 namespace espalier {
 
-/// [layer] -> a value per unit of one kind, in dense order.
+/// How many numbers a shard's half has.
+using NumbersOf = std::function<std::int64_t(const LayerWidths& widths, UnitKind half)>;
+
+/// [layer] -> the numbers of one kind's units, in dense order.
 using LayerValues = std::vector<std::vector<double>>;
 
 /// The surviving units over all tensor ranks, and which rank has which: ranks hold contiguous
@@ -28,20 +32,21 @@ class ScoredUnits {
   /// All units and whether they are scored, in words.
   std::string description() const;
 
-  /// One kind's values of every rank. Collective over `tensor`.
+  /// One kind's numbers of every rank. Collective over `tensor`.
   std::vector<LayerValues> gathered(const std::vector<UnitSums>& rows, UnitKind kind,
-                                    Communicator& tensor) const;
+                                    const NumbersOf& numbers, Communicator& tensor) const;
   /// The same with all layers of a row behind one another. Collective over `tensor`.
   std::vector<std::vector<double>> flattened(const std::vector<UnitSums>& rows, UnitKind kind,
-                                             Communicator& tensor) const;
-  /// The inverse for one row: this rank's units. Throws Error(bad_content) for a row of
+                                             const NumbersOf& numbers, Communicator& tensor) const;
+  /// The inverse for one row: this rank's numbers. Throws Error(bad_content) for a row of
   /// another length.
-  UnitSums own_part(const std::vector<double>& attention, const std::vector<double>& mlp) const;
+  UnitSums own_part(const std::vector<double>& attention, const std::vector<double>& mlp,
+                    const NumbersOf& numbers) const;
 
  private:
-  /// Calls f(shard, its units) for every rank's units of a layer, in dense order.
+  /// Calls f(shard, its widths of the layer) for every rank, in dense order.
   template <class F>
-  void for_each_shard(std::int64_t layer, UnitKind kind, F&& f) const;
+  void for_each_shard(std::int64_t layer, F&& f) const;
 
   const CausalLM& model_;
   AttentionUnit unit_;

@@ -60,6 +60,40 @@ at::Tensor heads_to_units(const CausalLM& model, AttentionUnit unit, std::int64_
   return at::stack(sums, -1);
 }
 
+std::int64_t gate_entries(const LayerWidths& widths, UnitKind half, const ModelConfig& config) {
+  if (half == UnitKind::mlp) return static_cast<std::int64_t>(widths.channels.size());
+  return static_cast<std::int64_t>(widths.query_heads.size()) * config.head_dim;
+}
+
+std::int64_t input_sums_rows(std::int64_t entries) {
+  constexpr std::int64_t kNumbers = std::int64_t{1} << 22;  // 32 MiB
+  return std::max<std::int64_t>(1, kNumbers / std::max<std::int64_t>(entries, 1));
+}
+
+std::int64_t input_sums_bytes(std::int64_t rows, std::int64_t entries) {
+  // The rows and their squares.
+  return 2 * std::min(rows, input_sums_rows(entries)) * entries *
+         static_cast<std::int64_t>(sizeof(double));
+}
+
+std::vector<double> column_sums(const CausalLM& model, std::int64_t layer, UnitKind half,
+                                ColumnNorm norm) {
+  const LayerWeights& weights = model.layer(layer);
+  const at::Tensor& reader = half == UnitKind::mlp ? weights.down_DF : weights.o_DHE;
+  const at::ScalarType wide = model.options().dtype == at::kDouble ? at::kDouble : at::kFloat;
+  const at::Tensor values = reader.to(wide);
+  return to_doubles((norm == ColumnNorm::absolute ? values.abs() : values.square())
+                        .sum(0, /*keepdim=*/false, at::kDouble));
+}
+
+std::vector<double> entries_to_units(const CausalLM& model, AttentionUnit unit, std::int64_t layer,
+                                     UnitKind half, const std::vector<double>& entries) {
+  if (half == UnitKind::mlp) return entries;
+  const at::Tensor heads =
+      at::tensor(entries, at::kDouble).view({-1, model.config().head_dim}).sum(1);
+  return to_doubles(heads_to_units(model, unit, layer, heads));
+}
+
 std::vector<double> sum_over_unit_tensors(const CausalLM& model, AttentionUnit unit,
                                           std::int64_t layer, UnitKind half,
                                           const std::function<at::Tensor(TensorRole)>& of_role,
@@ -79,18 +113,20 @@ std::vector<double> sum_over_unit_tensors(const CausalLM& model, AttentionUnit u
   return total;
 }
 
-void reduce_unit_sums(UnitSums& sums, Communicator& data) {
+void reduce_unit_sums(std::span<UnitSums> rows, Communicator& data) {
   if (data.size() == 1) return;
   std::vector<double> flat;
-  for (const auto& layer : sums)
-    for (const auto& values : layer) flat.insert(flat.end(), values.begin(), values.end());
+  for (const UnitSums& sums : rows)
+    for (const auto& layer : sums)
+      for (const auto& values : layer) flat.insert(flat.end(), values.begin(), values.end());
   data.all_reduce_sum(std::span<double>(flat));
   auto next = flat.begin();
-  for (auto& layer : sums)
-    for (auto& values : layer) {
-      std::copy_n(next, values.size(), values.begin());
-      next += static_cast<std::ptrdiff_t>(values.size());
-    }
+  for (UnitSums& sums : rows)
+    for (auto& layer : sums)
+      for (auto& values : layer) {
+        std::copy_n(next, values.size(), values.begin());
+        next += static_cast<std::ptrdiff_t>(values.size());
+      }
 }
 
 void require_finite_sums(const CausalLM& model, AttentionUnit unit, const UnitSums& sums,
@@ -103,9 +139,11 @@ void require_finite_sums(const CausalLM& model, AttentionUnit unit, const UnitSu
       if (bad == values.end()) continue;
       const auto layer = static_cast<std::int64_t>(l);
       const auto place = static_cast<std::size_t>(bad - values.begin());
+      const std::vector<std::int32_t>& units = unit_numbers(model.widths(layer), unit, half);
+      const std::string whose = values.size() == units.size() ? fmt::format("unit {}", units[place])
+                                                              : fmt::format("entry {}", place);
       throw Error(ExitCode::bad_content,
-                  fmt::format("a score is not finite: {} of unit {} of the {} of layer {}", *bad,
-                              unit_numbers(model.widths(layer), unit, half)[place],
+                  fmt::format("a score is not finite: {} of {} of the {} of layer {}", *bad, whose,
                               half == UnitKind::attention ? "attention" : "MLP", l),
                   fmt::format("its values enter tensor '{}'",
                               unit_reader(model.config(), half, static_cast<int>(l)).name),

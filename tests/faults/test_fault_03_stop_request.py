@@ -176,13 +176,11 @@ class Stopped(Stops):
         self.continues_to_gold(run_dir, 1, 1)
 
 
-class Paused(Stops):
-    """A pass of a gate criterion goes on where it was stopped, on any layout."""
-
-    change = {"importance": {"criterion": "taylor_gate_sample"}, "calibration": {"combine": "weighted_mean"}}
+class PausesPasses(Stops):
+    """What the tests below share; has none of its own."""
 
     def stopped_in(self, name, ranks=1, tensor=1, micro_batch=4):
-        """A run stopped in its third iteration, in the second domain."""
+        """A run stopped in its third iteration, when it has seen something of both domains."""
         run_dir = self.folder / name
         fault = f"point=forward.enter;rank=0;iter=3;nth={micro_batch};action=stop"
         running = self.start(run_dir, ranks, tensor, fault)
@@ -191,23 +189,41 @@ class Paused(Stops):
         self.asks(running, running.process.pid, standing)
         return run_dir, running
 
+    def goes_on(self, name, stopped, resumed):
+        # Two data ranks have seen twice as many when the round comes.
+        run_dir, running = self.stopped_in(name, stopped[0] * stopped[1], stopped[0], 4 if stopped[1] == 1 else 2)
+        self.has_stopped(run_dir, running, "signal")
+        self.assertEqual(sorted(p.name for p in (run_dir / "ckpt").glob("*-*")), ["iter-000002", "pass-000003"])
+        self.assertEqual(status_of(run_dir)["last_commit"], "pass-000003")
+        manifest = json.loads((run_dir / "ckpt/pass-000003/MANIFEST.json").read_text())
+        verified = run("verify", run_dir)
+        self.assertEqual(verified.code, 0, verified)
+        self.assertRegex(verified.out, rf"sums after {manifest['pass']['micro_batches']} micro-batch(es)?,")
+        result = self.continues_to_gold(run_dir, *resumed)
+        self.assertIn("in the middle of its pass", result.text)
+        row = metrics_of(run_dir)[3]
+        self.assertEqual(row["continued_tokens"], manifest["pass"]["tokens"])
+        self.assertTrue(0 < row["continued_tokens"] < row["tokens"], row)
+
+
+class PausedInputs(PausesPasses):
+    """The same with a criterion that sums what it sees on the way forward, and rows of several lengths."""
+
+    change = {"importance": {"criterion": "flap", "normalization": "none"}}
+
+    def test_the_pass_goes_on_with_the_next_micro_batch(self):
+        self.goes_on("run", (2, 2), (3, 1))
+
+
+class Paused(PausesPasses):
+    """A pass of a gate criterion goes on where it was stopped, on any layout."""
+
+    change = {"importance": {"criterion": "taylor_gate_sample"}, "calibration": {"combine": "weighted_mean"}}
+
     def test_the_pass_goes_on_with_the_next_micro_batch(self):
         for number, (stopped, resumed) in enumerate((((1, 1), (1, 1)), ((2, 1), (1, 2)), ((1, 2), (2, 2)), ((2, 2), (3, 1)))):
             with self.subTest(stopped=stopped, resumed=resumed):
-                # Two data ranks have seen twice as many when the round comes.
-                run_dir, running = self.stopped_in(f"{number}", stopped[0] * stopped[1], stopped[0], 4 if stopped[1] == 1 else 3)
-                self.has_stopped(run_dir, running, "signal")
-                self.assertEqual(sorted(p.name for p in (run_dir / "ckpt").glob("*-*")), ["iter-000002", "pass-000003"])
-                self.assertEqual(status_of(run_dir)["last_commit"], "pass-000003")
-                manifest = json.loads((run_dir / "ckpt/pass-000003/MANIFEST.json").read_text())
-                verified = run("verify", run_dir)
-                self.assertEqual(verified.code, 0, verified)
-                self.assertRegex(verified.out, rf"sums after {manifest['pass']['micro_batches']} micro-batch(es)?,")
-                result = self.continues_to_gold(run_dir, *resumed)
-                self.assertIn("in the middle of its pass", result.text)
-                row = metrics_of(run_dir)[3]
-                self.assertEqual(row["continued_tokens"], manifest["pass"]["tokens"])
-                self.assertTrue(0 < row["continued_tokens"] < row["tokens"], row)
+                self.goes_on(f"{number}", stopped, resumed)
 
     def test_a_run_stopped_in_its_first_iteration_is_resumed(self):
         run_dir = self.folder / "first"

@@ -235,11 +235,12 @@ Content drawn_sums(TextMutator& random) {
   content.datasets["/mlp/sums"] =
       floats({rows, channels}, std::vector<double>(rows * channels, 0.25));
   content.attributes["format"].value = std::string("espalier-sums");
-  content.attributes["version"].value = std::int64_t{1};
+  content.attributes["version"].value = std::int64_t{2};
   content.attributes["work"].value = std::string(64, 'a');
   content.attributes["iteration"].value = std::int64_t{3};
   content.attributes["micro_batches"].value = std::int64_t{17};
   content.attributes["loss"].value = std::vector<double>{2.5, 1.25};
+  content.attributes["real_tokens"].value = std::vector<double>{4100, 500};
   content.attributes["tokens"].value = std::int64_t{4096};
   return content;
 }
@@ -247,6 +248,7 @@ Content drawn_sums(TextMutator& random) {
 std::string broken_sums(const PausedPass& pass) {
   if (pass.iteration < 1 || pass.micro_batches < 0 || pass.tokens < 0) return "a negative count";
   if (pass.attention.size() != pass.mlp.size()) return "rows of one kind only";
+  if (pass.real_tokens.size() != pass.loss.size()) return "tokens of other domains than losses";
   for (const auto* rows : {&pass.attention, &pass.mlp})
     for (const std::vector<double>& row : *rows) {
       if (row.size() != rows->front().size()) return "rows of several lengths";

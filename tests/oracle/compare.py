@@ -24,7 +24,7 @@ import torch
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import reference  # noqa: E402
 
-CRITERIA = ("taylor", "taylor_gate", "taylor_gate_sample", "magnitude")
+CRITERIA = ("taylor", "taylor_gate", "taylor_gate_sample", "wanda_sp", "flap", "magnitude")
 LAYOUTS = ((1, 1), (2, 1), (1, 2), (2, 2), (4, 1), (3, 1))
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 # More ranks than cores: a waiting rank must not eat the time of one that works. Named, ob1 is taken without 0.2 s of search.
@@ -160,20 +160,18 @@ def compare_scores(case, table, dtype, criterion, unit, layouts, normalization="
             table.row(f"{dtype} {layout[0]}x{layout[1]} {criterion} {unit} losses", worst, 1e-9 * max(true_losses))
 
 
-def compare_weighted_mean(case, table, criterion, layouts, normalization="param_mean"):
-    """combine: weighted_mean = weighted mean over domains of scores normalised per domain."""
+def compare_combined(case, table, criterion, combine, layouts, normalization="param_mean"):
+    """Scores of every domain alone, normalised, then combined."""
     with reference.quiet():
         exact = reference.load(case.model, torch.float64)
     per_domain = [reference.raw_scores(exact, [d], criterion, pooled=False)[0] for d in case.domains()]
-    total = sum(case.weights)
-    wanted = [reference.normalised(raw, exact.config, normalization, "query_head") for raw in per_domain]
+    rows = [reference.normalised(raw, exact.config, normalization, "query_head") for raw in per_domain]
+    wanted = reference.combined(rows, case.weights, combine)
     for layout in layouts:
-        raw, score, _ = case.scores(layout, dtype="float64", criterion=criterion, normalization=normalization,
-                                    combine="weighted_mean")
+        raw, score, _ = case.scores(layout, dtype="float64", criterion=criterion, normalization=normalization, combine=combine)
         for kind in ("attention", "mlp"):
-            mean = sum(w * s[kind] for w, s in zip(case.weights, wanted)) / total
-            name = f"float64 {layout[0]}x{layout[1]} {criterion} weighted_mean {kind}"
-            table.row(name, difference(score[kind], mean), 1e-9 * mean.abs().max().item())
+            name = f"float64 {layout[0]}x{layout[1]} {criterion} {combine} {kind}"
+            table.row(name, difference(score[kind], wanted[kind]), 1e-9 * wanted[kind].abs().max().item())
             for i, one in enumerate(per_domain):
                 table.row(f"{name} raw d{i}", difference(raw[kind][i], one[kind]), 1e-9 * one[kind].abs().max().item())
 

@@ -64,16 +64,18 @@ class Domain:
 class Gates:
     """Keeps the input of every o_proj and down_proj, so that h . dL/dh can be formed per sequence."""
 
-    def __init__(self, model):
+    def __init__(self, model, retain=True):
         self.tensors = {}
         self.handles = []
+        self.retain = retain
         for index, layer in enumerate(model.model.layers):
             for kind, module in (("attention", layer.self_attn.o_proj), ("mlp", layer.mlp.down_proj)):
                 self.handles.append(module.register_forward_pre_hook(self._keep(index, kind)))
 
     def _keep(self, index, kind):
         def hook(_, inputs):
-            inputs[0].retain_grad()
+            if self.retain:
+                inputs[0].retain_grad()
             self.tensors[index, kind] = inputs[0]
 
         return hook
@@ -116,9 +118,50 @@ def gate_sums(model, gates, layer_index, unit):
     return {"attention": per_head.detach(), "mlp": (z * z.grad).sum((0, 1)).detach()}
 
 
+def gate_inputs(model, domain):
+    """{(layer, kind): [tokens, entries]} over all rows of a domain, without padding: what o_proj and down_proj read."""
+    gates, kept = Gates(model, retain=False), {}
+    with torch.no_grad():
+        for row, _ in domain.rows:
+            model(row[None])
+            for place, tensor in gates.tensors.items():
+                kept.setdefault(place, []).append(tensor[0].double())
+    gates.close()
+    return {place: torch.cat(rows) for place, rows in kept.items()}
+
+
+def activation_scores(model, domains, criterion, unit="query_head"):
+    """{kind: [L, units]} of wanda_sp and flap: every token with its domain's weight, 1 where these are equal."""
+    heads, kv_heads, dim = shape_of(model.config)
+    groups = kv_heads if unit == "kv_group" else heads
+    mean_weight = sum(d.weight for d in domains) / len(domains)
+    inputs = [gate_inputs(model, d) for d in domains]
+    scores = {"attention": [], "mlp": []}
+    for index, layer in enumerate(model.model.layers):
+        for kind, module in (("attention", layer.self_attn.o_proj), ("mlp", layer.mlp.down_proj)):
+            weight = module.weight.detach().double()
+            times = torch.cat([torch.full((len(x[index, kind]), 1), d.weight / mean_weight, dtype=torch.float64)
+                               for d, x in zip(domains, inputs)])
+            x = torch.cat([one[index, kind] for one in inputs])
+            if criterion == "wanda_sp":
+                entries = weight.abs().sum(0) * (times * x * x).sum(0).sqrt()
+            else:
+                mean = (times * x).sum(0) / times.sum()
+                variance = (times * (x - mean) ** 2).sum(0) / (times.sum() - 1)
+                entries = variance * (weight * weight).sum(0)
+                entries = (entries - entries.mean()) / entries.std()
+            if kind == "attention":
+                parts = entries.reshape(groups, -1)
+                entries = parts.sum(1) if criterion == "wanda_sp" else parts.mean(1)
+            scores[kind].append(entries)
+    return {kind: torch.stack(rows) for kind, rows in scores.items()}
+
+
 def raw_scores(model, domains, criterion, unit="query_head", pooled=True):
     """{kind: [L, units]} in float64 and the loss of each domain. With pooled=False the only domain counts alone."""
     layers = range(model.config.num_hidden_layers)
+    if criterion in ("wanda_sp", "flap"):
+        return activation_scores(model, domains, criterion, unit), [domain_loss(model, d) for d in domains]
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.requires_grad_(True)
@@ -193,6 +236,29 @@ def row_gate_sums(model, gates, layer_index, unit, scale):
 def domain_loss(model, domain):
     with torch.no_grad():
         return sum(sequence_loss(model, row, mask)[0].item() for row, mask in domain.rows) / len(domain.rows)
+
+
+def combined(rows, weights, combine):
+    """One score per unit from {kind: [L, units]} of every domain, already normalised: the plainest loops."""
+    shapes = {kind: values.shape for kind, values in rows[0].items()}
+    flat = [torch.cat([row[kind].flatten() for kind in shapes]).tolist() for row in rows]
+    result = []
+    for u in range(len(flat[0])):
+        column = [row[u] for row in flat]
+        if combine == "max":
+            result.append(max(column))
+        elif combine == "worst_domain":
+            result.append(max(value / (sum(row) / len(row)) for value, row in zip(column, flat)))
+        elif combine == "rank_mean":
+            ranks = [sum(v < value for v in row) + (sum(v == value for v in row) + 1) / 2 for value, row in zip(column, flat)]
+            result.append(sum(w * r for w, r in zip(weights, ranks)) / sum(weights))
+        else:
+            result.append(sum(w * v for w, v in zip(weights, column)) / sum(weights))
+    values, begin, out = torch.tensor(result, dtype=torch.float64), 0, {}
+    for kind, shape in shapes.items():
+        out[kind] = values[begin : begin + shape.numel()].reshape(shape)
+        begin += shape.numel()
+    return out
 
 
 def stack(per_layer):

@@ -72,9 +72,16 @@ class Comparison:
     def test_magnitude(self):
         self.scores("magnitude", [("float64", "query_head", ((4, 1),), "param_mean"), ("float64", "kv_group", ((4, 1),), "param_mean")])
 
-    def test_weighted_mean(self):
-        compare.compare_weighted_mean(self.case, self.table, "taylor", compare.LAYOUTS if FULL else ((1, 2),))
-        compare.compare_weighted_mean(self.case, self.table, "taylor_gate", compare.LAYOUTS if FULL else ((2, 1),))
+    def test_activations(self):
+        self.scores("wanda_sp", [("float64", "query_head", ((2, 2), (3, 1)), "param_mean"), ("float64", "kv_group", ((1, 2),), "none"),
+                                 ("float32", "query_head", ((2, 1),), "none")])
+        self.scores("flap", [("float64", "query_head", ((2, 2), (3, 1)), "none"), ("float64", "kv_group", ((1, 2),), "none")])
+
+    def test_combined_domains(self):
+        for criterion, combine, layout in (("taylor", "weighted_mean", (1, 2)), ("taylor_gate", "weighted_mean", (2, 1)),
+                                           ("taylor", "worst_domain", (2, 1)), ("taylor_gate_sample", "max", (2, 2)),
+                                           ("wanda_sp", "rank_mean", (1, 2)), ("flap", "max", (2, 1))):
+            compare.compare_combined(self.case, self.table, criterion, combine, compare.LAYOUTS if FULL else (layout,))
 
 
 class RandomModel(Comparison):

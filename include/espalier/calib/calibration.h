@@ -35,6 +35,8 @@ struct CalibrationBatch {
   std::size_t domain = 0;
   /// Counted predictions of each sequence, in order.
   std::vector<std::int64_t> predictions;
+  /// Tokens that are no padding.
+  std::int64_t real_tokens = 0;
 };
 
 /// Whose coefficients a micro-batch carries: of the pooled loss over all domains, or of its own
@@ -44,10 +46,12 @@ enum class Differentiated { pooled_loss, domain_loss };
 /// The calibration data of one iteration: which rows, in which order. The same value on every rank;
 /// each data rank then reads only its own micro-batches.
 ///
-/// Rows are drawn without replacement by (seed, domain name, iteration if resample) with a
-/// counter-based hash, and kept in file order. Micro-batches hold max(1, micro_batch_tokens / S)
-/// whole sequences of one domain; those of all domains are interleaved evenly into one global
-/// order. Round j deals data rank d of D the (jD + d)-th, so that what is done is always a prefix.
+/// Rows are drawn without replacement by (seed, domain name) with a counter-based hash, and kept in
+/// file order. With resample each iteration takes the next ones of the file's shuffled order, so
+/// that no row comes again before all others were drawn; then the file is shuffled anew.
+/// Micro-batches hold max(1, micro_batch_tokens / S) whole sequences of one domain; those of all
+/// domains are interleaved evenly into one global order. Round j deals data rank d of D the (jD +
+/// d)-th, so that what is done is always a prefix.
 ///
 /// The objective that is differentiated over all micro-batches is the pooled loss sum_d w_d L_d /
 /// sum_d w_d, L_d the mean over the domain's sequences of the sequence's mean loss over counted

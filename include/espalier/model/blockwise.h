@@ -25,6 +25,8 @@ struct TokenBatch {
   at::Tensor targets_N;
   /// float64, coefficient of -log p in the objective that is differentiated.
   at::Tensor weights_N;
+  /// bool, false where a token is padding; undefined where none is.
+  at::Tensor real_BT{};
   /// For messages: "micro-batch 3 of 12, domain 'a', data rank 0".
   std::string origin{};
 };
@@ -47,9 +49,18 @@ struct HalfGradients {
 class BackwardObserver {
  public:
   virtual ~BackwardObserver() = default;
-  virtual bool wants_gate(std::int64_t layer, UnitKind half) const = 0;
-  virtual std::vector<TensorRole> wants_weights(std::int64_t layer, UnitKind half) const = 0;
-  virtual void observe(std::int64_t layer, UnitKind half, const HalfGradients& gradients) = 0;
+  virtual bool wants_gate(std::int64_t, UnitKind) const { return false; }
+  virtual std::vector<TensorRole> wants_weights(std::int64_t, UnitKind) const { return {}; }
+  virtual void observe(std::int64_t, UnitKind, const HalfGradients&) {}
+};
+
+/// Receives, on the way forward, what enters o_proj and down_proj.
+class InputObserver {
+ public:
+  virtual ~InputObserver() = default;
+  virtual bool wants_input(std::int64_t, UnitKind) const { return false; }
+  /// [B, T, columns of o_proj or down_proj on this rank], with TokenBatch::real_BT.
+  virtual void observe_input(std::int64_t, UnitKind, const at::Tensor&, const at::Tensor&) {}
 };
 
 /// What a backward pass covers, and what it may keep. Halves of layers are numbered along the
@@ -100,6 +111,10 @@ BackwardPass blockwise_backward(const CausalLM& model, const TokenBatch& batch,
 
 /// Forward only: the [N] negative log likelihoods. Collective over `tensor`.
 TokenLosses token_losses(const CausalLM& model, const TokenBatch& batch, const RankGroup& tensor);
+/// The same for whoever looks at it. Of a batch with a loss that is not finite the observer has
+/// seen what it asked for all the same.
+TokenLosses observed_losses(const CausalLM& model, const TokenBatch& batch, InputObserver& observer,
+                            const RankGroup& tensor);
 
 /// Hidden states after the last layer, before the final norm. Collective over `tensor`.
 at::Tensor forward_hidden(const CausalLM& model, const at::Tensor& tokens_BT,

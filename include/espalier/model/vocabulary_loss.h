@@ -28,8 +28,8 @@ std::int64_t loss_chunk(std::int64_t local_vocabulary);
 
 /// Bytes that vocabulary_loss takes on the rank with the most vocabulary while it runs: logits,
 /// their shifted and their exponential copy of one chunk, and the normalised rows of all
-/// predictions with their gradients.
+/// predictions, with their gradients where these are asked for.
 std::int64_t loss_bytes(const ModelConfig& config, int tensor_size, at::ScalarType dtype,
-                        std::int64_t predictions);
+                        std::int64_t predictions, bool with_gradient);
 
 }  // namespace espalier

@@ -22,6 +22,8 @@ struct PassShape {
   AttentionUnit unit = AttentionUnit::query_head;
   Accumulate accumulate = Accumulate::automatic;
   at::ScalarType dtype = at::kFloat;
+  /// Of the calibration, which criteria with small sums keep apart.
+  std::int64_t domains = 1;
   /// Of the largest micro-batch: B x T.
   std::int64_t tokens = 0;
 };
@@ -32,7 +34,8 @@ struct PassShape {
 struct MemoryNeed {
   /// The rank's slices of all tensors.
   std::int64_t weights = 0;
-  /// taylor: a sum per scored weight; the other criteria: a float64 per unit.
+  /// taylor: a sum per scored weight; gate criteria: a float64 per unit and domain; wanda_sp and
+  /// flap: one or two per entry at the gates and domain.
   std::int64_t statistics = 0;
   /// [B, T, D] in the model's dtype, in full on every tensor rank: the input of every half layer
   /// from the lowest scored one up, and two more under way.

@@ -10,7 +10,7 @@
 namespace espalier {
 
 /// What a scoring pass had when it was asked to stop: enough to go on with the rest of the data, on
-/// any layout. Only criteria whose sums are a number per unit can be paused; `taylor` holds a
+/// any layout. Only criteria whose sums are a few numbers per unit can be paused; `taylor` holds a
 /// gradient per weight.
 struct PausedPass {
   /// work_of (score.h): sums of other work cannot be continued.
@@ -19,13 +19,15 @@ struct PausedPass {
   std::int64_t iteration = 0;
   /// Done in the traversal under way: a prefix of the order.
   std::int64_t micro_batches = 0;
-  /// One row per traversal of data, the last one under way, before them the finished ones; scored
-  /// units in the order (layer, unit). No rows for criteria without gradients.
+  /// A row of sums per domain, scored units in the order (layer, unit). No rows for criteria that
+  /// look at no data.
   std::vector<std::vector<double>> attention, mlp;
   /// Per domain, so far.
   std::vector<double> loss;
   /// Counted loss tokens so far.
   std::int64_t tokens = 0;
+  /// Per domain, tokens so far that are no padding.
+  std::vector<double> real_tokens;
 };
 
 /// Thrown on every rank together in place of stop::Stopped when the pass can be continued.

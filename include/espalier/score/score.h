@@ -31,6 +31,10 @@ struct ScoreRequest {
   std::int64_t spare_bytes = 0;
   /// Continued when it is of the same work, else left alone.
   std::optional<PausedPass> paused;
+  /// Also score every domain alone, where no further pass is needed for it.
+  bool each_domain = false;
+  /// The criterion's statistics.
+  StatisticsMaker make = make_statistics;
 };
 
 /// ScoreRequest::max_skipped of a configuration.
@@ -50,6 +54,9 @@ struct SkippedBatch {
 struct ScorePass {
   /// The same on every rank.
   ScoreTable table;
+  /// With each_domain, a table of each domain alone, normalised like the other; empty where the
+  /// criterion's sums do not tell domains apart and are pooled. The same on every rank.
+  std::vector<ScoreTable> of_domains;
   /// calibrate, reduce.
   std::map<std::string, double> seconds;
   /// Accumulators on this rank.

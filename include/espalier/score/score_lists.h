@@ -27,7 +27,7 @@ struct Scoring {
   Normalization normalization = Normalization::gisp;
   AttentionUnit unit = AttentionUnit::query_head;
   Combine combine = Combine::pooled;
-  /// Of the rows under `weighted_mean`, which need not add up to 1.
+  /// Of the rows unless `pooled`; they need not add up to 1.
   std::vector<double> weights;
 };
 
@@ -37,10 +37,9 @@ struct ScoreLists {
 };
 
 /// The lists of a score table: `raw` are the values as they are, `score` what is ranked. Every row
-/// of a block is normalised by itself (normalize.h); under `weighted_mean` a unit's score is
-/// sum_r w_r s_r / sum_r w_r over the rows (arXiv 2601.02674), under `pooled` that of its only row.
-/// Blocks of a kind come by rising layer. Pure. Throws Error(internal) when rows and weights do not
-/// match.
+/// of a block is normalised by itself (normalize.h), then the rows of all blocks are combined
+/// (combine.h). Blocks of a kind come by rising layer. Pure. Throws Error(internal) when rows and
+/// weights do not match.
 ScoreLists make_lists(const ModelConfig& config, std::span<const RawBlock> blocks,
                       const Scoring& scoring);
 

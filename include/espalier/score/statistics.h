@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -18,31 +19,82 @@ using ScoredHalves = std::vector<std::array<bool, 2>>;
 /// The first scored half, numbered as in BackwardScope; 2 * layers where none is.
 std::int64_t lowest_half(const ScoredHalves& scored);
 
-/// One number per unit this rank holds: values[layer][UnitKind] in the order of the shard's units
-/// (query heads or KV heads, and channels); empty where a half is not scored.
+/// Numbers of the halves that this rank holds: values[layer][UnitKind], of the shard's units or of
+/// entries of theirs in the order of the units; empty where a half is not scored.
 using UnitSums = std::vector<std::array<std::vector<double>, 2>>;
 
-/// The additive numbers of one criterion. They are sums over micro-batches and over data ranks;
-/// roots, absolute values and normalisation come after the reduction, so that results do not depend
-/// on how the data was cut.
-class Statistics : public BackwardObserver {
+/// What a criterion has to see of the model: nothing but its weights, what enters o_proj and
+/// down_proj on the way forward, or gradients.
+enum class Needs { weights, inputs, gradients };
+
+/// How the data of several domains are taken together.
+struct Mixture {
+  /// Of each domain; they add up to 1.
+  std::vector<double> share;
+  /// Tokens of each domain that are no padding, over all data ranks.
+  std::vector<double> tokens;
+
+  /// What a token of domain d counts in statistics of all tokens: its share times the number of
+  /// domains that have one, so 1 where these are equal.
+  double per_token(std::size_t d) const;
+};
+
+/// A criterion at work: the additive numbers it collects, and what it makes of them. They are sums
+/// over micro-batches and over data ranks; roots, absolute values and normalisation come after the
+/// reduction, so that results do not depend on how the data was cut. docs/criteria.md says how to
+/// write one.
+class Statistics : public BackwardObserver, public InputObserver {
  public:
+  virtual Needs needs() const = 0;
+  /// Whether the sums are small enough to be kept for each domain by itself: then one pass over all
+  /// data gives the values of every domain and of all together. Otherwise the coefficients of the
+  /// mixture are in the loss that is differentiated, and there is one sum for all that is observed.
+  virtual bool separates_domains() const { return false; }
+  /// Whether values depend on sums over all tokens of an item alone, so that options may share the
+  /// computation of their prompt.
+  virtual bool sums_over_tokens() const { return false; }
   /// Forgets everything: a new pass begins.
   virtual void clear() = 0;
+  /// The domain of what is observed from here on.
+  void enter(std::size_t domain) { domain_ = domain; }
+
   /// Sums over the ranks that hold the same shard. Collective over `data`, whatever the values are:
   /// those of this rank that are not finite are returned with tensor and layer, for the caller's
   /// next agreement.
   virtual Problems reduce(const RankGroup& data) = 0;
-  /// The criterion's value per local unit, finite or not.
-  virtual UnitSums finish() const = 0;
-  /// The sums of this rank so far, on the host, or nothing when they are too large to keep.
-  virtual std::optional<UnitSums> sums_so_far() const = 0;
-  /// Goes on from such sums in place of zero.
-  virtual void restore(const UnitSums& sums) = 0;
+  /// After reduce(): this rank's values, finite or not, of units or of entries of theirs that
+  /// of_units() makes units of. Throws Error(bad_content) for weights that are not finite.
+  virtual UnitSums finish(const Mixture& mixture) const = 0;
+  /// How many values finish() gives for this part of a half.
+  virtual std::int64_t values_of(const LayerWidths& widths, UnitKind half) const;
+  /// The values of a whole half, over all tensor ranks in dense order, to one per unit. `heads` are
+  /// the query heads behind each attention unit; empty for channels. Pure.
+  virtual std::vector<double> of_units(UnitKind half, std::vector<double> values,
+                                       const std::vector<std::int64_t>& heads) const;
+
+  /// The sums of this rank so far, on the host, a row per domain (none for a criterion that looks
+  /// at no data); nothing when they are too large to keep, or do not tell domains apart.
+  virtual std::optional<std::vector<UnitSums>> sums_so_far() const = 0;
+  /// Goes on from such rows in place of zero.
+  virtual void restore(const std::vector<UnitSums>& rows) = 0;
+  /// How many numbers a row has for this part of a half.
+  virtual std::int64_t sums_of(const LayerWidths& widths, UnitKind half) const;
+
   /// Bytes the accumulators take on the device now.
   virtual std::int64_t bytes() const = 0;
   /// Bytes they take once every scored half was observed.
   virtual std::int64_t bytes_when_full() const = 0;
+
+ protected:
+  Statistics(const CausalLM& model, AttentionUnit unit) : model_(model), unit_(unit) {}
+  const CausalLM& model() const { return model_; }
+  AttentionUnit unit() const { return unit_; }
+  std::size_t domain() const { return domain_; }
+
+ private:
+  const CausalLM& model_;
+  AttentionUnit unit_;
+  std::size_t domain_ = 0;
 };
 
 struct StatisticsOptions {
@@ -51,27 +103,19 @@ struct StatisticsOptions {
   Reduction reduction = Reduction::gradients;
   Accumulate accumulate = Accumulate::automatic;
   ScoredHalves scored;
+  std::size_t domains = 1;
+  /// Of criterion random.
+  std::int64_t seed = 0;
+  std::int64_t iteration = 0;
 };
 
-/// Statistics of a criterion that looks at gradients:
-///  - taylor (arXiv 2510.18030): sum over the unit's weights of |w g|, g the gradient of the whole
-///  objective,
-///    accumulated over all data before the absolute value. Units' tensors: channel = gate row, up
-///    row, down column; query head = q rows and o columns, with k and v rows under multi-head
-///    attention; KV group = q rows and o columns of its heads and its k and v rows. With reduction
-///    `scores` each rank takes the absolute value of its own share.
-///  - taylor_gate: |sum over tokens of h dh| at the unit's gate.
-///  - taylor_gate_sample: sum over sequences of |sum over the sequence's tokens of h dh|.
+/// Makes the statistics of a criterion; `model` outlives them.
+using StatisticsMaker =
+    std::function<std::unique_ptr<Statistics>(const CausalLM& model, const StatisticsOptions&)>;
+
+/// Those of options.criterion: a file each in src/score/criteria/.
 std::unique_ptr<Statistics> make_statistics(const CausalLM& model,
                                             const StatisticsOptions& options);
-
-/// sum |w| over the same tensors as taylor. Throws Error(bad_content) naming tensor and layer for a
-/// sum that is not finite.
-UnitSums magnitude_sums(const CausalLM& model, const StatisticsOptions& options);
-
-/// A uniform number per unit: a counter-based hash of (seed, iteration, layer, kind, unit).
-UnitSums random_sums(const CausalLM& model, const StatisticsOptions& options, std::int64_t seed,
-                     std::int64_t iteration);
 
 /// The type in which gradients of weights are summed for a model of this type.
 at::ScalarType accumulator_type(Accumulate accumulate, at::ScalarType model);

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -26,6 +27,23 @@ std::int64_t unit_count(const CausalLM& model, AttentionUnit unit, std::int64_t 
 at::Tensor heads_to_units(const CausalLM& model, AttentionUnit unit, std::int64_t layer,
                           const at::Tensor& heads);
 
+/// Entries at the gate of a half: columns of o_proj or down_proj.
+std::int64_t gate_entries(const LayerWidths& widths, UnitKind half, const ModelConfig& config);
+
+/// Rows of so many entries that are summed in float64 at once, and the bytes that takes.
+std::int64_t input_sums_rows(std::int64_t entries);
+std::int64_t input_sums_bytes(std::int64_t rows, std::int64_t entries);
+
+enum class ColumnNorm { absolute, squared };
+/// Per entry at the gate of this rank's half, the sum over its column of o_proj or down_proj of |w|
+/// or of w^2.
+std::vector<double> column_sums(const CausalLM& model, std::int64_t layer, UnitKind half,
+                                ColumnNorm norm);
+
+/// Numbers of a half's entries added up over each unit's.
+std::vector<double> entries_to_units(const CausalLM& model, AttentionUnit unit, std::int64_t layer,
+                                     UnitKind half, const std::vector<double>& entries);
+
 /// Sums, per unit of one half, the values that `of_role` gives for every scored tensor (same shape
 /// as the weight): rows of q, k, v, gate and up, columns of o and down. Under multi-head attention
 /// head h takes k and v rows h. `problems` receives every tensor of the half with a sum that is
@@ -35,11 +53,12 @@ std::vector<double> sum_over_unit_tensors(const CausalLM& model, AttentionUnit u
                                           const std::function<at::Tensor(TensorRole)>& of_role,
                                           Problems& problems);
 
-/// Adds up over the ranks of `data` in one collective. Collective.
-void reduce_unit_sums(UnitSums& sums, Communicator& data);
+/// Adds every row up over the ranks of `data`, all in one collective. Collective.
+void reduce_unit_sums(std::span<UnitSums> rows, Communicator& data);
 
-/// Throws Error(bad_content) naming layer, kind, unit and the tensor that reads it for the first
-/// value that is not finite; `where` goes into the message.
+/// Throws Error(bad_content) naming layer, kind, unit (or the entry of the half where there are
+/// several values a unit) and the tensor that reads it for the first value that is not finite;
+/// `where` goes into the message.
 void require_finite_sums(const CausalLM& model, AttentionUnit unit, const UnitSums& sums,
                          const std::string& where);
 

@@ -1,9 +1,11 @@
 #include "espalier/calib/calibration.h"
 
+#include <map>
 #include <numeric>
 #include <set>
 
 #include <ATen/ATen.h>
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include "espalier/core/error.h"
@@ -61,6 +63,30 @@ TEST(Calibration, DrawsWithoutReplacementInFileOrderAndAnewOnlyWhenResampling) {
             Calibration::draw(config_of({{"a", path, 20, 1.0, Objective::causal_lm}}, 8), 2, 100)
                 .domains()[0]
                 .rows);
+}
+
+TEST(Calibration, ResamplingUsesAFileUpBeforeItRepeats) {
+  const TemporaryDirectory directory;
+  // Draws that end with the file, that leave a rest, and that are more than half of it.
+  for (const std::int64_t wanted : {5, 6, 7, 13, 19}) {
+    const auto path = token_file(directory, fmt::format("{}.h5", wanted), 20, 4);
+    CalibrationConfig config = config_of({{"a", path, wanted, 1.0, Objective::causal_lm}}, 8);
+    config.resample = true;
+    std::map<std::int64_t, std::int64_t> times;
+    for (std::int64_t iteration = 1; iteration <= 50; ++iteration) {
+      const std::vector<std::int64_t> rows =
+          Calibration::draw(config, iteration, 100).domains()[0].rows;
+      ASSERT_EQ(std::set<std::int64_t>(rows.begin(), rows.end()).size(), rows.size())
+          << "a row twice in one draw";
+      for (const std::int64_t row : rows) ++times[row];
+      std::int64_t least = iteration, most = 0;
+      for (std::int64_t row = 0; row < 20; ++row) {
+        least = std::min(least, times[row]);
+        most = std::max(most, times[row]);
+      }
+      EXPECT_LE(most - least, 1) << wanted << " of 20, iteration " << iteration;
+    }
+  }
 }
 
 TEST(Calibration, MoreSequencesThanRowsNamesBoth) {

@@ -174,7 +174,7 @@ const std::vector<Row> kRows{
           "config.yaml:3:46: prune.protect.first_layers = -1 (`auto` or an integer from 0 to 1000 "
           "is needed)"),
     prune("prune: {target: 0.5, protect: {layers: 3}}",
-          "config.yaml:3:40: prune.protect.layers = 3 (a list of layer numbers is needed)"),
+          "config.yaml:3:40: prune.protect.layers = 3 (a list of integers is needed)"),
     prune("prune: {target: 0.5, protect: {layers: [1, x]}}",
           "config.yaml:3:44: prune.protect.layers[1] = x (an integer from 0 to 999 is needed)"),
     prune("prune: {target: 0.5, kinds: []}",
@@ -207,18 +207,20 @@ const std::vector<Row> kRows{
     rest("device: gpu", "config.yaml:4:9: device = gpu (permitted: auto, cpu, cuda)"),
     rest("importance: {criterion: tailor}",
          "config.yaml:4:25: importance.criterion = tailor (permitted: taylor, taylor_gate, "
-         "taylor_gate_sample, "
-         "magnitude, random). Did you mean 'taylor'?"),
-    rest("importance: {criterion: wanda_sp}",
-         "config.yaml:4:25: importance.criterion = wanda_sp (permitted: taylor, taylor_gate, "
-         "taylor_gate_sample, "
-         "magnitude, random)"),
+         "taylor_gate_sample, wanda_sp, flap, magnitude, random). Did you mean 'taylor'?"),
+    rest("importance: {criterion: obs}",
+         "config.yaml:4:25: importance.criterion = obs (permitted: taylor, taylor_gate, "
+         "taylor_gate_sample, wanda_sp, flap, magnitude, random)"),
     rest("importance: {exact_reduction: true}",
          "config.yaml:4:31: importance.exact_reduction = true (permitted: false)"),
-    calibration("calibration: {adapt: loss_gap, domains: [{name: web, tokens: web.h5}]}",
-                "config.yaml:2:22: calibration.adapt = loss_gap (permitted: none)"),
-    calibration("calibration: {combine: max, domains: [{name: web, tokens: web.h5}]}",
-                "config.yaml:2:24: calibration.combine = max (permitted: pooled, weighted_mean)"),
+    calibration("calibration: {adapt: gap, domains: [{name: web, tokens: web.h5}]}",
+                "config.yaml:2:22: calibration.adapt = gap (permitted: none, loss_gap)"),
+    calibration(
+        "calibration: {combine: min, domains: [{name: web, tokens: web.h5}]}",
+        "config.yaml:2:24: calibration.combine = min (permitted: pooled, weighted_mean, max, "
+        "rank_mean, worst_domain)"),
+    calibration("calibration: {overlap: 3, domains: [{name: web, tokens: web.h5}]}",
+                "config.yaml:2:24: calibration.overlap = 3 (a list of integers is needed)"),
     calibration(
         "calibration: {domains: [{name: web, tokens: web.h5, objective: margin}]}",
         "config.yaml:2:64: calibration.domains[0].objective = margin (permitted: causal_lm, sft)"),

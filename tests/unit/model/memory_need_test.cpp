@@ -89,9 +89,13 @@ class MemoryNeedTest : public ::testing::TestWithParam<ModelFamily> {
     const auto peak = std::make_shared<Peak>();
     const c10::DebugInfoGuard guard{c10::DebugInfoKind::PROFILER_STATE, peak};
     const std::unique_ptr<Statistics> statistics = make_statistics(model, what);
-    for (int i = 0; i < 2; ++i)
-      blockwise_backward(model, batch, {lowest_half(pass_.scored), graph_bytes}, *statistics,
-                         tensor);
+    for (int i = 0; i < 2; ++i) {
+      if (statistics->needs() == Needs::gradients)
+        blockwise_backward(model, batch, {lowest_half(pass_.scored), graph_bytes}, *statistics,
+                           tensor);
+      else
+        observed_losses(model, batch, *statistics, tensor);
+    }
     return {model.weight_bytes(), statistics->bytes(), peak->bytes()};
   }
 
@@ -123,7 +127,8 @@ class MemoryNeedTest : public ::testing::TestWithParam<ModelFamily> {
 
 TEST_P(MemoryNeedTest, IsWhatAPassTakes) {
   for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kDouble})
-    for (const Criterion criterion : {Criterion::taylor, Criterion::taylor_gate})
+    for (const Criterion criterion :
+         {Criterion::taylor, Criterion::taylor_gate, Criterion::wanda_sp, Criterion::flap})
       for (const ModelWidths& widths :
            {dense_widths(config_), testing::random_widths(config_, 5)}) {
         pass_.dtype = dtype;

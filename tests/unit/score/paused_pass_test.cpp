@@ -11,7 +11,8 @@ namespace espalier {
 namespace {
 
 PausedPass sample() {
-  return {"abc", 3, 17, {{0.5, -1e-300}, {2, 3}}, {{1, 2, 3}, {4, 5, 6}}, {0.25, 0.1}, 4096};
+  return {"abc",       3,    17,      {{0.5, -1e-300}, {2, 3}}, {{1, 2, 3}, {4, 5, 6}},
+          {0.25, 0.1}, 4096, {100, 7}};
 }
 
 PausedPass through_a_file(const PausedPass& pass) {
@@ -27,6 +28,7 @@ TEST(PausedPass, KeepsEveryBit) {
   EXPECT_EQ(after.mlp, before.mlp);
   EXPECT_EQ(after.loss, before.loss);
   EXPECT_EQ(after.tokens, before.tokens);
+  EXPECT_EQ(after.real_tokens, before.real_tokens);
 }
 
 TEST(PausedPass, MayHaveNoRowsOrNoUnits) {

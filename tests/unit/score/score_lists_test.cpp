@@ -60,6 +60,25 @@ TEST(ScoreLists, Table) {
                 channels(0, {0, 1}, {{1, 3}, {300, 100}}), {1, 1});
 }
 
+TEST(ScoreLists, DomainsAreCombinedOverAllBlocks) {
+  const std::vector<RawBlock> blocks{heads(0, {0, 3}, {{1, 4}, {9, 9}, {100, 100}}),
+                                     channels(0, {5, 6}, {{4, 7}, {1, 2}, {100, 100}})};
+  const std::vector<std::pair<Combine, std::vector<double>>> expected{
+      {Combine::max, {9, 9, 4, 7}},
+      // Ranks 1, 2.5, 2.5, 4 and 3.5, 3.5, 1, 2 with weights 1 and 3.
+      {Combine::rank_mean, {11.5 / 4, 13.0 / 4, 5.5 / 4, 10.0 / 4}},
+      // Means 4 and 5.25.
+      {Combine::worst_domain, {9 / 5.25, 9 / 5.25, 1, 1.75}},
+  };
+  for (const auto& [combine, scores] : expected) {
+    const ScoreLists lists = make_lists(
+        config(), blocks, {Normalization::none, AttentionUnit::query_head, combine, {1, 3, 0}});
+    const std::vector<double> found{lists.attention.score[0], lists.attention.score[1],
+                                    lists.mlp.score[0], lists.mlp.score[1]};
+    EXPECT_EQ(found, scores) << "a domain of weight 0 takes no part";
+  }
+}
+
 TEST(ScoreLists, BlocksFollowOneAnotherByKind) {
   const std::vector<RawBlock> blocks{heads(0, {0, 3}, {{1, 2}}), heads(2, {1}, {{3}}),
                                      channels(0, {5}, {{4}}), channels(1, {}, {{}}),
