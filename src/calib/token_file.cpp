@@ -94,6 +94,8 @@ void TokenFile::check_objects() {
     bad(path_, "dataset /loss_mask is missing", "objective sft counts the answer's tokens only",
         "Write the file with launch/tokenize.py --template ... --loss-on ..., or use objective: "
         "causal_lm.");
+  if (counting_ == Counting::options && !has_loss_mask_)
+    bad(path_, "dataset /loss_mask is missing", "it marks the tokens of each option");
   // Reading no row at all still asks whether the values are integers.
   reader_.read_rows_i32("/tokens", {});
   if (has_length_) reader_.read_rows_i32("/length", {});
@@ -172,9 +174,18 @@ void TokenFile::check(std::span<const std::int64_t> rows, Share share) const {
 }
 
 std::int64_t TokenFile::longest_row() const {
-  if (!has_length_) return sequence_tokens_;
-  const std::vector<std::int32_t> length = reader_.read_i32("/length").values;
+  const std::vector<std::int32_t> length = lengths();
   return *std::max_element(length.begin(), length.end());
+}
+
+std::vector<std::int32_t> TokenFile::lengths() const {
+  if (has_length_) return reader_.read_i32("/length").values;
+  return std::vector<std::int32_t>(static_cast<std::size_t>(rows_),
+                                   static_cast<std::int32_t>(sequence_tokens_));
+}
+
+OptionRows TokenFile::options() const {
+  return with_remedy([&] { return read_option_rows(reader_, path_, rows_); });
 }
 
 TokenOrigin TokenFile::origin() const {

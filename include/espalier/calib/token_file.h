@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "espalier/calib/option_rows.h"
 #include "espalier/store/hdf5_file.h"
 
 namespace espalier {
@@ -23,8 +24,9 @@ struct TokenRows {
   std::vector<std::uint8_t> counted;
 };
 
-/// Which predictions count: every token but the first, or those of the file's /loss_mask.
-enum class Counting { every_token, loss_mask, loss_mask_if_present };
+/// Which predictions count: every token but the first, or those of the file's /loss_mask; of a file
+/// of options (OptionRows) those of its /loss_mask, which marks each option's tokens.
+enum class Counting { every_token, loss_mask, loss_mask_if_present, options };
 
 /// The part of the rows that one of several readers looks at.
 struct Share {
@@ -45,7 +47,7 @@ struct TokenOrigin {
 class TokenFile {
  public:
   /// Throws missing_input without the file, bad_content when it is not a token file or has no
-  /// loss mask for Counting::loss_mask.
+  /// loss mask for Counting::loss_mask or Counting::options.
   static TokenFile open(const std::filesystem::path& path, std::int64_t vocabulary,
                         Counting counting);
 
@@ -62,6 +64,10 @@ class TokenFile {
   void check(std::span<const std::int64_t> rows, Share share) const;
   /// Valid tokens of the file's longest row.
   std::int64_t longest_row() const;
+  /// [N], valid tokens of every row as the file says; read() checks them.
+  std::vector<std::int32_t> lengths() const;
+  /// What each row is an option of. Throws as read_option_rows does.
+  OptionRows options() const;
   TokenOrigin origin() const;
 
  private:
