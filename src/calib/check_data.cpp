@@ -35,14 +35,9 @@ class DataCheck {
 
   void evaluation(const EvaluationConfig& config) {
     for (const NamedTokens& data : config.perplexity)
-      collect([&] {
-        const TokenFile file =
-            TokenFile::open(data.tokens, model_.vocabulary, Counting::loss_mask_if_present);
-        note(file);
-        std::vector<std::int64_t> rows(static_cast<std::size_t>(file.rows()));
-        std::iota(rows.begin(), rows.end(), std::int64_t{0});
-        file.check(rows, share_);
-      });
+      collect([&] { all_rows(data, Counting::loss_mask_if_present); });
+    for (const NamedTokens& data : config.multiple_choice)
+      collect([&] { all_rows(data, Counting::options); });
   }
 
   std::vector<std::string> notes() const {
@@ -51,6 +46,16 @@ class DataCheck {
   }
 
  private:
+  void all_rows(const NamedTokens& data, Counting counting) {
+    const TokenFile file = TokenFile::open(data.tokens, model_.vocabulary, counting);
+    note(file);
+    // What is wrong with the options says nothing about the rows.
+    if (counting == Counting::options) collect([&] { static_cast<void>(file.options()); });
+    std::vector<std::int64_t> rows(static_cast<std::size_t>(file.rows()));
+    std::iota(rows.begin(), rows.end(), std::int64_t{0});
+    file.check(rows, share_);
+  }
+
   void collect(const std::function<void()>& work) { problems_.add(problems_of(work)); }
 
   void note(const TokenFile& file) {

@@ -188,18 +188,6 @@ Row<T> trivial_row(std::string key, std::vector<std::string> values) {
   return row;
 }
 
-/// The same for a list that must be empty.
-template <class T>
-Row<T> empty_list_row(std::string key) {
-  Row<T> row = trivial_row<T>(std::move(key), {});
-  row.parse = [](Walk& walk, const YamlNode& node, const std::string& at, T&) {
-    const bool empty = node.kind == YamlNode::Kind::null ||
-                       (node.kind == YamlNode::Kind::list && node.items.empty());
-    if (!empty) walk.wrong(node, at, "permitted: [] (this evaluation is not available)");
-  };
-  return row;
-}
-
 /// The rows of a list's elements without their functions: what help and schema show.
 template <class E>
 Rows<std::monostate> described(const Rows<E>& rows) {

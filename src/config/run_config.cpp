@@ -35,7 +35,7 @@ class Checker {
 
   void check_rules() {
     check_domains();
-    check_unique_names("evaluation.perplexity", config_.evaluation.perplexity);
+    check_evaluation_names();
     check_exports();
     if (config_.importance.reduction == Reduction::scores &&
         config_.importance.criterion != Criterion::taylor)
@@ -60,10 +60,10 @@ class Checker {
       for (std::size_t i = 0; i < config_.calibration.domains.size(); ++i)
         check_tokens(fmt::format("calibration.domains[{}].tokens", i),
                      config_.calibration.domains[i].tokens);
-    if (use != ConfigUse::score)
-      for (std::size_t i = 0; i < config_.evaluation.perplexity.size(); ++i)
-        check_tokens(fmt::format("evaluation.perplexity[{}].tokens", i),
-                     config_.evaluation.perplexity[i].tokens);
+    if (use != ConfigUse::score) {
+      check_token_files("evaluation.perplexity", config_.evaluation.perplexity);
+      check_token_files("evaluation.multiple_choice", config_.evaluation.multiple_choice);
+    }
     if (check_contents && model_is_there && walk_.problems.list().size() > before)
       walk_.problems.add(check_contents(config_.model_path));
   }
@@ -87,22 +87,39 @@ class Checker {
     config_.notes.push_back(where(key) + ": " + text);
   }
 
+  /// The element that has a name first, as "list[i]".
+  using FirstNames = std::map<std::string, std::string>;
+
   template <class T>
-  void check_unique_names(const std::string& list, const std::vector<T>& elements) {
-    std::map<std::string, std::size_t> first;
+  void check_unique_names(const std::string& list, const std::vector<T>& elements,
+                          FirstNames& first) {
     for (std::size_t i = 0; i < elements.size(); ++i) {
       if (elements[i].name.empty()) continue;  // reported where it was read
-      const auto [it, is_new] = first.emplace(elements[i].name, i);
-      const std::string key = fmt::format("{}[{}].name", list, i);
+      const std::string element = fmt::format("{}[{}]", list, i), key = element + ".name";
+      const auto [it, is_new] = first.emplace(elements[i].name, element);
       if (!is_new)
         problem(key, fmt::format("{} = {}", key, config_detail::printable(elements[i].name)),
-                fmt::format("{}[{}] has this name already", list, it->second));
+                it->second + " has this name already");
     }
+  }
+
+  /// Results are looked up by the name, whatever the kind.
+  void check_evaluation_names() {
+    FirstNames first;
+    check_unique_names("evaluation.perplexity", config_.evaluation.perplexity, first);
+    check_unique_names("evaluation.multiple_choice", config_.evaluation.multiple_choice, first);
+  }
+
+  template <class T>
+  void check_token_files(const std::string& list, const std::vector<T>& elements) {
+    for (std::size_t i = 0; i < elements.size(); ++i)
+      check_tokens(fmt::format("{}[{}].tokens", list, i), elements[i].tokens);
   }
 
   void check_domains() {
     const auto& domains = config_.calibration.domains;
-    check_unique_names("calibration.domains", domains);
+    FirstNames first;
+    check_unique_names("calibration.domains", domains, first);
     if (given("calibration.domains") && domains.empty() && required_domains &&
         !is_reported("calibration.domains"))
       problem("calibration.domains", "calibration.domains is empty",

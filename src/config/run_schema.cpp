@@ -48,17 +48,17 @@ Rows<DomainConfig> domain_rows() {
   };
 }
 
-Rows<NamedTokens> perplexity_rows() {
+/// Of an evaluation that is a name and a file.
+Rows<NamedTokens> evaluation_rows(const char* file, const char* example) {
   using N = NamedTokens;
   return {
       required(text_row<N>(
                    "name", [](auto& n) -> auto& { return n.name; }, kNameBytes,
                    "How the evaluation is called in logs, metrics and reports."),
-               "wikitext2"),
+               example),
       required(path_row<N>(
-                   "tokens", [](auto& n) -> auto& { return n.tokens; }, true,
-                   "HDF5 token file; its row length is the window of the perplexity."),
-               "data/wikitext2.h5"),
+                   "tokens", [](auto& n) -> auto& { return n.tokens; }, true, file),
+               fmt::format("data/{}.h5", example)),
   };
 }
 
@@ -325,8 +325,16 @@ Rows<C> remaining_rows() {
           "Evaluations run on the dense model, every this many iterations, and at the end."),
       list_row<C, NamedTokens>(
           "evaluation.perplexity", [](auto& c) -> auto& { return c.evaluation.perplexity; },
-          perplexity_rows(), "Perplexity on token files: exp(sum of nll / counted tokens)."),
-      empty_list_row<C>("evaluation.multiple_choice"),
+          evaluation_rows("HDF5 token file; its row length is the window of the perplexity.",
+                          "wikitext2"),
+          "Perplexity on token files: exp(sum of nll / counted tokens)."),
+      list_row<C, NamedTokens>(
+          "evaluation.multiple_choice",
+          [](auto& c) -> auto& { return c.evaluation.multiple_choice; },
+          evaluation_rows("HDF5 token file of options, written by launch/tokenize.py.", "arc_easy"),
+          "Accuracy on questions with options: right where the option of the highest likelihood is "
+          "(acc), or of the highest log likelihood per character (acc_norm), as "
+          "lm-evaluation-harness."),
       free_at_resume(integer_row<C>(
           "checkpoint.keep_last", [](auto& c) -> auto& { return c.keep_last; }, {.min = 1},
           "Newest commits that are kept.")),

@@ -1,50 +1,43 @@
-#include "espalier/eval/perplexity.h"
-
-#include <algorithm>
 #include <cmath>
-#include <numeric>
-#include <optional>
+#include <cstdint>
 
-#include <ATen/ATen.h>
-#include <fmt/format.h>
-
-#include "espalier/calib/calibration.h"
+#include "kinds.h"
+#include "row_losses.h"
 
 namespace espalier {
+namespace {
 
-Perplexity evaluate_perplexity(const CausalLM& model, const NamedTokens& data,
-                               std::int64_t micro_batch_tokens, const ProcessGrid& grid,
-                               const RoundHooks& hooks) {
-  std::optional<TokenFile> file;
-  together(grid.world(), "evaluate", [&] {
-    file = TokenFile::open(data.tokens, model.config().vocabulary, Counting::loss_mask_if_present);
-  });
-  const std::int64_t size = sequences_per_micro_batch(micro_batch_tokens, file->sequence_tokens());
-  const std::int64_t count = (file->rows() + size - 1) / size;
-  double sum = 0;
-  std::int64_t tokens = 0;
-  TokenBatch batch;
-  const auto read = [&](std::int64_t j) {
-    std::vector<std::int64_t> rows(
-        static_cast<std::size_t>(std::min(size, file->rows() - j * size)));
-    std::iota(rows.begin(), rows.end(), j * size);
-    std::vector<std::int64_t> predictions;
-    batch = make_batch(file->read(rows), 1.0, model.options().device, predictions);
-    batch.origin = fmt::format("micro-batch {} of {}, evaluation '{}', data rank {}", j + 1, count,
-                               data.name, grid.data_index());
-  };
-  const auto compute = [&] {
-    TokenLosses losses = token_losses(model, batch, grid.tensor());
-    sum += losses.nll_N.sum().item<double>();
-    tokens += losses.nll_N.numel();
-    return std::move(losses.problems);
-  };
-  std::int64_t done = 0;
-  deal_rounds(grid, "evaluate", count, done, read, compute, hooks);
-  grid.data().control().all_reduce_sum(std::span<double>(&sum, 1));
-  grid.data().control().all_reduce_sum(std::span<std::int64_t>(&tokens, 1));
-  const double loss = sum / static_cast<double>(tokens);
-  return {data.name, std::exp(loss), loss, tokens, file->rows(), file->sequence_tokens()};
+class Perplexity : public RowLosses {
+ public:
+  explicit Perplexity(const NamedTokens& data)
+      : RowLosses("perplexity", data, Counting::loss_mask_if_present) {}
+
+  TaskOutcome outcome(std::span<const double> values_NC) const override {
+    double sum = 0, counted = 0;
+    for (std::size_t at = 0; at < values_NC.size(); at += 2) {
+      sum += values_NC[at];
+      counted += values_NC[at + 1];
+    }
+    const auto tokens = static_cast<std::int64_t>(counted);
+    const double loss = sum / counted, perplexity = std::exp(loss);
+    // Tokens of a window depend on one another, so their mean has no simple standard error.
+    return {kind(),
+            name(),
+            {{name(), "perplexity", perplexity, std::nullopt, tokens},
+             {name(), "loss", loss, std::nullopt, tokens}},
+            {{"perplexity", perplexity},
+             {"loss", loss},
+             {"tokens", tokens},
+             {"windows", file().rows()},
+             {"window_tokens", file().sequence_tokens()}},
+            {}};
+  }
+};
+
+}  // namespace
+
+std::unique_ptr<Evaluation> make_perplexity(const NamedTokens& data) {
+  return std::make_unique<Perplexity>(data);
 }
 
 }  // namespace espalier

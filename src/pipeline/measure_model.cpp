@@ -13,7 +13,7 @@
 #include "espalier/core/log.h"
 #include "espalier/core/paths.h"
 #include "espalier/core/text.h"
-#include "espalier/eval/perplexity.h"
+#include "espalier/eval/evaluation.h"
 #include "espalier/model/tensor_ops.h"
 #include "espalier/pipeline/commit.h"
 #include "espalier/pipeline/memory_forecast.h"
@@ -178,14 +178,6 @@ void add_logits(Hdf5Writer& file, const CausalLM& model, const NamedTokens& data
              {batch.tokens_BT.size(0), batch.tokens_BT.size(1), model.config().vocabulary});
 }
 
-nlohmann::ordered_json to_json(const Perplexity& p) {
-  return {{"perplexity", p.perplexity},
-          {"loss", p.loss},
-          {"tokens", p.tokens},
-          {"windows", p.windows},
-          {"window_tokens", p.window_tokens}};
-}
-
 }  // namespace
 
 void score_model(CommRuntime& runtime, const RunConfig& config, const ModelChoice& choice,
@@ -228,9 +220,10 @@ nlohmann::ordered_json evaluate_model(CommRuntime& runtime, const RunConfig& con
                                       const EvalRequest& request) {
   const ProcessGrid grid(runtime.world(), static_cast<int>(config.tensor));
   together(grid.world(), "open", [&] {
-    if (config.evaluation.perplexity.empty())
-      throw Error(ExitCode::config, "evaluation.perplexity is empty",
-                  "there is nothing to evaluate", "List token files under evaluation.perplexity.",
+    if (make_evaluations(config.evaluation).empty())
+      throw Error(ExitCode::config, "the lists of evaluation are empty",
+                  "there is nothing to evaluate",
+                  "List token files under evaluation.perplexity or evaluation.multiple_choice.",
                   config.source.string());
     if (!request.out.empty()) require_new(request.out);
     if (!request.logits.empty()) require_new(request.logits);
@@ -246,12 +239,14 @@ nlohmann::ordered_json evaluate_model(CommRuntime& runtime, const RunConfig& con
       {"dtype", std::string(torch_name(to_dtype(chosen.model->options().dtype)))},
       {"layout", {{"tensor", grid.tensor_size()}, {"data", grid.data_size()}}},
       {"load",
-       {{"largest_bytes_read", chosen.bytes_read}, {"weight_bytes", chosen.model->weight_bytes()}}},
-      {"perplexity", nlohmann::ordered_json::object()}};
+       {{"largest_bytes_read", chosen.bytes_read},
+        {"weight_bytes", chosen.model->weight_bytes()}}}};
   monitor.enter("evaluate");
-  for (const NamedTokens& data : config.evaluation.perplexity)
-    result["perplexity"][data.name] = to_json(evaluate_perplexity(
-        *chosen.model, data, config.calibration.micro_batch_tokens, grid, monitor.hooks()));
+  const std::vector<TaskOutcome> outcomes =
+      evaluate_all(config.evaluation, *chosen.model, grid,
+                   {config.calibration.micro_batch_tokens, false, monitor.hooks()});
+  result.update(facts_of(outcomes));
+  result["results"] = results_of(outcomes);
   Hdf5Writer logits;
   if (!request.logits.empty())
     for (const NamedTokens& data : config.evaluation.perplexity)

@@ -53,8 +53,9 @@ Extent calibration_extent(const CalibrationConfig& config, std::int64_t vocabula
 
 Extent evaluation_extent(const RunConfig& config, std::int64_t vocabulary) {
   Extent extent;
-  for (const NamedTokens& data : config.evaluation.perplexity)
-    extent.add_file(config.calibration.micro_batch_tokens, data.tokens, vocabulary, std::nullopt);
+  for (const auto* list : {&config.evaluation.perplexity, &config.evaluation.multiple_choice})
+    for (const NamedTokens& data : *list)
+      extent.add_file(config.calibration.micro_batch_tokens, data.tokens, vocabulary, std::nullopt);
   return extent;
 }
 

@@ -18,7 +18,7 @@
 #include "espalier/core/log.h"
 #include "espalier/core/stop.h"
 #include "espalier/core/text.h"
-#include "espalier/eval/perplexity.h"
+#include "espalier/eval/evaluation.h"
 #include "espalier/export/export_model.h"
 #include "espalier/pipeline/exporting.h"
 #include "espalier/pipeline/memory_forecast.h"
@@ -557,20 +557,17 @@ class PruningRun {
 
   void evaluate_and_record(nlohmann::ordered_json row, std::int64_t i, std::int64_t last) {
     const bool milestone = i == start_.iteration || i == last || i % config_.evaluation.every == 0;
-    nlohmann::ordered_json values = nlohmann::ordered_json::object();
-    if (milestone && !config_.evaluation.perplexity.empty()) {
+    std::vector<TaskOutcome> outcomes;
+    if (milestone && !make_evaluations(config_.evaluation).empty()) {
       monitor_.enter("evaluate");
       fault::hit("evaluate.enter");
-      for (const NamedTokens& data : config_.evaluation.perplexity)
-        values[data.name] =
-            evaluate_perplexity(*model_, data, config_.calibration.micro_batch_tokens, grid_,
-                                monitor_.hooks())
-                .perplexity;
+      outcomes = evaluate_all(config_.evaluation, *model_, grid_,
+                              {config_.calibration.micro_batch_tokens, false, monitor_.hooks()});
       fault::hit("evaluate.exit");
       monitor_.leave();
     }
     on_root("record", [&] {
-      row["perplexity"] = values;
+      add_evaluations(row, outcomes);
       for (const auto& [phase, seconds] : monitor_.take_seconds()) {
         const double before = row["seconds"].value(phase, 0.0);
         row["seconds"][phase] = before + seconds;

@@ -81,6 +81,13 @@ nlohmann::ordered_json iteration_row(std::int64_t iteration, int attempt, const 
           {"peak_bytes", 0}};
 }
 
+void add_evaluations(nlohmann::ordered_json& row, const std::vector<TaskOutcome>& outcomes) {
+  row["perplexity"] = nlohmann::ordered_json::object();
+  for (const TaskOutcome& outcome : outcomes)
+    row[outcome.kind][outcome.task] =
+        outcome.kind == "perplexity" ? outcome.facts.at("perplexity") : outcome.facts;
+}
+
 void print_start(const Source& source, const RunConfig& config, const PruneRules& rules,
                  const PruningPlan& plan, std::int64_t base_iteration, const ProcessGrid& grid,
                  const ComputeOptions& options, const RunDirectory& directory) {

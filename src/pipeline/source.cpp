@@ -140,6 +140,8 @@ InputFiles input_files(const RunConfig& config, const Source& source) {
     files["calibration/" + domain.name] = domain.tokens;
   for (const NamedTokens& data : config.evaluation.perplexity)
     files["evaluation/" + data.name] = data.tokens;
+  for (const NamedTokens& data : config.evaluation.multiple_choice)
+    files["evaluation/" + data.name] = data.tokens;
   return files;
 }
 

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "espalier/comm/process_grid.h"
+#include "espalier/eval/evaluation.h"
 #include "espalier/pipeline/run_directory.h"
 #include "espalier/pipeline/source.h"
 
@@ -15,6 +16,10 @@ namespace espalier {
 /// The part of a metrics row that the plan alone determines.
 nlohmann::ordered_json iteration_row(std::int64_t iteration, int attempt, const ModelConfig& config,
                                      const PruneRules& rules, const PruningPlan& plan);
+
+/// Puts the evaluations of the state into its row: {kind: {name: facts}}, of a perplexity its value
+/// alone.
+void add_evaluations(nlohmann::ordered_json& row, const std::vector<TaskOutcome>& outcomes);
 
 /// What is about to be done: model, target, layout, data, where it starts.
 void print_start(const Source& source, const RunConfig& config, const PruneRules& rules,

@@ -235,10 +235,6 @@ const std::vector<Row> kRows{
          "config.yaml:4:24: execution.attention = cudnn (permitted: auto, flash, math)"),
     rest("execution: {cache_prefix: always}",
          "config.yaml:4:27: execution.cache_prefix = always (permitted: auto)"),
-    rest("evaluation: {multiple_choice: [{name: arc, tokens: web.h5}]}",
-         "config.yaml:4:31: evaluation.multiple_choice = a list of 1 (permitted: [] (this "
-         "evaluation is not "
-         "available))"),
     rest("export: [{format: gguf, path: x}]",
          "config.yaml:4:19: export[0].format = gguf (permitted: exact, uniform)"),
     rest("export: [{format: exact, path: x, schema: per_layer_config}]",
@@ -258,6 +254,15 @@ const std::vector<Row> kRows{
     rest("evaluation: {perplexity: [{name: p, tokens: wiki.h5}, {name: p, tokens: web.h5}]}",
          "config.yaml:4:62: evaluation.perplexity[1].name = p (evaluation.perplexity[0] has this "
          "name already)"),
+    rest("evaluation: {perplexity: [{name: p, tokens: wiki.h5}], multiple_choice: [{name: p, "
+         "tokens: web.h5}]}",
+         "config.yaml:4:81: evaluation.multiple_choice[0].name = p (evaluation.perplexity[0] has "
+         "this name already)"),
+    rest(
+        "evaluation: {multiple_choice: [{name: p, tokens: q.h5}]}",
+        "config.yaml:4:50: evaluation.multiple_choice[0].tokens: 'q.h5' does not exist (looked in: "
+        "the config's directory). Write it with launch/tokenize.py or check the path.",
+        66),
     rest("export: [{format: exact, path: a/b}, {format: uniform, path: a/./b/}]",
          "config.yaml:4:62: export[1].path = a/b (another export goes to the same path)"),
     // the command line
