@@ -239,8 +239,11 @@ Rows<C> prune_rows() {
       kinds_row(),
       choice_row<C, AttentionUnit>(
           "prune.attention_unit", [](auto& c) -> auto& { return c.prune.attention_unit; },
-          {{"query_head", AttentionUnit::query_head}, {"kv_group", AttentionUnit::kv_group}},
+          {{"query_head", AttentionUnit::query_head},
+           {"equal_per_group", AttentionUnit::equal_per_group},
+           {"kv_group", AttentionUnit::kv_group}},
           "query_head: single query heads fall, keys and values with their last reader; "
+          "equal_per_group: every group of a layer loses the same number of query heads; "
           "kv_group: a key/value head falls with all its query heads."),
       choice_row<C, Ranking>(
           "prune.ranking", [](auto& c) -> auto& { return c.prune.ranking; },

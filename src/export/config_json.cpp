@@ -81,7 +81,7 @@ Json base_config(const ModelConfig& dense, DType stored, std::string_view plan_d
   throw Error(ExitCode::config,
               fmt::format("a uniform export cannot hold layer {}: {}", layer, what), why,
               "Use format: exact, which holds any widths; or prune with ranking: local, "
-              "attention_unit: kv_group and no protected layers.");
+              "attention_unit: equal_per_group or kv_group and no protected layers.");
 }
 
 std::string widths_text(const ModelConfig& dense, const LayerWidths& layer) {

@@ -18,15 +18,7 @@
 #include "espalier/store/files.h"
 
 namespace espalier {
-namespace {
-
 namespace fs = std::filesystem;
-
-const char* name_of(AttentionUnit unit) {
-  return unit == AttentionUnit::kv_group ? "kv_group" : "query_head";
-}
-
-}  // namespace
 
 Source open_source(const fs::path& directory) {
   ModelConfig config = read_model_config(directory);

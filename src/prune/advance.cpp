@@ -1,9 +1,12 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <optional>
+#include <utility>
 
 #include <fmt/format.h>
 
+#include "bundles.h"
 #include "espalier/core/error.h"
 #include "espalier/core/text.h"
 #include "espalier/prune/plan.h"
@@ -87,16 +90,33 @@ class Collector {
   const ScoreList& scores_;
 };
 
-std::vector<Candidate> ranked_candidates(const PruningPlan& plan, const ScoreTable& scores,
-                                         const PruneRules& rules) {
-  std::vector<Candidate> candidates;
-  candidates.reserve(scores.attention.score.size() + scores.mlp.score.size());
+/// What is ranked, in the total order, and the bundles in it where heads fall together.
+struct RankedEntries {
+  std::vector<Candidate> entries;
+  std::optional<Bundles> bundles;
+};
+
+RankedEntries ranked_entries(const ModelConfig& config, const PruningPlan& plan,
+                             const ScoreTable& scores, const PruneRules& rules) {
+  RankedEntries ranked;
+  std::vector<Candidate>& entries = ranked.entries;
+  entries.reserve(scores.attention.score.size() + scores.mlp.score.size());
   const AttentionUnit unit = plan.attention_unit;
   Collector(rules, unit, UnitKind::attention, plan.attention_removed_at, scores.attention)
-      .append_to(candidates);
-  Collector(rules, unit, UnitKind::mlp, plan.mlp_removed_at, scores.mlp).append_to(candidates);
-  std::sort(candidates.begin(), candidates.end(), falls_before);
-  return candidates;
+      .append_to(entries);
+  if (unit == AttentionUnit::equal_per_group) {
+    ranked.bundles.emplace(config, std::move(entries));
+    entries = ranked.bundles->candidates(Bundles::Key::mean);
+  }
+  Collector(rules, unit, UnitKind::mlp, plan.mlp_removed_at, scores.mlp).append_to(entries);
+  std::sort(entries.begin(), entries.end(), falls_before);
+  return ranked;
+}
+
+std::int64_t units_in(const std::vector<Candidate>& entries, const Ledger& ledger) {
+  std::int64_t units = 0;
+  for (const Candidate& entry : entries) units += ledger.units_of(entry);
+  return units;
 }
 
 void check_arguments(const ModelConfig& config, const PruningPlan& plan, double target,
@@ -129,22 +149,22 @@ Advance advance(const ModelConfig& config, const PruningPlan& plan, const ScoreT
                 double target, const PruneRules& rules, std::int64_t iteration) {
   check_arguments(config, plan, target, rules, iteration);
   (void)widths_of(config, plan);  // refuses a plan of another shape
-  const std::vector<Candidate> candidates = ranked_candidates(plan, scores, rules);
+  const RankedEntries ranked = ranked_entries(config, plan, scores, rules);
   const Ledger ledger(config, plan, {rules.min_heads, rules.min_channels});
   const Selection selection =
-      select(config, rules, plan.attention_unit, candidates, ledger, target);
+      select(config, rules, plan.attention_unit, ranked.entries, ledger, target);
   if (selection.missing > 0)
-    throw Error(
-        ExitCode::config,
-        fmt::format("the target {} of iteration {} cannot be reached: {} too few", target,
-                    iteration, counted(selection.missing, "unit")),
-        fmt::format("{} to choose from; min_heads is {}, min_channels is {}",
-                    counted(candidates.size(), "unit"), rules.min_heads, rules.min_channels),
-        "Lower prune.target or protect less.");
+    throw Error(ExitCode::config,
+                fmt::format("the target {} of iteration {} cannot be reached: {} too few", target,
+                            iteration, counted(selection.missing, "unit")),
+                fmt::format("{} to choose from; min_heads is {}, min_channels is {}",
+                            counted(units_in(ranked.entries, ledger), "unit"), rules.min_heads,
+                            rules.min_channels),
+                "Lower prune.target or protect less.");
   Advance result;
   result.plan = plan;
   result.margin_at_cut = selection.margin;
-  mark_fallen(result, selection.fallen, iteration);
+  mark_fallen(result, units_of(selection.fallen, ranked.bundles), iteration);
   return result;
 }
 

@@ -33,6 +33,18 @@ std::int64_t units_per_layer(const ModelConfig& config, AttentionUnit unit, Unit
   return unit == AttentionUnit::kv_group ? config.kv_heads : config.heads;
 }
 
+std::int64_t units_per_entry(const ModelConfig& config, AttentionUnit unit, UnitKind kind) {
+  const bool bundled = kind == UnitKind::attention && unit == AttentionUnit::equal_per_group;
+  return bundled ? config.kv_heads : 1;
+}
+
+std::int64_t units_per_entry(const ModelConfig& config, const PruneRules& rules,
+                             AttentionUnit unit) {
+  return rules.mlp ? 1 : units_per_entry(config, unit, UnitKind::attention);
+}
+
+std::int64_t whole_entries(std::int64_t units, std::int64_t entry) { return units / entry * entry; }
+
 bool is_listed(const PruneRules& rules, UnitKind kind) {
   return kind == UnitKind::attention ? rules.attention : rules.mlp;
 }

@@ -14,6 +14,20 @@ std::int64_t floor_share(std::int64_t n, double ratio);
 /// Units of one kind in one layer of the dense model (KV heads for kv_group).
 std::int64_t units_per_layer(const ModelConfig& config, AttentionUnit unit, UnitKind kind);
 
+/// Units of one kind that fall together: a query head of every group for equal_per_group, else one.
+std::int64_t units_per_entry(const ModelConfig& config, AttentionUnit unit, UnitKind kind);
+
+/// The largest multiple of `entry` that is not above `units`: what whole entries can take of them.
+std::int64_t whole_entries(std::int64_t units, std::int64_t entry);
+
+/// Units that a list of all listed kinds falls in at least: 1 as soon as channels are in it.
+std::int64_t units_per_entry(const ModelConfig& config, const PruneRules& rules,
+                             AttentionUnit unit);
+
+/// The first layer in which a plan under equal_per_group took more heads from one group than from
+/// another; -1 when there is none, and for other units.
+std::int64_t uneven_layer(const ModelConfig& config, const PruningPlan& plan);
+
 /// Whether the rules rank units of the kind at all.
 bool is_listed(const PruneRules& rules, UnitKind kind);
 

@@ -18,6 +18,7 @@ Ledger::Ledger(const ModelConfig& config, const PruningPlan& plan, Floors floors
     : sizes_(unit_parameters(config)),
       floors_(floors),
       by_group_(plan.attention_unit == AttentionUnit::kv_group),
+      entry_(units_per_entry(config, plan.attention_unit, UnitKind::attention)),
       group_size_(config.group_size()),
       kv_heads_(config.kv_heads),
       heads_(at(config.layers), config.heads),
@@ -25,47 +26,51 @@ Ledger::Ledger(const ModelConfig& config, const PruningPlan& plan, Floors floors
       readers_(at(config.layers * config.kv_heads), config.group_size()),
       removed_{std::vector<std::int64_t>(at(config.layers), 0),
                std::vector<std::int64_t>(at(config.layers), 0)} {
-  const auto replay = [this](UnitKind kind, const UnitMatrix<std::int32_t>& removed_at) {
-    for (std::int64_t layer = 0; layer < removed_at.layers; ++layer)
-      for (std::int64_t unit = 0; unit < removed_at.units; ++unit)
-        if (removed_at.at(layer, unit) >= 0)
-          remove({0, static_cast<std::int32_t>(layer), static_cast<std::int32_t>(unit), kind});
-  };
   replay(UnitKind::attention, plan.attention_removed_at);
   replay(UnitKind::mlp, plan.mlp_removed_at);
 }
 
+void Ledger::replay(UnitKind kind, const UnitMatrix<std::int32_t>& removed_at) {
+  // Of a bundle one head stands for all: that of the first group.
+  const bool bundled = kind == UnitKind::attention && is_bundled();
+  const std::int64_t units = bundled ? group_size_ : removed_at.units;
+  for (std::int64_t layer = 0; layer < removed_at.layers; ++layer)
+    for (std::int64_t unit = 0; unit < units; ++unit)
+      if (removed_at.at(layer, unit) >= 0)
+        remove({0, static_cast<std::int32_t>(layer), static_cast<std::int32_t>(unit), kind});
+}
+
 bool Ledger::may_fall(const Candidate& unit) const {
   if (unit.kind == UnitKind::mlp) return channels_[at(unit.layer)] - 1 >= floors_.channels;
-  return heads_[at(unit.layer)] - (by_group_ ? group_size_ : 1) >= floors_.heads;
+  return heads_[at(unit.layer)] - (by_group_ ? group_size_ : entry_) >= floors_.heads;
 }
 
-bool Ledger::is_last_reader(const Candidate& head) const {
-  return readers_[at(head.layer * kv_heads_ + head.unit / group_size_)] == 1;
+std::size_t Ledger::group_of(const Candidate& head) const {
+  return at(head.layer * kv_heads_ + (is_bundled() ? 0 : head.unit / group_size_));
 }
 
-std::int64_t& Ledger::readers(const Candidate& head) {
-  return readers_[at(head.layer * kv_heads_ + head.unit / group_size_)];
+std::int64_t Ledger::attention_cost(const Candidate& unit) const {
+  if (by_group_) return sizes_.group(group_size_);
+  return entry_ * (readers_[group_of(unit)] == 1 ? sizes_.group(1) : sizes_.query_head);
 }
 
 std::int64_t Ledger::cost(const Candidate& unit) const {
-  if (unit.kind == UnitKind::mlp) return sizes_.channel;
-  if (by_group_) return sizes_.group(group_size_);
-  return is_last_reader(unit) ? sizes_.group(1) : sizes_.query_head;
+  return unit.kind == UnitKind::mlp ? sizes_.channel : attention_cost(unit);
+}
+
+void Ledger::remove_attention(const Candidate& unit) {
+  heads_[at(unit.layer)] -= by_group_ ? group_size_ : entry_;
+  if (!by_group_) --readers_[group_of(unit)];
 }
 
 void Ledger::remove(const Candidate& unit) {
   removed_parameters_[place(unit.kind)] += cost(unit);
-  ++removed_units_[place(unit.kind)];
-  ++removed_[place(unit.kind)][at(unit.layer)];
-  if (unit.kind == UnitKind::mlp) {
+  removed_units_[place(unit.kind)] += units_of(unit);
+  removed_[place(unit.kind)][at(unit.layer)] += units_of(unit);
+  if (unit.kind == UnitKind::mlp)
     --channels_[at(unit.layer)];
-  } else if (by_group_) {
-    heads_[at(unit.layer)] -= group_size_;
-  } else {
-    --heads_[at(unit.layer)];
-    --readers(unit);
-  }
+  else
+    remove_attention(unit);
 }
 
 std::int64_t Ledger::units(UnitKind kind) const { return removed_units_[place(kind)]; }

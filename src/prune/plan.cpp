@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <functional>
 #include <span>
 
 #include <fmt/format.h>
@@ -63,6 +64,11 @@ void check_shapes(const ModelConfig& config, const PruningPlan& plan) {
                              plan.attention_removed_at.layers, plan.attention_removed_at.units,
                              plan.mlp_removed_at.layers, plan.mlp_removed_at.units, config.layers,
                              units, config.layers, config.channels));
+  const std::int64_t uneven = uneven_layer(config, plan);
+  ESPALIER_CHECK(uneven < 0,
+                 fmt::format("the groups of layer {} lost not as many query heads each, "
+                             "and the attention unit is equal_per_group",
+                             uneven));
 }
 
 /// Names the first unit that `base` removed and `plan` keeps.
@@ -107,6 +113,10 @@ std::string break_in(const char* kind, std::int64_t iteration,
   return {};
 }
 
+std::int64_t count_of(const std::vector<std::int32_t>& units) {
+  return static_cast<std::int64_t>(units.size());
+}
+
 double share(std::int64_t left, std::int64_t dense) {
   return dense == 0 ? 0.0 : static_cast<double>(dense - left) / static_cast<double>(dense);
 }
@@ -115,6 +125,32 @@ double share(std::int64_t left, std::int64_t dense) {
 
 std::int64_t PruningPlan::removed() const {
   return count_removed(attention_removed_at) + count_removed(mlp_removed_at);
+}
+
+const char* name_of(AttentionUnit unit) {
+  switch (unit) {
+    case AttentionUnit::query_head:
+      return "query_head";
+    case AttentionUnit::equal_per_group:
+      return "equal_per_group";
+    case AttentionUnit::kv_group:
+      return "kv_group";
+  }
+  return "";
+}
+
+std::int64_t uneven_layer(const ModelConfig& config, const PruningPlan& plan) {
+  if (plan.attention_unit != AttentionUnit::equal_per_group) return -1;
+  const std::int64_t group = config.group_size();
+  const UnitMatrix<std::int32_t>& removed_at = plan.attention_removed_at;
+  for (std::int64_t layer = 0; layer < removed_at.layers; ++layer) {
+    std::vector<std::int64_t> lost(static_cast<std::size_t>(config.kv_heads), 0);
+    for (std::int64_t head = 0; head < removed_at.units; ++head)
+      lost[static_cast<std::size_t>(head / group)] += removed_at.at(layer, head) >= 0;
+    if (std::adjacent_find(lost.begin(), lost.end(), std::not_equal_to<>()) != lost.end())
+      return layer;
+  }
+  return -1;
 }
 
 std::string PruningPlan::digest() const {
@@ -150,6 +186,13 @@ PruningPlan plan_of_widths(const ModelConfig& config, const ModelWidths& widths,
                   fmt::format("layer {} of the model has {} query heads for {} KV heads: single "
                               "query heads were removed",
                               i, layer.query_heads.size(), layer.kv_heads.size()),
+                  "Set prune.attention_unit: query_head.");
+    if (unit == AttentionUnit::equal_per_group && !layer.query_heads.empty() &&
+        (count_of(layer.kv_heads) != config.kv_heads || !layer.even_groups(config)))
+      throw Error(ExitCode::config, "prune.attention_unit = equal_per_group",
+                  fmt::format("layer {} of the model has {} query heads on {} of {} KV heads: its "
+                              "groups have not lost as many each",
+                              i, layer.query_heads.size(), layer.kv_heads.size(), config.kv_heads),
                   "Set prune.attention_unit: query_head.");
     remove_missing(i, by_group ? layer.kv_heads : layer.query_heads, plan.attention_removed_at,
                    plan.attention_order, place);
@@ -189,7 +232,8 @@ void require_part(const PruningPlan& base, const PruningPlan& plan) {
   if (base.attention_unit != plan.attention_unit)
     throw Error(ExitCode::bad_content,
                 "the plan and the model were pruned in other attention units",
-                "query_head and kv_group number the units of a layer differently",
+                fmt::format("the plan's is {}, the model's {}", name_of(plan.attention_unit),
+                            name_of(base.attention_unit)),
                 "Take the model that the plan's run started from, or the unpruned one.");
   require_removed("attention unit", base.attention_removed_at, plan.attention_removed_at);
   require_removed("channel", base.mlp_removed_at, plan.mlp_removed_at);

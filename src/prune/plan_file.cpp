@@ -20,19 +20,17 @@ constexpr std::int64_t last_iteration = 1'000'000'000;
 
 std::string object(const std::string& group) { return group.empty() ? "/" : group; }
 
-const char* unit_name(AttentionUnit unit) {
-  return unit == AttentionUnit::kv_group ? "kv_group" : "query_head";
-}
-
 [[noreturn]] void refuse(const std::string& where, std::string what, std::string why) {
   throw Error(ExitCode::bad_content, std::move(what), std::move(why),
               "take the plan from another commit or export of the run", where);
 }
 
 AttentionUnit parse_unit(const std::string& where, const std::string& name) {
-  for (const AttentionUnit unit : {AttentionUnit::query_head, AttentionUnit::kv_group})
-    if (name == unit_name(unit)) return unit;
-  refuse(where, fmt::format("attention_unit is '{}'", name), "query_head and kv_group are known");
+  for (const AttentionUnit unit :
+       {AttentionUnit::query_head, AttentionUnit::equal_per_group, AttentionUnit::kv_group})
+    if (name == name_of(unit)) return unit;
+  refuse(where, fmt::format("attention_unit is '{}'", name),
+         "query_head, equal_per_group and kv_group are known");
 }
 
 template <class T>
@@ -152,7 +150,7 @@ void write_plan(Hdf5Writer& file, const std::string& group, const PruningPlan& p
   file.attribute(top, "format", std::string(plan_format));
   file.attribute(top, "version", plan_version);
   file.attribute(top, "digest", plan.digest());
-  file.attribute(top, "attention_unit", std::string(unit_name(plan.attention_unit)));
+  file.attribute(top, "attention_unit", std::string(name_of(plan.attention_unit)));
   file.attribute(top, "iteration", plan.iteration);
   file.attribute(top, "model_config_sha256", plan.model_config_sha256);
 }
@@ -190,6 +188,9 @@ PruningPlan read_plan(const Hdf5Reader& file, const std::string& group, const Mo
   if (digest != plan.digest())
     refuse(top, fmt::format("the digest is {}", digest),
            fmt::format("the content's digest is {}", plan.digest()));
+  if (const std::int64_t layer = uneven_layer(config, plan); layer >= 0)
+    refuse(top, fmt::format("the groups of layer {} lost not as many query heads each", layer),
+           "attention_unit is equal_per_group");
   return plan;
 }
 

@@ -30,6 +30,13 @@ void check_protection(const ModelConfig& config, const PruneConfig& prune) {
   if (!prune.attention && !prune.mlp)
     problems.add(ExitCode::config, "prune.kinds is empty", "nothing could be removed",
                  "name attention, mlp or both");
+  if (prune.attention && prune.attention_unit == AttentionUnit::equal_per_group && !config.is_gqa())
+    problems.add(
+        ExitCode::config, "prune.attention_unit is equal_per_group",
+        fmt::format("every query head of the model has a KV head of its own: the heads that "
+                    "fall together would be all {} of a layer",
+                    config.heads),
+        "Set prune.attention_unit: query_head.");
   check_count(problems, "prune.protect.first_layers", protect.first_layers.value_or(0),
               config.layers, "layers");
   check_count(problems, "prune.protect.last_layers", protect.last_layers, config.layers, "layers");
@@ -75,7 +82,8 @@ class Reach {
       return std::max<std::int64_t>(0, count(widths(layer).channels) - rules.min_channels);
     const std::int64_t heads =
         std::max<std::int64_t>(0, count(widths(layer).query_heads) - rules.min_heads);
-    return unit == AttentionUnit::kv_group ? heads / config.group_size() : heads;
+    if (unit == AttentionUnit::kv_group) return heads / config.group_size();
+    return whole_entries(heads, units_per_entry(config, unit, kind));
   }
 
   std::int64_t units(UnitKind kind) const {
@@ -129,8 +137,10 @@ class Reach {
     return heads * sizes_.query_head + kv_lost * sizes_.kv_head;
   }
 
-  /// The heads that stay may all be readers of the KV heads that are read most.
+  /// The heads that stay may all be readers of the KV heads that are read most, unless every group
+  /// keeps as many.
   std::int64_t fewest_kv_heads(std::int64_t layer, std::int64_t heads_left) const {
+    if (unit == AttentionUnit::equal_per_group) return heads_left > 0 ? config.kv_heads : 0;
     std::vector<std::int64_t> groups = widths(layer).groups(config);
     std::sort(groups.begin(), groups.end(), std::greater<>());
     std::int64_t kv_heads = 0;
@@ -155,7 +165,17 @@ struct List {
   std::int64_t gone;
   std::int64_t most;
   std::int64_t units;
+  /// Units that fall together.
+  std::int64_t entry;
+
+  std::int64_t wanted(double ratio) const {
+    return whole_entries(floor_share(units, ratio), entry);
+  }
 };
+
+std::int64_t entry_of(const Reach& reach, UnitKind kind) {
+  return units_per_entry(reach.config, reach.unit, kind);
+}
 
 /// One for `global`, one per kind, or one per unprotected layer and kind. Each has to reach the
 /// target by itself.
@@ -164,18 +184,20 @@ std::vector<List> lists_of(const Reach& reach) {
   const auto gone = [&](UnitKind kind) { return reach.gone.units(kind); };
   const auto most = [&](UnitKind kind) { return reach.gone.units(kind) + reach.units(kind); };
   if (reach.rules.ranking == Ranking::global)
-    return {{reach.over_kinds(gone), reach.over_kinds(most), reach.over_kinds(all)}};
+    return {{reach.over_kinds(gone), reach.over_kinds(most), reach.over_kinds(all),
+             units_per_entry(reach.config, reach.rules, reach.unit)}};
   std::vector<List> lists;
   for (const UnitKind kind : kinds) {
     if (!is_listed(reach.rules, kind)) continue;
     if (reach.rules.ranking == Ranking::global_by_kind) {
-      lists.push_back({gone(kind), most(kind), all(kind)});
+      lists.push_back({gone(kind), most(kind), all(kind), entry_of(reach, kind)});
       continue;
     }
     for (std::int64_t layer = 0; layer < reach.config.layers; ++layer)
       if (reach.is_open(layer))
         lists.push_back({reach.gone.units(kind, static_cast<std::int32_t>(layer)),
-                         reach.most(kind, layer), units_of_layer(reach, kind)});
+                         reach.most(kind, layer), units_of_layer(reach, kind),
+                         entry_of(reach, kind)});
   }
   return lists;
 }
@@ -188,16 +210,31 @@ double reachable_structures(const Reach& reach) {
   return least;
 }
 
-/// The highest ratio of a list that makes no list lose more.
+bool takes_no_more(const std::vector<List>& lists, double ratio) {
+  return std::all_of(lists.begin(), lists.end(),
+                     [ratio](const List& list) { return list.wanted(ratio) <= list.gone; });
+}
+
+/// The most units of `one` whose ratio makes no list lose more.
+std::int64_t most_within(const std::vector<List>& lists, const List& one) {
+  std::int64_t least = 0, beyond = one.gone + 1;
+  while (beyond - least > 1) {
+    const std::int64_t middle = least + (beyond - least) / 2;
+    (takes_no_more(lists, quotient(middle, one.units)) ? least : beyond) = middle;
+  }
+  return least;
+}
+
+/// The highest ratio of a list that makes no list lose more. Where heads fall in bundles, a list is
+/// behind others by up to a bundle: then what a list shares with those behind it counts too.
 double reached_structures(const Reach& reach) {
   const std::vector<List> lists = lists_of(reach);
+  const bool bundled = reach.unit == AttentionUnit::equal_per_group;
   double highest = 0;
   for (const List& one : lists) {
-    const double ratio = quotient(one.gone, one.units);
-    if (ratio > highest && std::all_of(lists.begin(), lists.end(), [&](const List& other) {
-          return floor_share(other.units, ratio) <= other.gone;
-        }))
-      highest = ratio;
+    const std::int64_t units = bundled ? most_within(lists, one) : one.gone;
+    const double ratio = quotient(units, one.units);
+    if (ratio > highest && takes_no_more(lists, ratio)) highest = ratio;
   }
   return highest;
 }
@@ -236,9 +273,8 @@ double reached_parameters(const Reach& reach) {
 
 bool structures_suffice(const Reach& reach, double target) {
   const std::vector<List> lists = lists_of(reach);
-  return std::all_of(lists.begin(), lists.end(), [&](const List& list) {
-    return floor_share(list.units, target) <= list.most;
-  });
+  return std::all_of(lists.begin(), lists.end(),
+                     [&](const List& list) { return list.wanted(target) <= list.most; });
 }
 
 bool parameters_suffice(const Reach& reach, double target) {

@@ -38,13 +38,14 @@ class Cutter {
     for (const Candidate& candidate : list) {
       if (!ledger_.may_fall(candidate)) continue;
       const std::int64_t cost = ledger_.cost(candidate);
-      if (limit.units <= 0 || cost > limit.parameters) {
+      const std::int64_t units = ledger_.units_of(candidate);
+      if (units > limit.units || cost > limit.parameters) {
         kept = &candidate;
         break;
       }
       ledger_.remove(candidate);
       result_.fallen.push_back(candidate);
-      if (limit.units != unlimited) --limit.units;
+      if (limit.units != unlimited) limit.units -= units;
       if (limit.parameters != unlimited) limit.parameters -= cost;
     }
     if (kept == nullptr && limit.units != unlimited)
@@ -80,14 +81,17 @@ struct Task {
 
   bool by_structures() const { return rules.measure == Measure::structures; }
   std::int64_t share_of_layer(UnitKind kind, double ratio) const {
-    return floor_share(units_per_layer(config, unit, kind), ratio);
+    return whole_entries(floor_share(units_per_layer(config, unit, kind), ratio), entry(kind));
   }
+  std::int64_t entry(UnitKind kind) const { return units_per_entry(config, unit, kind); }
 };
 
 Limit global_limit(const Task& task, const Ledger& ledger) {
   Limit limit;
   if (task.by_structures()) {
-    limit.units = floor_share(rankable_units(task.config, task.rules, task.unit), task.target);
+    limit.units =
+        whole_entries(floor_share(rankable_units(task.config, task.rules, task.unit), task.target),
+                      units_per_entry(task.config, task.rules, task.unit));
     for (const UnitKind kind : {UnitKind::attention, UnitKind::mlp})
       if (is_listed(task.rules, kind)) limit.units -= ledger.units(kind);
   } else {
@@ -101,7 +105,7 @@ Limit kind_limit(const Task& task, const Ledger& ledger, UnitKind kind) {
   Limit limit;
   if (task.by_structures()) {
     const std::int64_t n = units_per_layer(task.config, task.unit, kind) * task.config.layers;
-    limit.units = floor_share(n, task.target) - ledger.units(kind);
+    limit.units = whole_entries(floor_share(n, task.target), task.entry(kind)) - ledger.units(kind);
   } else {
     limit.parameters =
         kind_budget(task.config, task.rules, kind, task.target) - ledger.parameters(kind);
@@ -126,7 +130,7 @@ UnitKind kind_of_list(std::size_t list) {
 
 std::int32_t layer_of_list(std::size_t list) { return static_cast<std::int32_t>(list / 2); }
 
-/// Parameters gone after the first, second, ... unit of each list that may fall.
+/// Parameters gone after the first, second, ... entry of each list that may fall.
 std::vector<std::vector<std::int64_t>> running_costs(const LayerLists& lists, Ledger ledger) {
   std::vector<std::vector<std::int64_t>> costs(lists.size());
   for (std::size_t i = 0; i < lists.size(); ++i) {
@@ -166,7 +170,8 @@ double ratio_within_budget(const Task& task, const LayerLists& lists, const Ledg
       const std::int64_t wanted = task.share_of_layer(kind_of_list(i), ratio) -
                                   ledger.units(kind_of_list(i), layer_of_list(i));
       const auto most = static_cast<std::int64_t>(costs[i].size());
-      const std::int64_t taken = std::clamp<std::int64_t>(wanted, 0, most);
+      const std::int64_t taken =
+          std::clamp<std::int64_t>(wanted / task.entry(kind_of_list(i)), 0, most);
       if (taken > 0) sum += costs[i][static_cast<std::size_t>(taken - 1)];
     }
     return sum <= budget;
@@ -218,27 +223,37 @@ Selection select(const ModelConfig& config, const PruneRules& rules, AttentionUn
   return result;
 }
 
-// By parameters the first unit of an order may cost more than the target leaves: the cheapest units
-// come first here.
+namespace {
+
+/// One entry for each unit, or bundle of heads, of a kind that may still fall by its place.
+void append_open(const PruneRules& rules, UnitKind kind, std::int64_t entry,
+                 const UnitMatrix<std::int32_t>& removed_at, std::vector<Candidate>& candidates) {
+  if (!is_listed(rules, kind)) return;
+  // Which heads a bundle holds does not matter to a ledger; those of the first group count them.
+  const std::int64_t units = removed_at.units / entry;
+  for (std::int64_t layer = 0; layer < removed_at.layers; ++layer) {
+    if (rules.protected_layer[static_cast<std::size_t>(layer)]) continue;
+    for (std::int64_t unit = 0; unit < units; ++unit)
+      if (removed_at.at(layer, unit) < 0)
+        candidates.push_back(
+            {0, static_cast<std::int32_t>(layer), static_cast<std::int32_t>(unit), kind});
+  }
+}
+
+}  // namespace
+
+// The first entry of an order may take more than the target leaves: the smallest come first here.
 bool asks_for_units(const ModelConfig& config, const PruneRules& rules, const PruningPlan& plan,
                     double target) {
   const Ledger ledger(config, plan, {rules.min_heads, rules.min_channels});
   std::vector<Candidate> candidates;
-  const auto append = [&](UnitKind kind, const UnitMatrix<std::int32_t>& removed_at) {
-    if (!is_listed(rules, kind)) return;
-    for (std::int64_t layer = 0; layer < removed_at.layers; ++layer) {
-      if (rules.protected_layer[static_cast<std::size_t>(layer)]) continue;
-      for (std::int64_t unit = 0; unit < removed_at.units; ++unit) {
-        if (removed_at.at(layer, unit) >= 0) continue;
-        Candidate candidate{0, static_cast<std::int32_t>(layer), static_cast<std::int32_t>(unit),
-                            kind};
-        candidate.key = static_cast<double>(ledger.cost(candidate));
-        candidates.push_back(candidate);
-      }
-    }
-  };
-  append(UnitKind::attention, plan.attention_removed_at);
-  append(UnitKind::mlp, plan.mlp_removed_at);
+  append_open(rules, UnitKind::attention,
+              units_per_entry(config, plan.attention_unit, UnitKind::attention),
+              plan.attention_removed_at, candidates);
+  append_open(rules, UnitKind::mlp, 1, plan.mlp_removed_at, candidates);
+  for (Candidate& each : candidates)
+    each.key = static_cast<double>(rules.measure == Measure::structures ? ledger.units_of(each)
+                                                                        : ledger.cost(each));
   std::sort(candidates.begin(), candidates.end(), falls_before);
   return !select(config, rules, plan.attention_unit, candidates, ledger, target).fallen.empty();
 }

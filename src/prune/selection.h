@@ -8,7 +8,7 @@
 
 namespace espalier {
 
-/// Which of the candidates fall, in the total order.
+/// Which of the candidates fall, in the total order (bundles under equal_per_group).
 struct Selection {
   std::vector<Candidate> fallen;
   /// Smallest relative gap between the lowest kept and the highest fallen.
@@ -17,9 +17,10 @@ struct Selection {
   std::int64_t missing = 0;
 };
 
-/// Takes candidates, already in the total order, until the cumulative `target` is reached under the
-/// ranking, the measure and the ledger's floors. What the ledger already removed counts. Used with
-/// scores by advance() and with the removal order by truncate_plan().
+/// Takes candidates, already in the total order, until the cumulative `target` is reached, or the
+/// next of them would go beyond it, under the ranking, the measure and the ledger's floors. What
+/// the ledger already removed counts. Used with scores by advance() and with the removal order by
+/// truncate_plan().
 Selection select(const ModelConfig& config, const PruneRules& rules, AttentionUnit unit,
                  const std::vector<Candidate>& candidates, Ledger ledger, double target);
 

@@ -1,7 +1,10 @@
 #include <algorithm>
+#include <optional>
+#include <utility>
 
 #include <fmt/format.h>
 
+#include "bundles.h"
 #include "espalier/core/error.h"
 #include "espalier/prune/plan.h"
 #include "ledger.h"
@@ -27,12 +30,13 @@ std::vector<Candidate> removal_order(const PruningPlan& plan) {
   return order;
 }
 
-/// What the last step of a run by parameters may stay below its target: one unit of each list that
+/// What the last step of a run by parameters may stay below its target: one entry of each list that
 /// was cut by itself, with the k and v rows that it may carry.
 std::int64_t largest_step(const ModelConfig& config, const PruneRules& rules, AttentionUnit unit) {
   const UnitSizes sizes = unit_parameters(config);
   const std::int64_t heads = unit == AttentionUnit::kv_group ? config.group_size() : 1;
-  const std::int64_t attention = rules.attention ? sizes.group(heads) : 0;
+  const std::int64_t entry = units_per_entry(config, unit, UnitKind::attention);
+  const std::int64_t attention = rules.attention ? entry * sizes.group(heads) : 0;
   const std::int64_t mlp = rules.mlp ? sizes.channel : 0;
   if (rules.ranking == Ranking::global) return std::max(attention, mlp);
   return (attention + mlp) * (rules.ranking == Ranking::local ? config.layers : 1);
@@ -94,10 +98,52 @@ PruningPlan only(const ModelConfig& config, const PruningPlan& plan,
   return result;
 }
 
+/// Units that these rules do not rank (of protected layers, of a kind that is not listed) and those
+/// of the base came with the model that the run started from; they stay removed.
+struct Split {
+  std::vector<Candidate> ranked;
+  std::vector<Candidate> kept_removed;
+  /// Has lost what stays removed.
+  Ledger ledger;
+};
+
+Split split_of(const Task& task) {
+  PruningPlan lost = task.plan;
+  std::vector<Candidate> ranked, kept_removed;
+  for (const Candidate& unit : removal_order(task.plan)) {
+    const bool attention = unit.kind == UnitKind::attention;
+    const auto& of_base = attention ? task.base.attention_removed_at : task.base.mlp_removed_at;
+    const bool is_ranked = is_listed(task.rules, unit.kind) &&
+                           !task.rules.protected_layer[static_cast<std::size_t>(unit.layer)] &&
+                           of_base.at(unit.layer, unit.unit) < 0;
+    (is_ranked ? ranked : kept_removed).push_back(unit);
+    if (is_ranked)
+      (attention ? lost.attention_removed_at : lost.mlp_removed_at).at(unit.layer, unit.unit) = -1;
+  }
+  return {std::move(ranked), std::move(kept_removed), Ledger(task.config, lost, {})};
+}
+
+/// Puts bundles in the place of single heads. A bundle stands where its last head fell.
+void bundle_heads(const ModelConfig& config, Split& split, std::optional<Bundles>& bundles) {
+  std::vector<Candidate>& ranked = split.ranked;
+  const auto heads = std::stable_partition(
+      ranked.begin(), ranked.end(), [](const Candidate& c) { return c.kind == UnitKind::mlp; });
+  bundles.emplace(config, std::vector<Candidate>(heads, ranked.end()));
+  ranked.erase(heads, ranked.end());
+  const std::vector<Candidate> entries = bundles->candidates(Bundles::Key::highest);
+  ranked.insert(ranked.end(), entries.begin(), entries.end());
+  std::sort(ranked.begin(), ranked.end(), falls_before);
+}
+
+/// Units missing from which on a target by structures is above what the plan reached. A run whose
+/// next entry was a bundle may have stayed below its own target by less than that bundle.
+std::int64_t least_missing(const Task& task) {
+  const bool mixed = task.rules.ranking == Ranking::global && task.rules.attention;
+  return mixed ? units_per_entry(task.config, task.plan.attention_unit, UnitKind::attention) : 1;
+}
+
 }  // namespace
 
-// Units that these rules do not rank (of protected layers, of a kind that is not listed) and those
-// of `base` came with the model that the run started from; they stay removed.
 PruningPlan truncate_plan(const ModelConfig& config, const PruningPlan& plan,
                           const PruningPlan& base, double target, const PruneRules& rules) {
   require_ratio(target);
@@ -105,21 +151,15 @@ PruningPlan truncate_plan(const ModelConfig& config, const PruningPlan& plan,
   require_part(base, plan);
   const Task task{config, rules, plan, base, target};
   check_range(task);
-  std::vector<Candidate> ranked;
-  std::vector<Candidate> result;
-  Ledger ledger(config, dense_plan(config, plan.attention_unit), {});
-  for (const Candidate& unit : removal_order(plan)) {
-    const auto& of_base =
-        unit.kind == UnitKind::attention ? base.attention_removed_at : base.mlp_removed_at;
-    const bool is_ranked = is_listed(rules, unit.kind) &&
-                           !rules.protected_layer[static_cast<std::size_t>(unit.layer)] &&
-                           of_base.at(unit.layer, unit.unit) < 0;
-    (is_ranked ? ranked : result).push_back(unit);
-    if (!is_ranked) ledger.remove(unit);
-  }
-  const Selection selection = select(config, rules, plan.attention_unit, ranked, ledger, target);
-  if (selection.missing > 0) refuse_more(task);
-  result.insert(result.end(), selection.fallen.begin(), selection.fallen.end());
+  Split split = split_of(task);
+  std::optional<Bundles> bundles;
+  if (plan.attention_unit == AttentionUnit::equal_per_group) bundle_heads(config, split, bundles);
+  const Selection selection =
+      select(config, rules, plan.attention_unit, split.ranked, split.ledger, target);
+  if (selection.missing >= least_missing(task)) refuse_more(task);
+  const std::vector<Candidate> fallen = units_of(selection.fallen, bundles);
+  std::vector<Candidate>& result = split.kept_removed;
+  result.insert(result.end(), fallen.begin(), fallen.end());
   std::sort(result.begin(), result.end(), falls_before);
   return only(config, plan, result);
 }

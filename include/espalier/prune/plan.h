@@ -46,13 +46,16 @@ struct PruningPlan {
   friend bool operator==(const PruningPlan&, const PruningPlan&) = default;
 };
 
+/// The value of prune.attention_unit.
+const char* name_of(AttentionUnit unit);
+
 /// Nothing removed. Units are query heads, or KV heads for kv_group.
 PruningPlan dense_plan(const ModelConfig& config, AttentionUnit unit);
 
 /// A plan that leaves `widths` when how it came to them is not known: whatever is gone fell in
 /// iteration 1 (the plan is dense_plan when nothing is), by layer, attention before channels.
 /// Throws Error(config) naming the layer when `unit` is kv_group and a group lost some of its
-/// heads.
+/// heads, or equal_per_group and one group lost more than another.
 PruningPlan plan_of_widths(const ModelConfig& config, const ModelWidths& widths,
                            AttentionUnit unit);
 
@@ -65,7 +68,8 @@ std::string break_of_continuation(const PruningPlan& before, const PruningPlan& 
 ModelWidths widths_of(const ModelConfig& config, const PruningPlan& plan);
 
 void write_plan(Hdf5Writer& file, const std::string& group, const PruningPlan& plan);
-/// Validates shapes, ranges, the order (a permutation of the removed units) and the digest.
+/// Validates shapes, ranges, the order (a permutation of the removed units), the digest, and for
+/// equal_per_group that every group of a layer lost as many heads.
 PruningPlan read_plan(const Hdf5Reader& file, const std::string& group, const ModelConfig& config);
 
 /// The rules that a plan obeys; resolved from PruneConfig for one model.
@@ -138,6 +142,9 @@ struct Advance {
 ///    does not exceed the target, a query head that is the last reader of its KV head carrying its
 ///    k and v rows.
 ///  - a unit that would break a floor is passed over and the next one is taken.
+///  - under equal_per_group the j-th lowest heads of all groups of a layer are ranked as one entry
+///  by the mean of their scores and fall together, so that every group loses as many; where the
+///  next entry is more than the target leaves, the step ends there.
 ///  - global: one list; global_by_kind: each kind on its own; local: every unprotected layer loses
 ///    floor(n * target) of each kind.
 /// Pure: the same inputs give the same plan on every rank and machine. Scores of protected layers

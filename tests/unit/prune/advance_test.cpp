@@ -172,6 +172,41 @@ TEST(Advance, KvGroupTakesItsQueryHeadsAndCountsFloorsInHeads) {
             (LayerWidths{{}, {}, {0, 1, 2}}));
 }
 
+// 6 heads on 2 KV heads. Layer 0: groups (1, 5, 9) and (8, 2, 4): bundles {0, 4}, {1, 5}, {2, 3}
+// with means 1.5, 4.5, 8.5. Layer 1: {0, 3} at 4.5 and two ties at 4.5 behind it.
+TEST(Advance, EqualPerGroupRanksTheJthLowestHeadsByTheirMean) {
+  const ModelConfig config = shape(2, 5, 6, 2, 2, 3, 7);
+  const ScoreTable scores =
+      table_of({{1, 5, 9, 8, 2, 4}, {4, 4, 4, 5, 5, 5}}, {{3, 20, 20}, {20, 20, 20}});
+  const PruningPlan dense = dense_plan(config, AttentionUnit::equal_per_group);
+  PruneRules rules = open_rules(config);
+  const auto order = [&](double units) {
+    return advance(config, dense, scores, units / 18, rules, 1).plan.attention_order.values;
+  };
+  using Order = std::vector<std::int64_t>;
+  EXPECT_EQ(order(1), (Order{-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1}));
+  EXPECT_EQ(order(4),
+            (Order{0, -1, -1, -1, 1, -1, -1, -1, -1, -1, -1, -1}));  // 3 of 4: the next takes 2
+  EXPECT_EQ(order(9), (Order{0, 3, -1, -1, 1, 4, 5, 7, -1, 6, 8, -1}));
+  const Advance step = advance(config, dense, scores, 4.0 / 18, rules, 1);
+  EXPECT_EQ(step.removed_heads, 2);
+  EXPECT_EQ(step.removed_channels, 1);
+  EXPECT_DOUBLE_EQ(step.margin_at_cut, 0.5);  // 3, then 4.5
+  // By parameters: a bundle costs 2 x 20, and 2 x 20 more when it is the last of its layer.
+  rules.min_heads = 0;
+  rules.mlp = false;
+  rules.measure = Measure::parameters;
+  const double decoder = 2 * (6 * 20 + 2 * 20 + 3 * 15 + 10);
+  const auto removed = [&](double parameters) {
+    return advance(config, dense, scores, parameters / decoder, rules, 1).plan.removed();
+  };
+  EXPECT_EQ(removed(39), 0);
+  EXPECT_EQ(removed(40), 2);
+  EXPECT_EQ(removed(160), 8);
+  EXPECT_EQ(removed(199), 8);
+  EXPECT_EQ(removed(240), 10);  // the third of layer 1 takes k and v with it
+}
+
 TEST(Advance, ProtectedLayersCountInNAndLoseNothing) {
   const ModelConfig config = tiny();
   const ScoreTable scores = table_of({{0, 0, 0, 0}, {1, 2, 3, 4}}, {{0, 0, 0}, {5, 6, 7}});
@@ -367,7 +402,8 @@ INSTANTIATE_TEST_SUITE_P(
       for (Ranking ranking : {Ranking::global, Ranking::global_by_kind, Ranking::local})
         for (Measure measure :
              {Measure::structures, Measure::parameters, Measure::total_parameters})
-          for (AttentionUnit unit : {AttentionUnit::query_head, AttentionUnit::kv_group})
+          for (AttentionUnit unit :
+               {AttentionUnit::query_head, AttentionUnit::equal_per_group, AttentionUnit::kv_group})
             cases.push_back({ranking, measure, unit});
       return cases;
     }()));

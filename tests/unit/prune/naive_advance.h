@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <map>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "espalier/prune/plan.h"
@@ -57,7 +59,10 @@ class NaiveAdvance {
     std::sort(fallen_.begin(), fallen_.end());
     std::int64_t place = before_.removed();
     plan_ = before_;
-    for (const Ranked& unit : fallen_) set(plan_, unit, iteration, place++);
+    for (const Ranked& unit : fallen_) {
+      set(plan_, unit, iteration, place);
+      place = plan_.removed();
+    }
     plan_.iteration = iteration;
   }
 
@@ -74,14 +79,43 @@ class NaiveAdvance {
       if (listed(kind) && !rules_.protected_layer[static_cast<std::size_t>(list.layer[i])] &&
           removed_at.at(list.layer[i], list.unit[i]) < 0)
         ranked_.emplace_back(list.score[i], list.layer[i], kind, list.unit[i]);
+    if (kind == 0 && before_.attention_unit == AttentionUnit::equal_per_group) bundle();
   }
 
-  static void set(PruningPlan& plan, const Ranked& unit, std::int64_t iteration,
-                  std::int64_t place) {
-    const auto [score, layer, kind, number] = unit;
-    (kind == 0 ? plan.attention_removed_at : plan.mlp_removed_at).at(layer, number) =
-        static_cast<std::int32_t>(iteration);
-    (kind == 0 ? plan.attention_order : plan.mlp_order).at(layer, number) = place;
+  /// Puts the j-th lowest heads of all groups of a layer in one entry (mean, layer, 0, j).
+  void bundle() {
+    std::map<std::pair<std::int64_t, std::int64_t>, std::vector<double>> scores;
+    for (const auto& [score, layer, kind, head] : ranked_) {
+      const std::int64_t group = head / config_.group_size();
+      std::int64_t j = 0;  // heads of this group that fall earlier
+      for (const auto& [other, of_layer, of_kind, number] : ranked_)
+        j += of_layer == layer && number / config_.group_size() == group &&
+             std::pair(other, number) < std::pair(score, head);
+      heads_[{layer, j}].push_back(head);
+      scores[{layer, j}].push_back(score);
+    }
+    ranked_.clear();
+    for (auto& [entry, heads] : heads_) {
+      double sum = 0;  // added in the order of the groups, which the heads arrive in
+      for (const double score : scores[entry]) sum += score;
+      ranked_.emplace_back(sum / static_cast<double>(heads.size()), entry.first, 0, entry.second);
+    }
+  }
+
+  /// The units of one entry.
+  std::vector<std::int64_t> units_in(const Ranked& entry) const {
+    const auto [score, layer, kind, number] = entry;
+    if (kind == 1 || before_.attention_unit != AttentionUnit::equal_per_group) return {number};
+    return heads_.at({layer, number});
+  }
+
+  void set(PruningPlan& plan, const Ranked& entry, std::int64_t iteration, std::int64_t place) {
+    const auto [score, layer, kind, number] = entry;
+    for (const std::int64_t unit : units_in(entry)) {
+      (kind == 0 ? plan.attention_removed_at : plan.mlp_removed_at).at(layer, unit) =
+          static_cast<std::int32_t>(iteration);
+      (kind == 0 ? plan.attention_order : plan.mlp_order).at(layer, unit) = place++;
+    }
   }
 
   bool holds_floors(const PruningPlan& plan, std::int64_t layer, int kind) const {
@@ -228,6 +262,8 @@ class NaiveAdvance {
   double target_;
   std::vector<Ranked> ranked_;
   std::vector<Ranked> fallen_;
+  /// The heads of each bundle, by layer and place.
+  std::map<std::pair<std::int64_t, std::int64_t>, std::vector<std::int64_t>> heads_;
 };
 
 }  // namespace espalier::testing

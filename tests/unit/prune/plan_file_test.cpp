@@ -37,7 +37,8 @@ PruningPlan drawn_plan(Draw& draw, const ModelConfig& config, AttentionUnit unit
 TEST(PlanFile, RoundTripKeepsEverythingAndTheDigest) {
   Draw draw(41);
   const ModelConfig config = small_gqa();
-  for (AttentionUnit unit : {AttentionUnit::query_head, AttentionUnit::kv_group})
+  for (AttentionUnit unit :
+       {AttentionUnit::query_head, AttentionUnit::equal_per_group, AttentionUnit::kv_group})
     for (const std::string group : {"", "/plan"}) {
       const PruningPlan plan = drawn_plan(draw, config, unit);
       const std::vector<std::byte> image = image_of(plan, group);
@@ -49,6 +50,23 @@ TEST(PlanFile, RoundTripKeepsEverythingAndTheDigest) {
   const PruningPlan dense = dense_plan(config, AttentionUnit::query_head);
   const std::vector<std::byte> image = image_of(dense);
   EXPECT_EQ(read_plan(Hdf5Reader::from_image(image, "plan.h5"), "", config), dense);
+}
+
+TEST(PlanFile, EqualPerGroupWithUnevenGroupsIsRefused) {
+  const ModelConfig config = small_gqa();
+  PruningPlan plan = dense_plan(config, AttentionUnit::query_head);
+  plan.attention_removed_at.at(1, 0) = 1;
+  plan.attention_order.at(1, 0) = 0;
+  plan.iteration = 1;
+  plan.attention_unit = AttentionUnit::equal_per_group;
+  const std::vector<std::byte> image = image_of(plan);
+  try {
+    read_plan(Hdf5Reader::from_image(image, "plan.h5"), "", config);
+    ADD_FAILURE() << "accepted";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::bad_content);
+    EXPECT_NE(std::string(error.what()).find("groups of layer 1"), std::string::npos);
+  }
 }
 
 TEST(PlanFile, ObjectsAreTheContracts) {

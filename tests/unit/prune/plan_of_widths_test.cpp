@@ -62,6 +62,30 @@ TEST(PlanOfWidths, HalfAGroupIsNoUnitOfKvGroups) {
   }
 }
 
+TEST(PlanOfWidths, EqualPerGroupWantsGroupsThatLostAsMuch) {
+  const ModelConfig config = sample_model();
+  ModelWidths widths = dense_widths(config);
+  widths.layers[0].query_heads = {0, 3, 5};
+  widths.layers[1].query_heads = widths.layers[1].kv_heads = {};
+  const PruningPlan plan = plan_of_widths(config, widths, AttentionUnit::equal_per_group);
+  EXPECT_EQ(widths_of(config, plan), widths);
+  EXPECT_EQ(plan.removed(), 3 + 6);
+  const std::vector<std::vector<std::int32_t>> uneven{{0, 1, 2, 4}, {0, 1, 2, 3}, {0}};
+  for (const std::vector<std::int32_t>& heads : uneven) {
+    widths.layers[0].query_heads = heads;
+    widths.layers[0].kv_heads = kept_kv_heads(config, heads);
+    try {
+      plan_of_widths(config, widths, AttentionUnit::equal_per_group);
+      ADD_FAILURE() << "accepted";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ExitCode::config);
+      const std::string text = error.what();
+      EXPECT_NE(text.find("layer 0"), std::string::npos) << text;
+      EXPECT_NE(text.find("query_head"), std::string::npos) << text;
+    }
+  }
+}
+
 TEST(BreakOfContinuation, NamesTheUnitThatDiffers) {
   const ModelConfig config = sample_model();
   const PruningPlan before =

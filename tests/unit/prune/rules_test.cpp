@@ -1,4 +1,5 @@
 #include <functional>
+#include <vector>
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
@@ -95,6 +96,43 @@ TEST(Reachable, ByHand) {
       require_reachable(config, rules, dense_plan(config, AttentionUnit::query_head), 0));
 }
 
+TEST(Reachable, UnderEqualPerGroupByHand) {
+  const ModelConfig config = shape(4, 5, 6, 2, 2, 6, 7);  // groups of 3
+  PruneRules rules = rules_with(config, Ranking::global, Measure::structures);
+  const PruningPlan dense = dense_plan(config, AttentionUnit::equal_per_group);
+  rules.protected_layer[0] = true;
+  // One head of each group stays: 4 of 6 heads, 5 of 6 channels.
+  EXPECT_DOUBLE_EQ(reachable_target(config, rules, dense), 3 * 9.0 / 48);
+  rules.min_heads = 3;  // rounds up to 4
+  EXPECT_DOUBLE_EQ(reachable_target(config, rules, dense), 3 * 7.0 / 48);
+  rules.ranking = Ranking::local;
+  EXPECT_DOUBLE_EQ(reachable_target(config, rules, dense), 2.0 / 6);
+  // floor(6 x 0.6) = 3 heads are one bundle; 4 would be two.
+  EXPECT_NO_THROW(require_reachable(config, rules, dense, 0.6));
+  EXPECT_THROW(require_reachable(config, rules, dense, 0.67), Error);
+  // The last bundle takes both KV heads with it: 6 x 20 + 2 x 20 + 5 x 15 of 270 - 10 of norms.
+  rules.min_heads = 0;
+  rules.measure = Measure::parameters;
+  EXPECT_DOUBLE_EQ(reachable_target(config, rules, dense),
+                   3 * (120 + 40 + 75) / (4.0 * (120 + 40 + 90 + 10)));
+}
+
+TEST(Rules, EqualPerGroupNeedsGroups) {
+  PruneConfig prune;
+  prune.attention_unit = AttentionUnit::equal_per_group;
+  EXPECT_NO_THROW(prune_rules(shape(5, 8, 4, 2, 2, 3, 7), prune));
+  EXPECT_NO_THROW(prune_rules(shape(5, 8, 4, 1, 2, 3, 7), prune));
+  try {
+    prune_rules(shape(5, 8, 4, 4, 2, 3, 7), prune);
+    ADD_FAILURE() << "accepted";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::config);
+    EXPECT_NE(std::string(error.what()).find("query_head"), std::string::npos);
+  }
+  prune.attention = false;
+  EXPECT_NO_THROW(prune_rules(shape(5, 8, 4, 4, 2, 3, 7), prune));
+}
+
 TEST(Reachable, TheMessageHasBothNumbersAndAWayOut) {
   const ModelConfig config = shape(4, 5, 4, 2, 2, 6, 7);
   PruneRules rules = rules_with(config, Ranking::global, Measure::structures);
@@ -114,7 +152,8 @@ TEST(Reachable, TheMessageHasBothNumbersAndAWayOut) {
 TEST(Reachable, AgreesWithAdvance) {
   Draw draw(77);
   for (Ranking ranking : {Ranking::global, Ranking::global_by_kind, Ranking::local})
-    for (AttentionUnit unit : {AttentionUnit::query_head, AttentionUnit::kv_group})
+    for (AttentionUnit unit :
+         {AttentionUnit::query_head, AttentionUnit::equal_per_group, AttentionUnit::kv_group})
       for (int round = 0; round < 20; ++round) {
         const ModelConfig config = shape(3, 5, 6, 3, 2, 5 + draw.below(4), 7);
         PruneRules rules = rules_with(config, ranking, Measure::structures);
@@ -151,7 +190,8 @@ TEST(Reachable, AgreesWithAdvance) {
 TEST(Reachable, ByParametersTheWholeReachIsTaken) {
   Draw draw(78);
   for (Ranking ranking : {Ranking::global, Ranking::global_by_kind, Ranking::local})
-    for (AttentionUnit unit : {AttentionUnit::query_head, AttentionUnit::kv_group}) {
+    for (AttentionUnit unit :
+         {AttentionUnit::query_head, AttentionUnit::equal_per_group, AttentionUnit::kv_group}) {
       const ModelConfig config = shape(3, 5, 6, 3, 2, 7, 7);
       const PruneRules rules = rules_with(config, ranking, Measure::total_parameters);
       const double most = reachable_target(config, rules, dense_plan(config, unit));
@@ -229,8 +269,7 @@ TEST(Work, ATargetThatTakesNoUnitIsRefused) {
 
 // Whatever is asked of whatever plan: an answer, or a message that names what is wrong with the
 // request. Never the message of a bug.
-TEST(Requests, NoneIsAnsweredWithAnInternalError) {
-  Draw draw(80);
+void expect_answers(Draw draw, const std::vector<AttentionUnit>& units) {
   const auto answered = [](const char* what, const std::function<void()>& request) {
     try {
       request();
@@ -247,7 +286,7 @@ TEST(Requests, NoneIsAnsweredWithAnInternalError) {
     const std::int64_t kv_heads = 1 + draw.below(3);
     const ModelConfig config =
         shape(1 + draw.below(4), 4, kv_heads * group, kv_heads, 2, 1 + draw.below(7), 7);
-    const auto unit = draw.below(2) == 0 ? AttentionUnit::query_head : AttentionUnit::kv_group;
+    const AttentionUnit unit = units[static_cast<std::size_t>(draw.below(2))];
     const auto drawn_rules = [&] {
       PruneRules rules;
       rules.ranking = static_cast<Ranking>(draw.below(3));
@@ -296,10 +335,18 @@ TEST(Requests, NoneIsAnsweredWithAnInternalError) {
         EXPECT_LE(reached_target(config, rules, base), reached_target(config, rules, plan) + 1e-12);
         EXPECT_TRUE(answered("truncate at the ends of the range",
                              [&] { truncate_plan(config, plan, base, own, rules); }))
-            << "round " << round << ", " << own;
+            << "round " << round << ", " << own << ", " << name_of(unit);
       }
   }
   EXPECT_GT(done, 100);
+}
+
+TEST(Requests, NoneIsAnsweredWithAnInternalError) {
+  expect_answers(Draw(80), {AttentionUnit::query_head, AttentionUnit::kv_group});
+}
+
+TEST(Requests, NorAreThoseUnderEqualPerGroup) {
+  expect_answers(Draw(81), {AttentionUnit::equal_per_group, AttentionUnit::equal_per_group});
 }
 
 TEST(Sparsity, ByHand) {

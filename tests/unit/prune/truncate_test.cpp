@@ -40,7 +40,8 @@ History drawn_run(Draw& draw, Ranking ranking, Measure measure, AttentionUnit un
 }
 
 const Ranking rankings[] = {Ranking::global, Ranking::global_by_kind, Ranking::local};
-const AttentionUnit units[] = {AttentionUnit::query_head, AttentionUnit::kv_group};
+const AttentionUnit units[] = {AttentionUnit::query_head, AttentionUnit::equal_per_group,
+                               AttentionUnit::kv_group};
 
 /// Every unit that `small` removed fell in `large` too, in the same iteration and relative order.
 void expect_part_of(const PruningPlan& small, const PruningPlan& large) {
@@ -67,6 +68,19 @@ void expect_part_of(const PruningPlan& small, const PruningPlan& large) {
   }
 }
 
+/// An iteration of one list with bundles and channels ends where the next entry is a bundle that is
+/// more than its target leaves. The next iteration's scores may put channels there instead.
+bool passes_a_bundle(Ranking ranking, AttentionUnit unit) {
+  return ranking == Ranking::global && unit == AttentionUnit::equal_per_group;
+}
+
+void expect_beyond_by_less_than_a_bundle(const PruningPlan& of_run, const PruningPlan& part,
+                                         const ModelConfig& config) {
+  EXPECT_NO_THROW(require_part(of_run, part));
+  EXPECT_EQ(part.attention_removed_at, of_run.attention_removed_at);
+  EXPECT_LT(part.removed() - of_run.removed(), config.kv_heads);
+}
+
 TEST(Truncate, ByStructuresGivesBackEveryEarlierPlan) {
   Draw draw(31);
   for (Ranking ranking : rankings)
@@ -76,11 +90,16 @@ TEST(Truncate, ByStructuresGivesBackEveryEarlierPlan) {
         for (std::size_t i = 0; i < run.plans.size(); ++i) {
           const PruningPlan part = truncate_plan(run.config, run.plans.back(), run.plans.front(),
                                                  run.targets[i], run.rules);
+          EXPECT_EQ(part.model_config_sha256, run.config.sha256);
+          if (passes_a_bundle(ranking, unit)) {
+            expect_part_of(part, run.plans.back());
+            expect_beyond_by_less_than_a_bundle(run.plans[i], part, run.config);
+            continue;
+          }
           EXPECT_EQ(part.attention_removed_at, run.plans[i].attention_removed_at);
           EXPECT_EQ(part.mlp_removed_at, run.plans[i].mlp_removed_at);
           EXPECT_EQ(part.attention_order, run.plans[i].attention_order);
           EXPECT_LE(part.iteration, run.plans[i].iteration);
-          EXPECT_EQ(part.model_config_sha256, run.config.sha256);
         }
       }
 }
@@ -117,12 +136,19 @@ TEST(Truncate, ByParametersTakesTheLongestPrefix) {
       expect_part_of(part, whole);
       EXPECT_LE(sparsity_of(run.config, run.rules, part).parameters, target);
       PruningPlan longer = part;  // with the next unit of the order it would exceed the target
+      // Every head of the next bundle, which lie behind one another in the order.
+      std::int64_t entry = 1;
       for (std::size_t i = 0; i < longer.attention_order.values.size(); ++i)
-        if (whole.attention_order.values[i] == part.removed())
+        if (unit == AttentionUnit::equal_per_group &&
+            whole.attention_order.values[i] == part.removed())
+          entry = run.config.kv_heads;
+      for (std::size_t i = 0; i < longer.attention_order.values.size(); ++i)
+        if (whole.attention_order.values[i] >= part.removed() &&
+            whole.attention_order.values[i] < part.removed() + entry)
           longer.attention_removed_at.values[i] = 1;
       for (std::size_t i = 0; i < longer.mlp_order.values.size(); ++i)
         if (whole.mlp_order.values[i] == part.removed()) longer.mlp_removed_at.values[i] = 1;
-      EXPECT_EQ(longer.removed(), part.removed() + 1);
+      EXPECT_EQ(longer.removed(), part.removed() + entry);
       EXPECT_GT(sparsity_of(run.config, run.rules, longer).parameters, target);
     }
 }
@@ -208,7 +234,7 @@ TEST(TruncateToASource, EveryIterationRemovesSomethingAndIsFoundAgain) {
             if (ranking != Ranking::local || measure == Measure::structures) {
               EXPECT_GT(run.plans[i].removed(), run.plans[i - 1].removed());
             }
-            if (measure == Measure::structures) {
+            if (measure == Measure::structures && !passes_a_bundle(ranking, unit)) {
               EXPECT_EQ(truncate_plan(run.config, run.plans.back(), run.plans.front(),
                                       run.targets[i], run.rules)
                             .digest(),
@@ -231,7 +257,9 @@ TEST(TruncateToASource, BelowIsRefusedWithTheRange) {
         const double low = reached_target(run.config, run.rules, run.plans.front());
         const double high = reached_target(run.config, run.rules, run.plans.back());
         EXPECT_LT(low, high);
-        for (double target : {0.0, low / 2, low - 1e-6, high + 0.3}) {
+        // One more bundle in every layer is more than 0.3 of this model.
+        const double above = unit == AttentionUnit::equal_per_group ? 1 : high + 0.3;
+        for (double target : {0.0, low / 2, low - 1e-6, above}) {
           try {
             truncate_plan(run.config, run.plans.back(), run.plans.front(), target, run.rules);
             ADD_FAILURE() << target << " of " << low << " to " << high;
@@ -242,6 +270,30 @@ TEST(TruncateToASource, BelowIsRefusedWithTheRange) {
           }
         }
       }
+}
+
+// The first bundles of an order are what `export --sparsity` takes of a plan file.
+TEST(Truncate, UnderEqualPerGroupEveryPartIsOfWholeBundles) {
+  Draw draw(37);
+  for (Ranking ranking : rankings)
+    for (Measure measure : measures) {
+      const History run = drawn_run(draw, ranking, measure, AttentionUnit::equal_per_group);
+      PruneRules open;
+      open.protected_layer.assign(4, false);
+      PruningPlan before = run.plans.front();
+      for (int k = 0; k <= 50; ++k) {
+        const double target = k / 50.0 * reached_target(run.config, open, run.plans.back());
+        const PruningPlan part =
+            truncate_plan(run.config, run.plans.back(), run.plans.front(), target, open);
+        for (const LayerWidths& layer : widths_of(run.config, part).layers) {
+          EXPECT_TRUE(layer.even_groups(run.config));
+          EXPECT_TRUE(layer.kv_heads.empty() || layer.kv_heads.size() == 3u);
+        }
+        EXPECT_NO_THROW(require_part(before, part));
+        before = part;
+      }
+      EXPECT_EQ(before.digest(), run.plans.back().digest());
+    }
 }
 
 TEST(TruncateToASource, APlanOfAnotherModelIsRefused) {
