@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# launch/setup.sh [--tests] [--cuda] [--torch DIR]
+# launch/setup.sh [--tests] [--harness] [--cuda] [--torch DIR]
 #
 # Installs what espalier needs: packages of the system (when it may) and a virtual environment in .venv.
 # Does only what is missing, one line per step; says nothing when nothing is to be done.
 #
 #   --tests      also what launch/test.sh needs: all of torch, transformers in three versions, peft and
 #                quanto, strace, and where apt may install them slurm-wlm and munge (their services stay off)
+#   --harness    also lm-evaluation-harness in a folder of its own (490 MB), which a test compares with; part of
+#                launch/test.sh --full
 #   --cuda       all of torch, for a program that runs on GPUs (the default where an NVIDIA driver is)
 #   --torch DIR  use the LibTorch in DIR, which holds include/ and lib/; launch/build.sh remembers it.
 #                --torch wheel forgets it again
@@ -16,11 +18,13 @@ set -euo pipefail
 cd "$root"
 
 with_tests=no
+with_harness=no
 with_cuda=no
 torch=""
 while [ $# -gt 0 ]; do
   case $1 in
     --tests) with_tests=yes ;;
+    --harness) with_harness=yes ;;
     --cuda) with_cuda=yes ;;
     --torch)
       [ $# -ge 2 ] || die "$code_usage" "--torch needs a directory."
@@ -241,6 +245,7 @@ if [ $with_tests = yes ]; then
     want "transformers-$version.txt" "$root/.venv/transformers-$version"
   done
 fi
+if [ $with_harness = yes ]; then want lm-eval-0.4.13.txt "$root/.venv/lm-eval-0.4.13"; fi
 
 # ---- MPI without an administrator ----------------------------------------------------------------
 

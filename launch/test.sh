@@ -25,7 +25,9 @@ esac
 [ $# -le 1 ] || die "$code_usage" "one argument at most. Try launch/test.sh --help."
 
 begin=$SECONDS
-launch/setup.sh --tests
+harness=()
+if [ $full = yes ]; then harness=(--harness); fi
+launch/setup.sh --tests "${harness[@]}"
 
 python=$root/.venv/bin/python
 logs=$root/build/logs

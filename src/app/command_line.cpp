@@ -180,6 +180,9 @@ void define_measuring(CLI::App& app, CommandOptions& o, Commands& commands) {
   add_choice(eval, o);
   add_path(eval, "--model", o.model, "Model directory instead of the configuration's", "DIR");
   add_path(eval, "--out", o.out, "JSON file to write; must not exist", "FILE");
+  add_path(eval, "--items", o.items,
+           "JSON lines: what was chosen in each item of a multiple choice, and the log likelihoods",
+           "FILE");
   add_path(eval, "--logits", o.logits,
            "HDF5 file for logits of the first rows of each evaluation file (small models)", "FILE");
   eval->add_option("--logit-rows", o.logit_rows, "Rows per evaluation file for --logits")

@@ -16,6 +16,7 @@ struct CommandOptions {
   std::string model;
   std::string plan;
   std::string logits;
+  std::string items;
   std::string resume = "auto";
   std::string format = "exact";
   std::string measure;

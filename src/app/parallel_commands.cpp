@@ -120,13 +120,25 @@ ModelChoice model_choice(Communicator& world, const CommandOptions& options) {
   return {options.model, options.plan, options.run_dir, options.iteration};
 }
 
-void print_perplexities(const nlohmann::ordered_json& result) {
+void print_accuracy(const std::string& name, const nlohmann::ordered_json& facts,
+                    const std::string& metric) {
+  if (!facts.contains(metric)) return;
+  const nlohmann::ordered_json& error = facts.at(metric + "_stderr");
+  output::print("{:<16} {:<10} {:.4f}{}  {}\n", name, metric, facts.at(metric).get<double>(),
+                error.is_null() ? "" : fmt::format(" +- {:.4f}", error.get<double>()),
+                counted(facts.at("items").get<std::int64_t>(), "item"));
+}
+
+void print_evaluations(const nlohmann::ordered_json& result) {
   for (const auto& [name, p] : result.at("perplexity").items())
     output::print("{:<16} perplexity {:.6g}  loss {:.8g} nats/token  {} in {} of {}\n", name,
                   p.at("perplexity").get<double>(), p.at("loss").get<double>(),
                   counted(p.at("tokens").get<std::int64_t>(), "token"),
                   counted(p.at("windows").get<std::int64_t>(), "window"),
                   p.at("window_tokens").get<std::int64_t>());
+  if (result.contains("multiple_choice"))
+    for (const auto& [name, facts] : result.at("multiple_choice").items())
+      for (const char* metric : {"acc", "acc_norm"}) print_accuracy(name, facts, metric);
   output::flush();
 }
 
@@ -169,11 +181,11 @@ int command_score(const CommandOptions& options) {
 int command_eval(const CommandOptions& options) {
   return run_on_ranks(options, [&](CommRuntime& runtime, Watchdog&) {
     const EvalRequest request{model_choice(runtime.world(), options), options.out, options.logits,
-                              options.logit_rows};
+                              options.logit_rows, options.items};
     const RunConfig config = read_config(runtime.world(), options.path, options, ConfigUse::eval);
     const nlohmann::ordered_json result = evaluate_model(runtime, config, request);
     together(runtime.world(), "print", [&] {
-      if (runtime.world().rank() == 0) print_perplexities(result);
+      if (runtime.world().rank() == 0) print_evaluations(result);
     });
   });
 }

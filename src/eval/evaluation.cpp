@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 
 #include "espalier/calib/rounds.h"
+#include "espalier/core/fault.h"
 #include "espalier/core/stop.h"
 #include "kinds.h"
 
@@ -68,6 +69,7 @@ class Work {
   }
 
   Problems compute() {
+    fault::hit("evaluate.rows");
     const auto columns = static_cast<std::size_t>(evaluation_.columns());
     std::vector<double> values_NC(read_.size() * columns, 0.0);
     Problems problems = evaluation_.compute(model_, grid_.tensor(), values_NC);

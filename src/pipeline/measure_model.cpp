@@ -178,6 +178,13 @@ void add_logits(Hdf5Writer& file, const CausalLM& model, const NamedTokens& data
              {batch.tokens_BT.size(0), batch.tokens_BT.size(1), model.config().vocabulary});
 }
 
+std::string item_lines(const std::vector<TaskOutcome>& outcomes) {
+  std::string lines;
+  for (const TaskOutcome& outcome : outcomes)
+    for (const nlohmann::ordered_json& item : outcome.items) lines += json_text(item) + "\n";
+  return lines;
+}
+
 }  // namespace
 
 void score_model(CommRuntime& runtime, const RunConfig& config, const ModelChoice& choice,
@@ -227,6 +234,7 @@ nlohmann::ordered_json evaluate_model(CommRuntime& runtime, const RunConfig& con
                   config.source.string());
     if (!request.out.empty()) require_new(request.out);
     if (!request.logits.empty()) require_new(request.logits);
+    if (!request.items.empty()) require_new(request.items);
   });
   Monitor monitor(0);
   const ChosenModel chosen =
@@ -242,9 +250,9 @@ nlohmann::ordered_json evaluate_model(CommRuntime& runtime, const RunConfig& con
        {{"largest_bytes_read", chosen.bytes_read},
         {"weight_bytes", chosen.model->weight_bytes()}}}};
   monitor.enter("evaluate");
-  const std::vector<TaskOutcome> outcomes =
-      evaluate_all(config.evaluation, *chosen.model, grid,
-                   {config.calibration.micro_batch_tokens, false, monitor.hooks()});
+  const std::vector<TaskOutcome> outcomes = evaluate_all(
+      config.evaluation, *chosen.model, grid,
+      {config.calibration.micro_batch_tokens, !request.items.empty(), monitor.hooks()});
   result.update(facts_of(outcomes));
   result["results"] = results_of(outcomes);
   Hdf5Writer logits;
@@ -256,6 +264,7 @@ nlohmann::ordered_json evaluate_model(CommRuntime& runtime, const RunConfig& con
     if (!grid.is_root()) return;
     if (!request.out.empty()) write_new(request.out, json_text(result, 2) + "\n");
     if (!request.logits.empty()) write_new(request.logits, logits.finish());
+    if (!request.items.empty()) write_new(request.items, item_lines(outcomes));
   });
   return result;
 }

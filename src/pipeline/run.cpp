@@ -20,7 +20,9 @@
 #include "espalier/core/text.h"
 #include "espalier/eval/evaluation.h"
 #include "espalier/export/export_model.h"
+#include "espalier/model/tensor_ops.h"
 #include "espalier/pipeline/exporting.h"
+#include "espalier/pipeline/kept_evaluations.h"
 #include "espalier/pipeline/memory_forecast.h"
 #include "espalier/pipeline/monitor.h"
 #include "espalier/pipeline/overlap_file.h"
@@ -55,7 +57,11 @@ class PruningRun {
       begin();
       prune_to_target();
       write_exports();
-      on_root("finish", [&] { finish("finished", 0, ""); });
+      on_root("finish", [&] {
+        // A process that died after the last line of metrics left it.
+        remove_file(KeptEvaluations::file_in(directory_->path()));
+        finish("finished", 0, "");
+      });
     } catch (const stop::Stopped&) {
       if (directory_) directory_->clear_stop_request();
       finish("stopped", static_cast<int>(ExitCode::stopped),
@@ -555,14 +561,25 @@ class PruningRun {
                  std::string_view(reinterpret_cast<const char*>(image.data()), image.size()));
   }
 
+  /// The evaluations of the model as it is; what an interrupted process had done of them is not
+  /// done again.
+  std::vector<TaskOutcome> evaluate_state(std::int64_t i) {
+    std::optional<fs::path> place;
+    if (directory_) place = directory_->path();
+    const std::string dtype(torch_name(to_dtype(options_.dtype)));
+    KeptEvaluations kept(world_, place, {i, plan_.digest(), dtype}, inputs_);
+    return evaluate_all(config_.evaluation, *model_, grid_,
+                        {config_.calibration.micro_batch_tokens, false, monitor_.hooks()},
+                        kept.keeper());
+  }
+
   void evaluate_and_record(nlohmann::ordered_json row, std::int64_t i, std::int64_t last) {
     const bool milestone = i == start_.iteration || i == last || i % config_.evaluation.every == 0;
     std::vector<TaskOutcome> outcomes;
     if (milestone && !make_evaluations(config_.evaluation).empty()) {
       monitor_.enter("evaluate");
       fault::hit("evaluate.enter");
-      outcomes = evaluate_all(config_.evaluation, *model_, grid_,
-                              {config_.calibration.micro_batch_tokens, false, monitor_.hooks()});
+      outcomes = evaluate_state(i);
       fault::hit("evaluate.exit");
       monitor_.leave();
     }
@@ -573,6 +590,7 @@ class PruningRun {
         row["seconds"][phase] = before + seconds;
       }
       directory_->record_metrics(row);
+      remove_file(KeptEvaluations::file_in(directory_->path()));
       monitor_.status().eta_seconds = print_iteration(row, last, start_.iteration);
       monitor_.write_status();
     });

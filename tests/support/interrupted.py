@@ -74,6 +74,7 @@ class Interrupted(Case):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
+        cls.prepare()
         cls.config = cls.bench.config(**merged(SMALL, cls.change))
         gold = cls.class_folder / "gold"
         result = run("run", cls.config, "--run-dir", gold)
@@ -81,6 +82,10 @@ class Interrupted(Case):
             raise AssertionError(f"the uninterrupted run failed: {result}")
         cls.gold = {"digest": digest_of(gold), "weights": weights_of(gold / "export/exact")}
         cls.gold_losses = [row["loss"] for row in metrics_of(gold)]
+
+    @classmethod
+    def prepare(cls):
+        """Files that the configuration names, beside those of the workbench."""
 
     def start(self, run_dir, ranks=1, tensor=1, fault="", *more):
         extra = {"ESPALIER_FAULT": fault} if fault else None

@@ -38,6 +38,8 @@ struct EvalRequest {
   std::filesystem::path logits;
   /// Rows of each evaluation file whose logits are written.
   std::int64_t logit_rows = 1;
+  /// JSON lines, one for each item of each evaluation that has items; empty = none.
+  std::filesystem::path items;
 };
 /// `espalier eval`: the configuration's evaluations. Returns what eval.json holds, the same on
 /// every rank. Collective.

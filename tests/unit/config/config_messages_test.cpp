@@ -224,8 +224,8 @@ const std::vector<Row> kRows{
     calibration(
         "calibration: {domains: [{name: web, tokens: web.h5, objective: margin}]}",
         "config.yaml:2:64: calibration.domains[0].objective = margin (permitted: causal_lm, sft)"),
-    prune("prune: {target: 0.5, attention_unit: equal_per_group}",
-          "config.yaml:3:38: prune.attention_unit = equal_per_group (permitted: query_head, "
+    prune("prune: {target: 0.5, attention_unit: group}",
+          "config.yaml:3:38: prune.attention_unit = group (permitted: query_head, equal_per_group, "
           "kv_group)"),
     prune("prune: {target: 0.5, width_multiple: 64}",
           "config.yaml:3:38: prune.width_multiple = 64 (permitted: 1)"),
