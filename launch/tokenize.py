@@ -21,7 +21,7 @@ import signal  # noqa: E402
 import time  # noqa: E402
 import traceback  # noqa: E402
 
-from espalier_tokens import documents, output, rows, sources, stop, template  # noqa: E402
+from espalier_tokens import choices, documents, items, output, rows, sources, stop, template  # noqa: E402
 from espalier_tokens.coder import MOST_IDS, Coder  # noqa: E402
 from espalier_tokens.stop import Stop  # noqa: E402
 
@@ -34,6 +34,10 @@ examples:
   # questions with answers, one a row; only the answer's tokens count in the loss
   launch/tokenize.py --tokenizer models/Qwen2.5-7B --sequence-tokens 512 --out data/math.h5 \\
       --template "{question}\\n{answer}" --loss-on answer --max-sequences 1000 --seed 1 train.jsonl
+
+  # multiple choice, each option a row, prompts as lm-evaluation-harness has them
+  launch/tokenize.py --tokenizer models/Qwen2.5-7B --sequence-tokens 512 --out data/arc.h5 \\
+      --task multiple_choice arc_easy.test.jsonl
 
 input that is read, by its ending:
   .txt, .md, source code, ...     text: the file is a document
@@ -100,6 +104,20 @@ def make_parser():
         help="tokens of a row",
     )
     parser.add_argument(
+        "--task",
+        choices=("text", "multiple_choice"),
+        default="text",
+        help="what the rows are for: text to predict (default), or items with options of which one "
+        "is right",
+    )
+    parser.add_argument(
+        "--layout",
+        choices=choices.NAMES,
+        default="auto",
+        help="multiple choice: the data set whose fields and prompt the records have "
+        "(default: by their fields)",
+    )
+    parser.add_argument(
         "--input-format",
         choices=("auto", "text", "jsonl", "json"),
         default="auto",
@@ -137,7 +155,8 @@ def make_parser():
         "--overlong",
         choices=("drop", "truncate"),
         default="drop",
-        help="one document a row: what happens to those longer than S (default: drop)",
+        help="one document a row: what happens to those longer than S (default: drop; an item of "
+        "options falls whole). Options are truncated from the left",
     )
     parser.add_argument(
         "--bos",
@@ -186,6 +205,40 @@ def require_text(name, value):
         )
 
 
+def exclude(args, names, what, why):
+    """Stops where one of the flags is given that a task leaves no room for."""
+    for name in names:
+        if getattr(args, name) not in (None, False, [], "text"):
+            flag = f"--{name.replace('_', '-')}"
+            raise Stop(stop.USAGE, f"{flag} and {what} exclude one another", why, f"drop {flag}")
+
+
+def settle_task(args):
+    """What --task means for other flags, and which records it reads."""
+    task = f"--task {args.task}"
+    if args.task == "multiple_choice":
+        exclude(
+            args,
+            ("template", "loss_on", "pack", "keep_rest", "field"),
+            task,
+            "an option is a row, and its layout says which fields make it",
+        )
+        args.pack, args.units, args.wants_fields = False, "items", task
+        args.wanted = "the fields of an item"
+        args.fits = lambda record: choices.layout_of(record, args.layout) is not None
+        return
+    if args.layout != "auto":
+        raise Stop(
+            stop.USAGE,
+            "--layout needs --task multiple_choice",
+            "only items of options have one",
+            "add it, or drop --layout",
+        )
+    fields = {field for _, field in args.parts if field} if args.parts else {args.field}
+    args.units, args.wants_fields = "documents", "--template" if args.parts else ""
+    args.wanted, args.fits = ", ".join(sorted(fields)), lambda record: fields <= record.keys()
+
+
 def settle(args):
     """Checks what flags mean together and fills in what depends on others."""
     for name in ("template", "field", "bos", "eos"):
@@ -205,6 +258,7 @@ def settle(args):
             "drop one of the two",
         )
     args.parts = template.parse_template(args.template, args.loss_on) if args.template else None
+    settle_task(args)
     args.pack = args.pack if args.pack is not None else args.template is None
     if args.keep_rest and not args.pack:
         raise Stop(
@@ -223,11 +277,27 @@ def settle(args):
     return args
 
 
+def has_masks(args):
+    return bool(args.loss_on) or args.task == "multiple_choice"
+
+
+def datasets_of(args):
+    """Names of the datasets that the rows fill."""
+    names = ["tokens"]
+    if not args.pack or args.keep_rest:
+        names.append("length")
+    if has_masks(args):
+        names.append("loss_mask")
+    if args.task == "multiple_choice":
+        names += ["item", "option", "correct", "normalizer"]
+    return names
+
+
 def summary(args, out, counts, passed, seconds):
     parts = [f"{out.rows:,} rows of {args.sequence_tokens}, {counts.tokens:,} tokens"]
-    if args.loss_on:
+    if has_masks(args):
         parts.append(f"{counts.counted:,} count in the loss")
-    parts.append(f"{counts.documents:,} documents")
+    parts.append(f"{counts.documents:,} {args.units}")
     for number, words in (
         (counts.overlong, "overlong dropped"),
         (counts.truncated, "truncated"),
@@ -277,7 +347,9 @@ def check_output(args, out):
 
 
 def attributes_of(args, coder, finder, version):
+    task = {} if args.task == "text" else {"task": args.task, "layout": args.layout}
     return {
+        **task,
         "format": "espalier-tokens",
         "version": 1,
         "vocab_size": coder.vocab_size,
@@ -322,12 +394,12 @@ def make(args, coder, version, out, progress_of):
         out.require_space(least_bytes(args, reader))
         progress = progress_of(reader.bytes)
         out.open(
-            args.sequence_tokens,
-            not args.pack or args.keep_rest,
-            bool(args.loss_on),
-            attributes_of(args, coder, finder, version),
+            args.sequence_tokens, datasets_of(args), attributes_of(args, coder, finder, version)
         )
-        rows.write_rows(reader, coder, out, args, counts, progress)
+        units = items.units if args.task == "multiple_choice" else rows.units_of_text
+        rows.write_rows(
+            units(reader, coder, args, counts), reader, out, args, counts, progress
+        )
         if out.rows == 0:
             raise rows.no_rows(args, counts, finder.passed)
         out.finish()
@@ -354,7 +426,8 @@ def run(args, out):
             str(error),
             "run launch/setup.sh and use .venv/bin/python",
         )
-    coder = Coder(args.tokenizer, args.bos, args.eos, args.pack, args.vocab_size)
+    open_end = args.task != "text"
+    coder = Coder(args.tokenizer, args.bos, args.eos, args.pack, args.vocab_size, open_end)
     note_long_rows(args, coder)
     counts, passed = make(
         args, coder, tokenizers.__version__, out, lambda total: output.Progress(total, args.quiet)

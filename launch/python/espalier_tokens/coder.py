@@ -14,11 +14,13 @@ DOCUMENT_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>
 class Coder:
     """A tokenizer with what goes before and behind a document.
 
+    `open_end`: a document goes on behind its text, so nothing is put there unasked.
+
     The post-processor is taken out and applied by ourselves: some of them trim the offsets of
     white space, which the loss mask needs as it is.
     """
 
-    def __init__(self, path, bos, eos, packed, vocab_size):
+    def __init__(self, path, bos, eos, packed, vocab_size, open_end=False):
         from tokenizers import Tokenizer
 
         file = os.path.join(path, "tokenizer.json") if os.path.isdir(path) else path
@@ -47,8 +49,12 @@ class Coder:
         self.settings = self._json("tokenizer_config.json")
         self.prefix, self.suffix = self._around(full)
         self.prefix = self._chosen(bos, "--bos", self.prefix, self._default_bos())
-        self.suffix = self._chosen(
-            eos, "--eos", self.suffix, self._document_token() if packed else self._default_eos()
+        self.suffix = (
+            []
+            if open_end and eos == "auto"
+            else self._chosen(
+                eos, "--eos", self.suffix, self._document_token() if packed else self._default_eos()
+            )
         )
         ids = self.plain.get_vocab(with_added_tokens=True).values()
         self.vocab_size = vocab_size or self._model_vocabulary() or max(ids, default=0) + 1

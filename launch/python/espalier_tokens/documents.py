@@ -36,13 +36,21 @@ class Reader:
     def documents(self):
         """(chunks of text, [(begin, end)] of what counts in the loss) of each document in order."""
         for index, number in self.order():
-            source = self.sources[index]
-            if source.lines:
-                record = "".join(self._chunks(index, number))
-                text, spans = self._of_record(record, f"{source.path}:{source.numbers[number]}")
+            if self.sources[index].lines:
+                text, spans = self._text(*self._record(index, number))
                 yield (text,), spans
             else:
                 yield self._chunks(index, number), []
+
+    def records(self):
+        """(fields, place) of each record in order."""
+        for index, number in self.order():
+            yield self._record(index, number)
+
+    def _record(self, index, number):
+        source = self.sources[index]
+        place = f"{source.path}:{source.numbers[number]}"
+        return parse("".join(self._chunks(index, number)), place), place
 
     def _chunks(self, index, number):
         """The text of a document as it lies in the file, CHUNK_BYTES at a time."""
@@ -77,25 +85,7 @@ class Reader:
         self.done += count
         return raw
 
-    def _of_record(self, text, place):
-        try:
-            record = json.loads(
-                text, parse_int=Literal, parse_float=Literal, parse_constant=NoNumber
-            )
-        except (ValueError, RecursionError) as error:
-            raise Stop(
-                BAD_CONTENT,
-                f"{place}: the line is no JSON",
-                str(error),
-                "write one JSON object a line",
-            )
-        if not isinstance(record, dict):
-            raise Stop(
-                BAD_CONTENT,
-                f"{place}: the line is no JSON object",
-                f"it is {name_of(record)}",
-                'write lines like {"text": "..."}',
-            )
+    def _text(self, record, place):
         if self.args.parts is None:
             return value_of(record, self.args.field, place), []
         text, spans = "", []
@@ -112,6 +102,29 @@ class Reader:
         if self.file is not None and self.sources[self.opened].spool is None:
             self.file.close()
         self.file = self.opened = None
+
+
+def parse(text, place):
+    """The record that a line or a part of a JSON file holds."""
+    try:
+        record = json.loads(
+            text, parse_int=Literal, parse_float=Literal, parse_constant=NoNumber
+        )
+    except (ValueError, RecursionError) as error:
+        raise Stop(
+            BAD_CONTENT,
+            f"{place}: the line is no JSON",
+            str(error),
+            "write one JSON object a line",
+        )
+    if not isinstance(record, dict):
+        raise Stop(
+            BAD_CONTENT,
+            f"{place}: the line is no JSON object",
+            f"it is {name_of(record)}",
+            'write lines like {"text": "..."}',
+        )
+    return record
 
 
 def decode(raw, offset, final, place):
@@ -156,11 +169,14 @@ def value_of(record, field, place, numbers=False):
             f"the line has: {', '.join(record) or 'nothing'}",
             "name the right field with --field or --template",
         )
-    value = record[field]
+    return plain_text(record[field], f"field '{field}'", place, numbers)
+
+
+def plain_text(value, what, place, numbers=False):
     if type(value) is not str and not (numbers and type(value) is Literal):
         raise Stop(
             BAD_CONTENT,
-            f"{place}: field '{field}' is no text",
+            f"{place}: {what} is no text",
             f"it is {name_of(value)}",
             "give a string" + (" or a number" if numbers else ""),
         )
@@ -169,7 +185,7 @@ def value_of(record, field, place, numbers=False):
     except UnicodeEncodeError:
         raise Stop(
             BAD_CONTENT,
-            f"{place}: field '{field}' holds half a surrogate pair",
+            f"{place}: {what} holds half a surrogate pair",
             "it cannot be written as UTF-8",
             "repair the line",
         )

@@ -11,6 +11,17 @@ from .stop import CANNOT_CREATE, NO_PERMISSION, WRITE_FAILED, Stop
 
 BLOCK_TOKENS = 1 << 18  # tokens handed to HDF5 at once
 CHUNK_TOKENS = 1 << 14  # tokens of a chunk in the file
+CHUNK_NUMBERS = 4096
+TYPES = {  # of the datasets; those of one entry a token have the rows' width
+    "tokens": "<i4",
+    "length": "<i4",
+    "loss_mask": "u1",
+    "item": "<i4",
+    "option": "<i2",
+    "correct": "u1",
+    "normalizer": "<i4",
+}
+WIDE = ("tokens", "loss_mask")
 
 
 class CheckedFile:
@@ -96,7 +107,7 @@ class TokenFile:
                 "free space, choose another place with --out, or give --max-sequences",
             )
 
-    def open(self, width, lengths, masks, attributes):
+    def open(self, width, names, attributes):
         """Lays out the datasets. Attributes come first: none of them can spoil finished work."""
         import h5py
         import numpy
@@ -106,18 +117,18 @@ class TokenFile:
         for name, value in attributes.items():
             self.file.attrs[name] = value if isinstance(value, str) else numpy.int64(value)
         self.block = max(1, BLOCK_TOKENS // width)
-        rows = max(1, CHUNK_TOKENS // width)
-        self.tokens = self._dataset("tokens", (width,), "<i4", rows)
-        self.lengths = self._dataset("length", (), "<i4", 4096) if lengths else None
-        self.masks = self._dataset("loss_mask", (width,), "u1", rows) if masks else None
+        self.columns = {name: self._dataset(name, width) for name in names}
 
-    def _dataset(self, name, row, dtype, rows):
+    def _dataset(self, name, width):
+        row = (width,) if name in WIDE else ()
+        rows = max(1, CHUNK_TOKENS // width) if row else CHUNK_NUMBERS
         return self.file.create_dataset(
-            name, (0, *row), dtype=dtype, maxshape=(None, *row), chunks=(rows, *row)
+            name, (0, *row), dtype=TYPES[name], maxshape=(None, *row), chunks=(rows, *row)
         )
 
-    def add(self, ids, length, mask=None):
-        self.waiting.append((ids, length, mask))
+    def add(self, row):
+        """A row as {dataset: its entry}; what the file has no dataset for is left out."""
+        self.waiting.append(row)
         self.rows += 1
         if len(self.waiting) >= self.block:
             self.flush()
@@ -126,11 +137,10 @@ class TokenFile:
         if not self.waiting:
             return
         begin = self.rows - len(self.waiting)
-        ids, lengths, masks = zip(*self.waiting)
-        for dataset, values in ((self.tokens, ids), (self.lengths, lengths), (self.masks, masks)):
-            if dataset is not None:
-                dataset.resize(self.rows, axis=0)
-                dataset[begin:] = self.np.asarray(values, dtype=dataset.dtype)
+        for name, dataset in self.columns.items():
+            dataset.resize(self.rows, axis=0)
+            values = [row[name] for row in self.waiting]
+            dataset[begin:] = self.np.asarray(values, dtype=dataset.dtype)
         self.waiting = []
         self.bytes.check()
 

@@ -1,4 +1,7 @@
-"""Rows: documents packed behind one another, or one document a row with its loss mask."""
+"""Rows: documents packed behind one another, or one document a row with its loss mask.
+
+A unit is what is written whole or not at all: a row, or the rows of an item of multiple choice.
+"""
 
 import sys
 
@@ -12,8 +15,15 @@ BATCH_TEXTS = 512
 class Counts:
     def __init__(self):
         self.documents = self.empty = self.overlong = self.truncated = self.unlearned = 0
-        self.rest = self.tokens = self.counted = 0
+        self.rest = self.tokens = self.counted = self.units = 0
         self.limited = False
+
+    def take(self, unit):
+        """Counts a unit that is written."""
+        self.units += 1
+        for row in unit:
+            self.tokens += row["length"]
+            self.counted += sum(row["loss_mask"]) if "loss_mask" in row else row["length"] - 1
 
 
 def cut_before(text, begin, end):
@@ -71,6 +81,15 @@ def check_ids(encoding, coder, text):
     coder.check_ids(encoding.ids, f"it occurs in a document that begins with {text[:40]!r}")
 
 
+def padded(ids, mask, coder, width):
+    """A row of its own; a mask of None: every token counts."""
+    space = width - len(ids)
+    row = {"tokens": ids + [coder.padding] * space, "length": len(ids)}
+    if mask is not None:
+        row["loss_mask"] = mask + [0] * space
+    return row
+
+
 def pack(batch, coder, width, carry, counts):
     """Appends the texts to `carry` and yields every full row."""
     encodings = coder.encode([text for text, *_ in batch], offsets=False)
@@ -82,12 +101,12 @@ def pack(batch, coder, width, carry, counts):
         carry += (coder.prefix if first else []) + encoding.ids + (coder.suffix if last else [])
         full = len(carry) // width * width
         for begin in range(0, full, width):
-            yield carry[begin : begin + width]
+            yield {"tokens": carry[begin : begin + width], "length": width}
         del carry[:full]
 
 
 def separate(batch, coder, args, counts):
-    """(ids, length, mask) of the documents, each padded to a row of its own."""
+    """The documents, each padded to a row of its own."""
     width = args.sequence_tokens
     encodings = coder.encode([text for text, *_ in batch], offsets=bool(args.loss_on))
     for (text, spans, *_), encoding in zip(batch, encodings):
@@ -112,13 +131,7 @@ def separate(batch, coder, args, counts):
             counts.unlearned += 1
             continue
         counts.truncated += len(ids) > width
-        counts.counted += sum(mask[:width]) if mask is not None else length - 1
-        space = width - length
-        yield (
-            ids[:width] + [coder.padding] * space,
-            length,
-            None if mask is None else mask[:width] + [0] * space,
-        )
+        yield padded(ids[:width], None if mask is None else mask[:width], coder, width)
 
 
 def answer_mask(offsets, spans):
@@ -132,37 +145,45 @@ def answer_mask(offsets, spans):
     ]
 
 
-def write_rows(reader, coder, out, args, counts, progress):
-    """All rows of the input, at most --max-sequences."""
-    limit = args.max_sequences or sys.maxsize
+def units_of_text(reader, coder, args, counts):
     carry, width = [], args.sequence_tokens
     for batch in batches(reader, args.pack, counts):
-        rows = (
-            ((ids, width, None) for ids in pack(batch, coder, width, carry, counts))
-            if args.pack
-            else separate(batch, coder, args, counts)
-        )
-        for ids, length, mask in rows:
-            out.add(ids, length, mask)
-            counts.tokens += length
-            if out.rows == limit:
-                counts.limited = True
-                return
-        progress.show(reader.done, out.rows)
+        if args.pack:
+            rows = pack(batch, coder, width, carry, counts)
+        else:
+            rows = separate(batch, coder, args, counts)
+        yield from ([row] for row in rows)
     if args.keep_rest and len(carry) > 1:
-        out.add(carry + [coder.padding] * (width - len(carry)), len(carry))
-        counts.tokens += len(carry)
+        yield [padded(carry, None, coder, width)]
     else:
         counts.rest = len(carry)
+
+
+def write_rows(units, reader, out, args, counts, progress):
+    """All units that --max-sequences leaves room for."""
+    limit = args.max_sequences or sys.maxsize
+    for unit in units:
+        counts.limited = out.rows + len(unit) > limit
+        if not counts.limited:
+            for row in unit:
+                out.add({**row, "item": counts.units})
+            counts.take(unit)
+            counts.limited = out.rows == limit
+        if counts.limited:
+            return
+        progress.show(reader.done, out.rows)
 
 
 def no_rows(args, counts, passed):
     if args.pack:
         why = f"the input has {counts.rest} tokens, a row needs {args.sequence_tokens}"
         do = "use a smaller --sequence-tokens, more input, or --keep-rest"
+    elif counts.limited:
+        why = f"the first item has more rows than --max-sequences {args.max_sequences}"
+        do = "allow more rows"
     else:
         why = (
-            f"of {counts.documents} documents {counts.overlong} were longer than "
+            f"of {counts.documents} {args.units} {counts.overlong} were longer than "
             f"{args.sequence_tokens} tokens, "
             f"{counts.empty} empty or blank, {counts.unlearned} without a token to predict"
         )

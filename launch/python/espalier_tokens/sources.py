@@ -326,7 +326,6 @@ class Finder:
         self.args, self.out, self.spool = args, out, spool
         self.passed, self.found, self.seen = PassedOver(), [], {}
         self.forced = {"text": "text", "jsonl": "lines", "json": "json"}.get(args.input_format)
-        self.fields = {f for _, f in args.parts if f} if args.parts else {args.field}
 
     def find(self):
         for path in self.args.inputs:
@@ -384,14 +383,14 @@ class Finder:
                 f"files that end in {odd} are not read",
                 OTHER_SUFFIXES[odd],
             )
-        if self.args.template and kind == "text":
+        if self.args.wants_fields and kind == "text":
             raise Stop(
                 USAGE,
-                f"a template cannot be filled from '{path}'",
+                f"{self.args.wants_fields} cannot be filled from '{path}'",
                 "its fields come from the records of .jsonl and .json files",
-                "give such a file, --input-format jsonl, or drop --template",
+                f"give such a file, --input-format jsonl, or drop {self.args.wants_fields}",
             )
-        if kind is None and self.args.template:
+        if kind is None and self.args.wants_fields:
             kind = "lines"
         if not self._known(path, status):
             self._take(Source(path, kind, packing, status))
@@ -445,13 +444,13 @@ class Finder:
             return self.passed.add(path, reason)
         if not stat.S_ISREG(status.st_mode):
             return self.passed.add(path, "no regular file")
-        if self.args.template and kind == "text":
-            return self.passed.add(path, "text has no fields for the template")
+        if self.args.wants_fields and kind == "text":
+            return self.passed.add(path, f"text has no fields for {self.args.wants_fields}")
         if self._known(path, status):
             return None
         source = Source(path, kind, packing, status)
         if kind == "json" and not self._has_records(source):
-            return self.passed.add(path, f"no records with {', '.join(sorted(self.fields))}")
+            return self.passed.add(path, f"no records with {self.args.wanted}")
         return self._take(source)
 
     def _has_records(self, source):
@@ -470,7 +469,7 @@ class Finder:
                     first = next(records.feed(block), None)
                     if first is not None:
                         record = json.loads(head[first[0] : first[0] + first[1]])
-                        return self.fields <= record.keys()
+                        return self.args.fits(record)
                 except (Stop, ValueError, RecursionError):
                     return False
         return False

@@ -1,0 +1,71 @@
+"""Rows of multiple choice: an option a row, the rows of an item behind one another."""
+
+from . import choices
+from .rows import BATCH_CHARACTERS, BATCH_TEXTS, padded
+
+
+def batches(reader, args, counts):
+    """Items worth one call of the tokenizer."""
+    batch, size = [], 0
+    for record, place in reader.records():
+        counts.documents += 1
+        item = choices.item_of(record, args.layout, place)
+        if item.blank():
+            counts.empty += 1
+            continue
+        batch.append(item)
+        size += sum(len(option.context) + len(option.continuation) for option in item.options)
+        if size >= BATCH_CHARACTERS or len(batch) * len(item.options) >= BATCH_TEXTS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def pairs_of(batch, coder):
+    """(tokens of the context, tokens of the whole) of every option of every item.
+
+    The continuation's tokens are those of the whole behind as many as the context alone has; white
+    space at the context's end belongs to the continuation.
+    """
+    contexts = list(dict.fromkeys(o.context.rstrip() for item in batch for o in item.options))
+    wholes = [o.context + o.continuation for item in batch for o in item.options]
+    encodings = coder.encode(contexts + wholes, offsets=False)
+    for text, encoding in zip(contexts + wholes, encodings):
+        coder.check_ids(encoding.ids, f"it occurs in a text that begins with {text[:40]!r}")
+    sizes = {text: len(encoding.ids) for text, encoding in zip(contexts, encodings)}
+    following = iter(encodings[len(contexts) :])
+    for item in batch:
+        yield item, [(sizes[o.context.rstrip()], next(following).ids) for o in item.options]
+
+
+def rows_of_item(item, pairs, coder, args, counts):
+    """The rows of an item, or none where one of them is too long or has no token to predict."""
+    width, rows = args.sequence_tokens, []
+    for number, (option, (context, whole)) in enumerate(zip(item.options, pairs)):
+        begin = len(coder.prefix) + context
+        ids = coder.prefix + whole + coder.suffix
+        answer = max(0, len(coder.prefix) + len(whole) - max(1, begin))
+        cut = max(0, len(ids) - width)  # from the left
+        if cut and (args.overlong == "drop" or answer + len(coder.suffix) >= width):
+            counts.overlong += 1
+            return []
+        if answer == 0:
+            counts.unlearned += 1
+            return []
+        mask = [0] * (len(ids) - len(coder.suffix) - answer) + [1] * answer
+        mask += [0] * len(coder.suffix)
+        row = padded(ids[cut:], mask[cut:], coder, width)
+        row.update(option=number, correct=int(number == item.right), normalizer=option.characters)
+        rows.append((row, cut > 0))
+    counts.truncated += any(cut for _, cut in rows)
+    return [row for row, _ in rows]
+
+
+def units(reader, coder, args, counts):
+    """The rows of each item."""
+    for batch in batches(reader, args, counts):
+        for item, pairs in pairs_of(batch, coder):
+            rows = rows_of_item(item, pairs, coder, args, counts)
+            if rows:
+                yield rows
