@@ -17,11 +17,23 @@ sys.path[:] = [p for p in sys.path if os.path.abspath(p or os.curdir) != _HERE]
 sys.path.insert(0, os.path.join(_HERE, "python"))
 
 import argparse  # noqa: E402
+import json  # noqa: E402
 import signal  # noqa: E402
 import time  # noqa: E402
 import traceback  # noqa: E402
 
-from espalier_tokens import choices, documents, items, output, rows, sources, stop, template  # noqa: E402
+from espalier_tokens import (
+    choices,
+    documents,
+    items,
+    output,
+    pieces,
+    prompts,
+    rows,
+    sources,
+    stop,
+    template,
+)  # noqa: E402
 from espalier_tokens.coder import MOST_IDS, Coder  # noqa: E402
 from espalier_tokens.stop import Stop  # noqa: E402
 
@@ -38,6 +50,10 @@ examples:
   # multiple choice, each option a row, prompts as lm-evaluation-harness has them
   launch/tokenize.py --tokenizer models/Qwen2.5-7B --sequence-tokens 512 --out data/arc.h5 \\
       --task multiple_choice arc_easy.test.jsonl
+
+  # questions to answer, after five examples each
+  launch/tokenize.py --tokenizer models/Qwen2.5-7B --sequence-tokens 2048 --out data/gsm8k.h5 \\
+      --task exact_match --shots-from gsm8k/train.jsonl gsm8k/test.jsonl
 
 input that is read, by its ending:
   .txt, .md, source code, ...     text: the file is a document
@@ -105,10 +121,10 @@ def make_parser():
     )
     parser.add_argument(
         "--task",
-        choices=("text", "multiple_choice"),
+        choices=("text", "multiple_choice", "exact_match"),
         default="text",
-        help="what the rows are for: text to predict (default), or items with options of which one "
-        "is right",
+        help="what the rows are for: text to predict (default), items with options of which one is "
+        "right, or questions that the model answers in its own words",
     )
     parser.add_argument(
         "--layout",
@@ -116,6 +132,21 @@ def make_parser():
         default="auto",
         help="multiple choice: the data set whose fields and prompt the records have "
         "(default: by their fields)",
+    )
+    parser.add_argument(
+        "--shots",
+        type=integer(0, 1000),
+        metavar="N",
+        help="exact match: worked examples before each question (default: 5)",
+    )
+    parser.add_argument(
+        "--shots-from", metavar="FILE", help="exact match: questions with answers to draw them from"
+    )
+    parser.add_argument(
+        "--shots-seed",
+        type=integer(0, sys.maxsize),
+        metavar="K",
+        help="exact match: how they are drawn (default: 1234, as lm-evaluation-harness draws)",
     )
     parser.add_argument(
         "--input-format",
@@ -213,30 +244,65 @@ def exclude(args, names, what, why):
             raise Stop(stop.USAGE, f"{flag} and {what} exclude one another", why, f"drop {flag}")
 
 
-def settle_task(args):
-    """What --task means for other flags, and which records it reads."""
-    task = f"--task {args.task}"
-    if args.task == "multiple_choice":
-        exclude(
-            args,
-            ("template", "loss_on", "pack", "keep_rest", "field"),
-            task,
-            "an option is a row, and its layout says which fields make it",
-        )
-        args.pack, args.units, args.wants_fields = False, "items", task
-        args.wanted = "the fields of an item"
-        args.fits = lambda record: choices.layout_of(record, args.layout) is not None
-        return
-    if args.layout != "auto":
+def settle_choices(args):
+    exclude(
+        args,
+        ("template", "loss_on", "pack", "keep_rest", "field"),
+        "--task multiple_choice",
+        "an option is a row, and its layout says which fields make it",
+    )
+    args.units, args.wanted = "items", "the fields of an item"
+    args.fits = lambda record: choices.layout_of(record, args.layout) is not None
+
+
+def settle_prompts(args):
+    exclude(
+        args,
+        ("template", "loss_on", "pack", "keep_rest", "field"),
+        "--task exact_match",
+        "a question is a row, and its fields are question and answer",
+    )
+    args.shots = 5 if args.shots is None else args.shots
+    args.shots_seed = 1234 if args.shots_seed is None else args.shots_seed
+    if bool(args.shots) != bool(args.shots_from):
         raise Stop(
             stop.USAGE,
-            "--layout needs --task multiple_choice",
-            "only items of options have one",
-            "add it, or drop --layout",
+            f"--shots {args.shots} {'needs' if args.shots else 'has no use for'} --shots-from",
+            "worked examples are drawn from a file of questions with answers",
+            "give --shots-from FILE, or --shots 0 without it",
         )
+    args.units, args.wanted = "questions", " and ".join(prompts.FIELDS)
+    args.fits = lambda record: set(prompts.FIELDS) <= record.keys()
+
+
+def settle_text(args):
     fields = {field for _, field in args.parts if field} if args.parts else {args.field}
-    args.units, args.wants_fields = "documents", "--template" if args.parts else ""
-    args.wanted, args.fits = ", ".join(sorted(fields)), lambda record: fields <= record.keys()
+    args.units, args.wanted = "documents", ", ".join(sorted(fields))
+    args.fits = lambda record: fields <= record.keys()
+
+
+def settle_task(args):
+    """What --task means for other flags, and which records it reads."""
+    for name, task, value in (
+        ("layout", "multiple_choice", args.layout != "auto"),
+        ("shots", "exact_match", args.shots is not None),
+        ("shots-from", "exact_match", args.shots_from),
+        ("shots-seed", "exact_match", args.shots_seed is not None),
+    ):
+        if value and args.task != task:
+            raise Stop(
+                stop.USAGE,
+                f"--{name} needs --task {task}",
+                f"with --task {args.task} it means nothing",
+                f"add it, or drop --{name}",
+            )
+    if args.task == "text":
+        args.wants_fields = "--template" if args.parts else ""
+        settle_text(args)
+        return
+    args.wants_fields = f"--task {args.task}"
+    (settle_choices if args.task == "multiple_choice" else settle_prompts)(args)
+    args.pack = False
 
 
 def settle(args):
@@ -290,7 +356,39 @@ def datasets_of(args):
         names.append("loss_mask")
     if args.task == "multiple_choice":
         names += ["item", "option", "correct", "normalizer"]
+    if args.task == "exact_match":
+        names.append("answer")
     return names
+
+
+def tables_of(args, coder):
+    """Datasets that do not grow with the rows."""
+    import numpy
+
+    if args.task != "exact_match":
+        return {}
+    joined, ends = pieces.pieces(coder)
+    return {
+        "piece_bytes": numpy.frombuffer(joined, dtype="u1"),
+        "piece_ends": numpy.asarray(ends, dtype="<i8"),
+    }
+
+
+def task_attributes(args, coder, shots):
+    import numpy
+
+    if args.task == "text":
+        return {}
+    if args.task == "multiple_choice":
+        return {"task": args.task, "layout": args.layout}
+    return {
+        "task": args.task,
+        "stop": json.dumps(prompts.STOP),
+        "eos_ids": numpy.asarray(coder.ends(), dtype="<i4"),
+        "shots": args.shots,
+        "shots_seed": args.shots_seed,
+        "shots_sources": sources.provenance(shots.found),
+    }
 
 
 def summary(args, out, counts, passed, seconds):
@@ -347,9 +445,7 @@ def check_output(args, out):
 
 
 def attributes_of(args, coder, finder, version):
-    task = {} if args.task == "text" else {"task": args.task, "layout": args.layout}
     return {
-        **task,
         "format": "espalier-tokens",
         "version": 1,
         "vocab_size": coder.vocab_size,
@@ -383,30 +479,44 @@ def note_long_rows(args, coder):
         )
 
 
+def units_of(args, reader, coder, counts, shots):
+    """What is written whole or not at all."""
+    if args.task == "exact_match":
+        return prompts.units(reader, coder, args, counts, shots)
+    make_units = items.units if args.task == "multiple_choice" else rows.units_of_text
+    return make_units(reader, coder, args, counts)
+
+
 def make(args, coder, version, out, progress_of):
     """Reads, encodes and writes; (counts, what was passed over)."""
     counts, spool = rows.Counts(), sources.Spool(out.folder)
-    reader = progress = None
+    reader = progress = shots = None
     try:
         out.create()
         finder = sources.Finder(args, out, spool)
         reader = documents.Reader(finder.find(), args)
         out.require_space(least_bytes(args, reader))
         progress = progress_of(reader.bytes)
+        if args.task == "exact_match":
+            shots = prompts.Shots(args, finder, out, spool)
         out.open(
-            args.sequence_tokens, datasets_of(args), attributes_of(args, coder, finder, version)
+            args.sequence_tokens,
+            datasets_of(args),
+            {
+                **attributes_of(args, coder, finder, version),
+                **task_attributes(args, coder, shots),
+            },
+            tables_of(args, coder),
         )
-        units = items.units if args.task == "multiple_choice" else rows.units_of_text
-        rows.write_rows(
-            units(reader, coder, args, counts), reader, out, args, counts, progress
-        )
+        units = units_of(args, reader, coder, counts, shots)
+        rows.write_rows(units, reader, out, args, counts, progress)
         if out.rows == 0:
             raise rows.no_rows(args, counts, finder.passed)
         out.finish()
     except OSError as error:
         raise stop.stop_of(error, args.out, writing=True)
     finally:
-        for part in (progress, reader, spool, out):
+        for part in (progress, reader, shots, spool, out):
             if part is not None:
                 part.close()
     return counts, finder.passed

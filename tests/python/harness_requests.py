@@ -1,7 +1,9 @@
 """What lm-evaluation-harness 0.4.13 asks a model for records of its data sets: harness_requests.py FOLDER RECORDS.json
 
-FOLDER holds the harness (launch/requirements/lm-eval-0.4.13.txt). Reads {task: [record]} and prints
-{task: [{"requests": [[context, continuation]], "right": index, "lengths": [characters]}]}.
+FOLDER holds the harness (launch/requirements/lm-eval-0.4.13.txt).
+Reads {task: [record]} and prints
+{task: [{"requests": [[context, continuation]], "right": index, "lengths": [characters]}]}; for gsm8k, of which the records are
+{"train": [record], "test": [record]}, [{"prompt": text, "until": [text], "answer": text}], five examples drawn with its default seed.
 """
 
 import json
@@ -27,6 +29,19 @@ FILES = {
 }
 
 
+def questions(records, scratch):
+    config = load_yaml(folder / "lm_eval" / "tasks" / "gsm8k" / "gsm8k.yaml")
+    files = {split: f"{scratch}/{split}.json" for split in records}
+    for split, path in files.items():
+        pathlib.Path(path).write_text("\n".join(map(json.dumps, records[split])))
+    config.update(dataset_path="json", dataset_name=None, dataset_kwargs={"data_files": files, "cache_dir": scratch})
+    task = ConfigurableTask(config=config)
+    task.set_fewshot_seed(1234)
+    for doc in task.test_docs():
+        prompt, settings = task.construct_requests(doc, task.fewshot_context(doc, 5), metadata=(None, 0, 1)).args
+        yield {"prompt": prompt, "until": settings["until"], "answer": task.doc_to_target(doc)}
+
+
 def task_of(name, records, scratch):
     config = load_yaml(folder / "lm_eval" / "tasks" / FILES[name])
     path = pathlib.Path(scratch) / f"{name}.json"
@@ -50,6 +65,9 @@ if __name__ == "__main__":
     out = {}
     with tempfile.TemporaryDirectory() as scratch:
         for name, those in records.items():
+            if name == "gsm8k":
+                out[name] = list(questions(those, scratch))
+                continue
             task = task_of(name, those, scratch)
             out[name] = [asked(task, doc) for doc in task.validation_docs()]
     json.dump(out, sys.stdout, indent=1, ensure_ascii=False)

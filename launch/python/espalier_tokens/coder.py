@@ -30,7 +30,7 @@ class Coder:
             "model only has another form",
         )
         self.sha256 = hashlib.sha256(raw).hexdigest()
-        self.folder = os.path.dirname(file)
+        self.file, self.folder = file, os.path.dirname(file)
         try:
             data = json.loads(raw)
             full = Tokenizer.from_str(json.dumps(data))
@@ -43,6 +43,9 @@ class Coder:
                 (str(error) or type(error).__name__).splitlines()[0],
                 "give the tokenizer.json of the model",
             )
+        self.decoder = data.get("decoder")
+        added = data.get("added_tokens") or []
+        self.special = {token["id"] for token in added if token.get("special")}
         for tokenizer in (full, self.plain):
             tokenizer.no_truncation()
             tokenizer.no_padding()
@@ -124,6 +127,14 @@ class Coder:
                 "write the token as the tokenizer does",
             )
         return [number]
+
+    def ends(self):
+        """Ids at which a generated text ends: those of the model's settings and the tokenizer's own."""
+        found = [self._named("eos_token")]
+        for name in ("generation_config.json", "config.json"):
+            value = self._json(name).get("eos_token_id")
+            found += value if isinstance(value, list) else [value]
+        return sorted({i for i in found if type(i) is int and 0 <= i < self.vocab_size})
 
     def _model_vocabulary(self):
         return size_of(self._json("config.json").get("vocab_size"))

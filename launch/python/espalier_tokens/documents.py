@@ -37,7 +37,7 @@ class Reader:
         """(chunks of text, [(begin, end)] of what counts in the loss) of each document in order."""
         for index, number in self.order():
             if self.sources[index].lines:
-                text, spans = self._text(*self._record(index, number))
+                text, spans = self._text(*self.record(index, number))
                 yield (text,), spans
             else:
                 yield self._chunks(index, number), []
@@ -45,9 +45,9 @@ class Reader:
     def records(self):
         """(fields, place) of each record in order."""
         for index, number in self.order():
-            yield self._record(index, number)
+            yield self.record(index, number)
 
-    def _record(self, index, number):
+    def record(self, index, number):
         source = self.sources[index]
         place = f"{source.path}:{source.numbers[number]}"
         return parse("".join(self._chunks(index, number)), place), place

@@ -20,6 +20,7 @@ TYPES = {  # of the datasets; those of one entry a token have the rows' width
     "option": "<i2",
     "correct": "u1",
     "normalizer": "<i4",
+    "answer": "text",
 }
 WIDE = ("tokens", "loss_mask")
 
@@ -107,23 +108,27 @@ class TokenFile:
                 "free space, choose another place with --out, or give --max-sequences",
             )
 
-    def open(self, width, names, attributes):
-        """Lays out the datasets. Attributes come first: none of them can spoil finished work."""
+    def open(self, width, names, attributes, tables):
+        """Lays out the datasets of the rows, and writes `tables`, {name: array}, which are whole.
+        Attributes come first: none of them can spoil finished work."""
         import h5py
         import numpy
 
-        self.np = numpy
+        self.np, self.text = numpy, h5py.string_dtype()
         self.file = h5py.File(self.bytes, "w")
         for name, value in attributes.items():
-            self.file.attrs[name] = value if isinstance(value, str) else numpy.int64(value)
+            self.file.attrs[name] = value if isinstance(value, (str, numpy.ndarray)) else numpy.int64(value)
+        for name, table in tables.items():
+            self.file.create_dataset(name, data=table)
         self.block = max(1, BLOCK_TOKENS // width)
         self.columns = {name: self._dataset(name, width) for name in names}
 
     def _dataset(self, name, width):
         row = (width,) if name in WIDE else ()
         rows = max(1, CHUNK_TOKENS // width) if row else CHUNK_NUMBERS
+        dtype = self.text if TYPES[name] == "text" else TYPES[name]
         return self.file.create_dataset(
-            name, (0, *row), dtype=TYPES[name], maxshape=(None, *row), chunks=(rows, *row)
+            name, (0, *row), dtype=dtype, maxshape=(None, *row), chunks=(rows, *row)
         )
 
     def add(self, row):
