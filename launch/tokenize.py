@@ -26,6 +26,7 @@ from espalier_tokens import (
     choices,
     documents,
     items,
+    mix,
     output,
     pieces,
     prompts,
@@ -50,6 +51,10 @@ examples:
   # multiple choice, each option a row, prompts as lm-evaluation-harness has them
   launch/tokenize.py --tokenizer models/Qwen2.5-7B --sequence-tokens 512 --out data/arc.h5 \\
       --task multiple_choice arc_easy.test.jsonl
+
+  # two inputs in one file, three quarters and one quarter of 512,000 tokens
+  launch/tokenize.py --tokenizer models/Qwen2.5-7B --sequence-tokens 2048 --out data/both.h5 \\
+      --mix 3:web.jsonl --mix 1:code/ --tokens 512000 --seed 1
 
   # questions to answer, after five examples each
   launch/tokenize.py --tokenizer models/Qwen2.5-7B --sequence-tokens 2048 --out data/gsm8k.h5 \\
@@ -101,9 +106,17 @@ def make_parser():
     )
     parser.add_argument(
         "inputs",
-        nargs="+",
+        nargs="*",
         metavar="INPUT",
         help="files, pipes, or directories (searched through, in the order of names)",
+    )
+    parser.add_argument(
+        "--mix",
+        action="append",
+        default=[],
+        metavar="WEIGHT:PATH",
+        help="instead of INPUT, repeated: inputs by weight; each gets its share of --tokens, and "
+        "their rows take turns. WEIGHT,LAYOUT:PATH tells the layout of one",
     )
     parser.add_argument(
         "--tokenizer",
@@ -206,6 +219,12 @@ def make_parser():
         "--max-sequences", type=integer(1, sys.maxsize), metavar="N", help="stop after N rows"
     )
     parser.add_argument(
+        "--tokens",
+        type=integer(2, sys.maxsize),
+        metavar="T",
+        help="stop before the row (or the item of options) that would make it more than T tokens",
+    )
+    parser.add_argument(
         "--seed",
         type=integer(0, sys.maxsize),
         metavar="K",
@@ -305,6 +324,31 @@ def settle_task(args):
     args.pack = False
 
 
+def settle_inputs(args):
+    if bool(args.inputs) == bool(args.mix):
+        raise Stop(
+            stop.USAGE,
+            "no INPUT is given" if not args.inputs else "--mix and INPUT exclude one another",
+            "what is to be read is named, or mixed by weight",
+            "name files or directories, or give --mix WEIGHT:PATH for each",
+        )
+    if args.mix and args.tokens is None:
+        raise Stop(
+            stop.USAGE,
+            "--mix needs --tokens",
+            "weights divide the tokens of the file",
+            "add for example --tokens 512000",
+        )
+    args.mix = [mix.Part(text, choices.NAMES) for text in args.mix]
+    if args.task != "multiple_choice" and any(part.layout for part in args.mix):
+        raise Stop(
+            stop.USAGE,
+            "a layout in --mix needs --task multiple_choice",
+            "only items of options have one",
+            "add it, or write --mix WEIGHT:PATH",
+        )
+
+
 def settle(args):
     """Checks what flags mean together and fills in what depends on others."""
     for name in ("template", "field", "bos", "eos"):
@@ -325,6 +369,7 @@ def settle(args):
         )
     args.parts = template.parse_template(args.template, args.loss_on) if args.template else None
     settle_task(args)
+    settle_inputs(args)
     args.pack = args.pack if args.pack is not None else args.template is None
     if args.keep_rest and not args.pack:
         raise Stop(
@@ -391,7 +436,7 @@ def task_attributes(args, coder, shots):
     }
 
 
-def summary(args, out, counts, passed, seconds):
+def summary(args, out, counts, streams, passed, seconds):
     parts = [f"{out.rows:,} rows of {args.sequence_tokens}, {counts.tokens:,} tokens"]
     if has_masks(args):
         parts.append(f"{counts.counted:,} count in the loss")
@@ -407,9 +452,12 @@ def summary(args, out, counts, passed, seconds):
             parts.append(f"{number:,} {words}")
     if counts.limited:
         parts.append("stopped at --max-sequences")
+    elif args.tokens and not any(stream.ran_out for stream in streams):
+        parts.append("stopped at --tokens")
     rate = counts.tokens / max(seconds, 1e-9)
     first = f"{', '.join(parts)}; {seconds:.1f} s, {rate:,.0f} tokens/s"
-    return "\n".join((f"{stop.printable(args.out)}: {first}", *passed.report()))
+    shares = [stream.report() for stream in streams] if args.mix else []
+    return "\n".join((f"{stop.printable(args.out)}: {first}", *shares, *passed.report()))
 
 
 def check_output(args, out):
@@ -444,6 +492,18 @@ def check_output(args, out):
         )
 
 
+def mixture_of(args):
+    return [
+        {
+            "weight": str(part.weight),
+            "path": sources.plain_path(part.path),
+            "layout": part.layout or args.layout,
+            "tokens": share,
+        }
+        for part, share in zip(args.mix, mix.shares(args.mix, args.tokens))
+    ]
+
+
 def attributes_of(args, coder, finder, version):
     return {
         "format": "espalier-tokens",
@@ -454,6 +514,8 @@ def attributes_of(args, coder, finder, version):
         "template": template.unescape(args.template) if args.template else "",
         "sources": sources.provenance(finder.found),
         "passed_over": finder.passed.count,
+        "mix": json.dumps(mixture_of(args), ensure_ascii=False) if args.mix else "",
+        "token_limit": args.tokens or -1,
         "seed": -1 if args.seed is None else args.seed,
         "loss_on": ",".join(args.loss_on),
         "packed": int(args.pack),
@@ -461,12 +523,13 @@ def attributes_of(args, coder, finder, version):
     }
 
 
-def least_bytes(args, reader):
-    """Bytes that the rows take even if a token stood for 8 bytes of text; 0: nobody knows."""
+def least_bytes(args, size):
+    """Bytes that the rows of an input of this size take even if a token stood for 8 bytes of text;
+    0: nobody knows."""
     if not args.pack:
         return 0
     limit = (args.max_sequences or sys.maxsize) * args.sequence_tokens * 4
-    return min(reader.bytes // 2, limit)
+    return min(size // 2, limit, (args.tokens or sys.maxsize) * 4)
 
 
 def note_long_rows(args, coder):
@@ -487,16 +550,36 @@ def units_of(args, reader, coder, counts, shots):
     return make_units(reader, coder, args, counts)
 
 
+def readers_of(args, finder):
+    """(name, reader, arguments, quota) of each input that is read on its own."""
+    if not args.mix:
+        return [("the input", documents.Reader(finder.find(), args), args, args.tokens or sys.maxsize)]
+    readers = []
+    for part, quota in zip(args.mix, mix.shares(args.mix, args.tokens)):
+        found, own = finder.find([part.path]), part.arguments(args)
+        mix.require_input(part, found)
+        readers.append((part.path, documents.Reader(found, own), own, max(1, quota)))
+    return readers
+
+
+def streams_of(args, readers, coder, counts, shots):
+    return [
+        mix.Stream(name, reader, units_of(own, reader, coder, counts, shots), quota)
+        for name, reader, own, quota in readers
+    ]
+
+
 def make(args, coder, version, out, progress_of):
-    """Reads, encodes and writes; (counts, what was passed over)."""
+    """Reads, encodes and writes; (counts, streams, what was passed over)."""
     counts, spool = rows.Counts(), sources.Spool(out.folder)
-    reader = progress = shots = None
+    readers, progress, shots = [], None, None
     try:
         out.create()
         finder = sources.Finder(args, out, spool)
-        reader = documents.Reader(finder.find(), args)
-        out.require_space(least_bytes(args, reader))
-        progress = progress_of(reader.bytes)
+        readers = readers_of(args, finder)
+        size = sum(reader.bytes for _, reader, _, _ in readers)
+        out.require_space(least_bytes(args, size))
+        progress = progress_of(size)
         if args.task == "exact_match":
             shots = prompts.Shots(args, finder, out, spool)
         out.open(
@@ -508,18 +591,18 @@ def make(args, coder, version, out, progress_of):
             },
             tables_of(args, coder),
         )
-        units = units_of(args, reader, coder, counts, shots)
-        rows.write_rows(units, reader, out, args, counts, progress)
+        streams = streams_of(args, readers, coder, counts, shots)
+        rows.write_rows(streams, out, args, counts, progress)
         if out.rows == 0:
-            raise rows.no_rows(args, counts, finder.passed)
+            raise rows.no_rows(args, counts, streams, finder.passed)
         out.finish()
     except OSError as error:
         raise stop.stop_of(error, args.out, writing=True)
     finally:
-        for part in (progress, reader, shots, spool, out):
+        for part in (progress, *(reader for _, reader, _, _ in readers), shots, spool, out):
             if part is not None:
                 part.close()
-    return counts, finder.passed
+    return counts, streams, finder.passed
 
 
 def run(args, out):
@@ -539,11 +622,13 @@ def run(args, out):
     open_end = args.task != "text"
     coder = Coder(args.tokenizer, args.bos, args.eos, args.pack, args.vocab_size, open_end)
     note_long_rows(args, coder)
-    counts, passed = make(
+    counts, streams, passed = make(
         args, coder, tokenizers.__version__, out, lambda total: output.Progress(total, args.quiet)
     )
+    for note in filter(None, (stream.note() for stream in streams)):
+        print(f"tokenize: note: {note}", file=sys.stderr)
     if not args.quiet:
-        say(summary(args, out, counts, passed, time.monotonic() - begin), args)
+        say(summary(args, out, counts, streams, passed, time.monotonic() - begin), args)
 
 
 def say(text, args):

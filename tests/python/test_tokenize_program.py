@@ -28,7 +28,7 @@ class Errors(Case):
 
     def test_usage(self):
         for arguments, word in (
-            ([], "inputs" if sys.version_info < (3, 9) else "INPUT"),
+            ([], "INPUT"),
             ([self.good, "--wrong"], "--wrong"),
             ([self.good, "--max-sequences", "0"], "at least 1"),
             ([self.good, "--loss-on", "answer"], "--template"),
@@ -211,7 +211,7 @@ sys.exit(code or (f"imported {heavy}" if heavy else 0))
     def test_help_and_codes(self):
         done = self.start("--help")
         self.assertEqual(done.returncode, 0)
-        self.assertEqual(done.stdout.split("examples:")[1].count("launch/tokenize.py --tokenizer"), 4)
+        self.assertEqual(done.stdout.split("examples:")[1].count("launch/tokenize.py --tokenizer"), 5)
         done = self.start()
         self.assertEqual((done.returncode, done.stdout), (64, ""))
 

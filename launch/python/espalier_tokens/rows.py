@@ -5,6 +5,7 @@ A unit is what is written whole or not at all: a row, or the rows of an item of 
 
 import sys
 
+from .mix import merged
 from .stop import BAD_CONTENT, Stop
 
 PIECE_CHARACTERS = 1 << 18  # longer documents are packed in pieces, each encoded on its own
@@ -156,31 +157,35 @@ def units_of_text(reader, coder, args, counts):
     if args.keep_rest and len(carry) > 1:
         yield [padded(carry, None, coder, width)]
     else:
-        counts.rest = len(carry)
+        counts.rest += len(carry)
 
 
-def write_rows(units, reader, out, args, counts, progress):
-    """All units that --max-sequences leaves room for."""
+def write_rows(streams, out, args, counts, progress):
+    """All units that quotas and --max-sequences leave room for."""
     limit = args.max_sequences or sys.maxsize
-    for unit in units:
+    for stream, unit, size in merged(streams):
         counts.limited = out.rows + len(unit) > limit
         if not counts.limited:
             for row in unit:
                 out.add({**row, "item": counts.units})
             counts.take(unit)
+            stream.take(unit, size)
             counts.limited = out.rows == limit
         if counts.limited:
             return
-        progress.show(reader.done, out.rows)
+        progress.show(sum(s.reader.done for s in streams), out.rows)
 
 
-def no_rows(args, counts, passed):
-    if args.pack:
-        why = f"the input has {counts.rest} tokens, a row needs {args.sequence_tokens}"
-        do = "use a smaller --sequence-tokens, more input, or --keep-rest"
-    elif counts.limited:
+def no_rows(args, counts, streams, passed):
+    if counts.limited:
         why = f"the first item has more rows than --max-sequences {args.max_sequences}"
         do = "allow more rows"
+    elif any(stream.limited() and not stream.ran_out for stream in streams):
+        why = f"--tokens {args.tokens} is less than the first row or item has"
+        do = "allow more tokens, or use a smaller --sequence-tokens"
+    elif args.pack:
+        why = f"the input has {counts.rest} tokens, a row needs {args.sequence_tokens}"
+        do = "use a smaller --sequence-tokens, more input, or --keep-rest"
     else:
         why = (
             f"of {counts.documents} {args.units} {counts.overlong} were longer than "

@@ -327,14 +327,16 @@ class Finder:
         self.passed, self.found, self.seen = PassedOver(), [], {}
         self.forced = {"text": "text", "jsonl": "lines", "json": "json"}.get(args.input_format)
 
-    def find(self):
-        for path in self.args.inputs:
+    def find(self, inputs=None):
+        """The sources of these paths, by default of all inputs."""
+        before = len(self.found)
+        for path in self.args.inputs if inputs is None else inputs:
             status = self._status(path)
             if stat.S_ISDIR(status.st_mode):
                 self._directory(path, status)
             else:
                 self._named(path, status)
-        return self.found
+        return self.found[before:]
 
     def _status(self, path):
         try:
@@ -494,12 +496,17 @@ def source_digest(sources):
     return hashlib.sha256("".join(f"{s.sha256}\n" for s in sources).encode()).hexdigest()
 
 
+def plain_path(path):
+    """A byte of it that is no UTF-8 stands as \\xff."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def provenance(sources):
-    """The sources as JSON. A byte of a path that is no UTF-8 stands as \\xff."""
+    """The sources as JSON."""
     return json.dumps(
         [
             {
-                "path": os.fsencode(s.path).decode("utf-8", "backslashreplace"),
+                "path": plain_path(s.path),
                 "bytes": s.bytes,
                 "sha256": s.sha256,
                 **({"form": s.form} if s.spool is not None else {}),
