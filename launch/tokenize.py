@@ -147,6 +147,12 @@ def make_parser():
         "(default: by their fields)",
     )
     parser.add_argument(
+        "--gisp-as-released",
+        action="store_true",
+        help="multiple choice: two faults of GISP's released code: context and answer encoded each "
+        "alone, without the space between; WinoGrande's first option always counts as right",
+    )
+    parser.add_argument(
         "--shots",
         type=integer(0, 1000),
         metavar="N",
@@ -304,6 +310,7 @@ def settle_task(args):
     """What --task means for other flags, and which records it reads."""
     for name, task, value in (
         ("layout", "multiple_choice", args.layout != "auto"),
+        ("gisp-as-released", "multiple_choice", args.gisp_as_released),
         ("shots", "exact_match", args.shots is not None),
         ("shots-from", "exact_match", args.shots_from),
         ("shots-seed", "exact_match", args.shots_seed is not None),
@@ -425,7 +432,8 @@ def task_attributes(args, coder, shots):
     if args.task == "text":
         return {}
     if args.task == "multiple_choice":
-        return {"task": args.task, "layout": args.layout}
+        released = {"gisp_as_released": 1} if args.gisp_as_released else {}
+        return {"task": args.task, "layout": args.layout, **released}
     return {
         "task": args.task,
         "stop": json.dumps(prompts.STOP),
@@ -440,7 +448,8 @@ def summary(args, out, counts, streams, passed, seconds):
     parts = [f"{out.rows:,} rows of {args.sequence_tokens}, {counts.tokens:,} tokens"]
     if has_masks(args):
         parts.append(f"{counts.counted:,} count in the loss")
-    parts.append(f"{counts.documents:,} {args.units}")
+    number = counts.documents if args.task == "text" else counts.units
+    parts.append(f"{number:,} {args.units}")
     for number, words in (
         (counts.overlong, "overlong dropped"),
         (counts.truncated, "truncated"),
@@ -553,7 +562,8 @@ def units_of(args, reader, coder, counts, shots):
 def readers_of(args, finder):
     """(name, reader, arguments, quota) of each input that is read on its own."""
     if not args.mix:
-        return [("the input", documents.Reader(finder.find(), args), args, args.tokens or sys.maxsize)]
+        name = args.inputs[0] + (f" and {len(args.inputs) - 1} more" if args.inputs[1:] else "")
+        return [(name, documents.Reader(finder.find(), args), args, args.tokens or sys.maxsize)]
     readers = []
     for part, quota in zip(args.mix, mix.shares(args.mix, args.tokens)):
         found, own = finder.find([part.path]), part.arguments(args)

@@ -72,7 +72,7 @@ class Mix(Case):
         self.assertIn("160 of 160 tokens, 20 rows", printed)
         code, _, errors = self.run_main(self.paths["x"], "--tokens", 10**6, "--force", "--quiet")
         self.assertEqual(code, 0)
-        self.assertIn("the input ran out at", errors)
+        self.assertIn("x.jsonl ran out at", errors)
         code, _, errors = self.run_main(
             f"--mix=1000:{self.paths['x']}", f"--mix=1:{short}", "--tokens", 320, "--force")
         self.assertIn("short.jsonl has no row: the first has more than its 1 token", errors)

@@ -25,6 +25,7 @@ class Option:
 class Item:
     options: list
     right: int
+    layout: str = ""
 
     def blank(self):
         """Whether it asks nothing, or has an option without text."""
@@ -61,6 +62,7 @@ def item_of(record, name, place):
             "say which it is with --layout, or name the fields as in docs/file-formats.md",
         )
     item = layout.make(record, place)
+    item.layout = layout.name
     count = len(item.options)
     if not 2 <= count <= MOST_CHOICES:
         raise Stop(

@@ -13,6 +13,8 @@ def batches(reader, args, counts):
         if item.blank():
             counts.empty += 1
             continue
+        if args.gisp_as_released and item.layout == "winogrande":
+            item.right = 0
         batch.append(item)
         size += sum(len(option.context) + len(option.continuation) for option in item.options)
         if size >= BATCH_CHARACTERS or len(batch) * len(item.options) >= BATCH_TEXTS:
@@ -37,6 +39,19 @@ def pairs_of(batch, coder):
     following = iter(encodings[len(contexts) :])
     for item in batch:
         yield item, [(sizes[o.context.rstrip()], next(following).ids) for o in item.options]
+
+
+def pairs_as_released(batch, coder):
+    """What GISP's released code encodes: context and answer each alone, the answer without the space."""
+    options = [option for item in batch for option in item.options]
+    texts = [t for o in options for t in (o.context, o.continuation.removeprefix(" "))]
+    encodings = coder.encode(texts, offsets=False)
+    for text, encoding in zip(texts, encodings):
+        coder.check_ids(encoding.ids, f"it occurs in a text that begins with {text[:40]!r}")
+    ids = iter(encoding.ids for encoding in encodings)
+    for item in batch:
+        pairs = [(next(ids), next(ids)) for _ in item.options]
+        yield item, [(len(context), context + answer) for context, answer in pairs]
 
 
 def rows_of_item(item, pairs, coder, args, counts):
@@ -64,8 +79,9 @@ def rows_of_item(item, pairs, coder, args, counts):
 
 def units(reader, coder, args, counts):
     """The rows of each item."""
+    encode = pairs_as_released if args.gisp_as_released else pairs_of
     for batch in batches(reader, args, counts):
-        for item, pairs in pairs_of(batch, coder):
+        for item, pairs in encode(batch, coder):
             rows = rows_of_item(item, pairs, coder, args, counts)
             if rows:
                 yield rows
