@@ -65,9 +65,10 @@ input that is read, by its ending:
   .jsonl .ndjson .jsonlines       one JSON object a line is a document: its --field, or --template
   .json                           an array of such objects, or objects behind one another; in a
                                   directory only files whose first object has the fields
-  .gz .bz2 .xz behind these       the same, compressed
+  .parquet .pq                    each row is such an object
+  .gz .bz2 .xz .zst behind these  the same, compressed (not Parquet, which is so inside)
   pipes and other names           jsonl where the first line is a JSON object, else text, unless
-                                  --input-format tells; e.g. <(zstd -dc corpus.jsonl.zst)
+                                  --input-format tells; e.g. <(unzip -p corpus.zip)
 Directories are searched through, links followed; what is passed over (hidden, other endings, empty,
 met before) is counted and named at the end. What is not text (NaN, null, lists, bytes that are no
 UTF-8) ends the program with file and line; numbers fill a template as they are written.
@@ -169,7 +170,7 @@ def make_parser():
     )
     parser.add_argument(
         "--input-format",
-        choices=("auto", "text", "jsonl", "json"),
+        choices=("auto", "text", "jsonl", "json", "parquet"),
         default="auto",
         help="how to read the named files and pipes (default: by their endings, see below)",
     )
@@ -243,6 +244,12 @@ def make_parser():
         help="vocabulary of the model (default: from config.json beside the tokenizer, "
         "else the tokenizer's own)",
     )
+    parser.add_argument(
+        "--skip-damaged",
+        action="store_true",
+        help="leave out records with something wrong in them, and count them; otherwise the first "
+        "one ends the program",
+    )
     parser.add_argument("--force", action="store_true", help="replace FILE if it exists")
     parser.add_argument("--quiet", action="store_true", help="no progress and no summary")
     return parser
@@ -277,6 +284,7 @@ def settle_choices(args):
         "an option is a row, and its layout says which fields make it",
     )
     args.units, args.wanted = "items", "the fields of an item"
+    args.only_fields = None
     args.fits = lambda record: choices.layout_of(record, args.layout) is not None
 
 
@@ -297,11 +305,13 @@ def settle_prompts(args):
             "give --shots-from FILE, or --shots 0 without it",
         )
     args.units, args.wanted = "questions", " and ".join(prompts.FIELDS)
+    args.only_fields = set(prompts.FIELDS)
     args.fits = lambda record: set(prompts.FIELDS) <= record.keys()
 
 
 def settle_text(args):
     fields = {field for _, field in args.parts if field} if args.parts else {args.field}
+    args.only_fields = fields
     args.units, args.wanted = "documents", ", ".join(sorted(fields))
     args.fits = lambda record: fields <= record.keys()
 
@@ -444,7 +454,7 @@ def task_attributes(args, coder, shots):
     }
 
 
-def summary(args, out, counts, streams, passed, seconds):
+def summary(args, out, counts, streams, left, seconds):
     parts = [f"{out.rows:,} rows of {args.sequence_tokens}, {counts.tokens:,} tokens"]
     if has_masks(args):
         parts.append(f"{counts.counted:,} count in the loss")
@@ -466,7 +476,7 @@ def summary(args, out, counts, streams, passed, seconds):
     rate = counts.tokens / max(seconds, 1e-9)
     first = f"{', '.join(parts)}; {seconds:.1f} s, {rate:,.0f} tokens/s"
     shares = [stream.report() for stream in streams] if args.mix else []
-    return "\n".join((f"{stop.printable(args.out)}: {first}", *shares, *passed.report()))
+    return "\n".join((f"{stop.printable(args.out)}: {first}", *shares, *(line for part in left for line in part.report())))
 
 
 def check_output(args, out):
@@ -559,16 +569,16 @@ def units_of(args, reader, coder, counts, shots):
     return make_units(reader, coder, args, counts)
 
 
-def readers_of(args, finder):
+def readers_of(args, finder, damaged):
     """(name, reader, arguments, quota) of each input that is read on its own."""
     if not args.mix:
         name = args.inputs[0] + (f" and {len(args.inputs) - 1} more" if args.inputs[1:] else "")
-        return [(name, documents.Reader(finder.find(), args), args, args.tokens or sys.maxsize)]
+        return [(name, documents.Reader(finder.find(), args, damaged), args, args.tokens or sys.maxsize)]
     readers = []
     for part, quota in zip(args.mix, mix.shares(args.mix, args.tokens)):
         found, own = finder.find([part.path]), part.arguments(args)
         mix.require_input(part, found)
-        readers.append((part.path, documents.Reader(found, own), own, max(1, quota)))
+        readers.append((part.path, documents.Reader(found, own, damaged), own, max(1, quota)))
     return readers
 
 
@@ -580,13 +590,14 @@ def streams_of(args, readers, coder, counts, shots):
 
 
 def make(args, coder, version, out, progress_of):
-    """Reads, encodes and writes; (counts, streams, what was passed over)."""
+    """Reads, encodes and writes; (counts, streams, [what was passed over, what was skipped])."""
     counts, spool = rows.Counts(), sources.Spool(out.folder)
+    damaged = documents.Damaged() if args.skip_damaged else None
     readers, progress, shots = [], None, None
     try:
         out.create()
         finder = sources.Finder(args, out, spool)
-        readers = readers_of(args, finder)
+        readers = readers_of(args, finder, damaged)
         size = sum(reader.bytes for _, reader, _, _ in readers)
         out.require_space(least_bytes(args, size))
         progress = progress_of(size)
@@ -604,7 +615,7 @@ def make(args, coder, version, out, progress_of):
         streams = streams_of(args, readers, coder, counts, shots)
         rows.write_rows(streams, out, args, counts, progress)
         if out.rows == 0:
-            raise rows.no_rows(args, counts, streams, finder.passed)
+            raise rows.no_rows(args, counts, streams, finder.passed, damaged)
         out.finish()
     except OSError as error:
         raise stop.stop_of(error, args.out, writing=True)
@@ -612,7 +623,7 @@ def make(args, coder, version, out, progress_of):
         for part in (progress, *(reader for _, reader, _, _ in readers), shots, spool, out):
             if part is not None:
                 part.close()
-    return counts, streams, finder.passed
+    return counts, streams, [left for left in (finder.passed, damaged) if left is not None]
 
 
 def run(args, out):
@@ -632,13 +643,13 @@ def run(args, out):
     open_end = args.task != "text"
     coder = Coder(args.tokenizer, args.bos, args.eos, args.pack, args.vocab_size, open_end)
     note_long_rows(args, coder)
-    counts, streams, passed = make(
+    counts, streams, left = make(
         args, coder, tokenizers.__version__, out, lambda total: output.Progress(total, args.quiet)
     )
-    for note in filter(None, (stream.note() for stream in streams)):
+    for note in filter(None, (part.note() for part in (*streams, *left))):
         print(f"tokenize: note: {note}", file=sys.stderr)
     if not args.quiet:
-        say(summary(args, out, counts, streams, passed, time.monotonic() - begin), args)
+        say(summary(args, out, counts, streams, left, time.monotonic() - begin), args)
 
 
 def say(text, args):

@@ -172,8 +172,8 @@ class PassedOver(Input):
         self.write("d/.hidden.txt", "never")
         self.write("d/.git/config.txt", "never")
         self.write("d/empty.txt", "")
-        self.write("d/table.parquet", b"x")
-        self.write("d/x.jsonl.zst", b"x")
+        self.write("d/table.arrow", b"x")
+        self.write("d/x.jsonl.zip", b"x")
         os.mkfifo(self.dir / "d/waiting.txt")
         texts = self.read_back(self.dir / "d")
         self.assertEqual(texts, ["first", "second", "third", "fourth"])
@@ -181,7 +181,7 @@ class PassedOver(Input):
         self.assertEqual(lines[0], "passed over 10 of the input:")
         for name in (
             ".git", ".hidden.txt", "README", "comments.json", "empty.txt", "package.json",
-            "picture.png", "table.parquet", "waiting.txt", "x.jsonl.zst",
+            "picture.png", "table.arrow", "waiting.txt", "x.jsonl.zip",
         ):
             self.assertEqual(sum(f"/d/{name} (" in line for line in lines[1:]), 1, name)
         self.assertEqual(len(lines), 11)

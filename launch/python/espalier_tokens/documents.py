@@ -5,7 +5,7 @@ import json
 import random
 
 from . import sources as _sources
-from .stop import BAD_CONTENT, Stop, stop_of
+from .stop import BAD_CONTENT, Stop, printable, stop_of
 
 
 class Literal(str):
@@ -16,10 +16,39 @@ class NoNumber(str):
     """NaN or Infinity, which JSON does not know and many programs write."""
 
 
-class Reader:
-    """Documents over all sources; keeps one file open and counts the bytes it has read."""
+class Damaged:
+    """Records that were skipped because something in them is wrong."""
 
-    def __init__(self, sources, args):
+    def __init__(self):
+        self.count, self.names = 0, []
+
+    def add(self, stop):
+        self.count += 1
+        if len(self.names) < _sources.MOST_NAMES:
+            self.names.append(printable(f"{stop.what} ({stop.why})"))
+
+    def note(self):
+        if not self.count:
+            return None
+        records = "1 damaged record was" if self.count == 1 else f"{self.count:,} damaged records were"
+        return f"{records} skipped; the first: {self.names[0]}"
+
+    def report(self):
+        """Lines for the summary."""
+        if not self.count:
+            return []
+        lines = [f"skipped as damaged {self.count:,}:", *(f"  {name}" for name in self.names)]
+        if self.count > len(self.names):
+            lines.append(f"  and {self.count - len(self.names):,} more")
+        return lines
+
+
+class Reader:
+    """Documents over all sources; keeps one file open and counts the bytes it has read. Records with
+    something wrong in them end the program, or are put into `damaged` where there is one."""
+
+    def __init__(self, sources, args, damaged=None):
+        self.damaged = damaged
         self.sources, self.args, self.file, self.opened = sources, args, None, None
         self.bytes = sum(sum(s.sizes) for s in sources)
         self.done = 0
@@ -36,16 +65,26 @@ class Reader:
     def documents(self):
         """(chunks of text, [(begin, end)] of what counts in the loss) of each document in order."""
         for index, number in self.order():
-            if self.sources[index].lines:
-                text, spans = self._text(*self.record(index, number))
-                yield (text,), spans
-            else:
+            if not self.sources[index].lines:
                 yield self._chunks(index, number), []
+                continue
+            for text, spans in self._made(self._text, index, number):
+                yield (text,), spans
 
-    def records(self):
-        """(fields, place) of each record in order."""
+    def each(self, make):
+        """make(fields, place) of each record in order."""
         for index, number in self.order():
-            yield self.record(index, number)
+            yield from self._made(make, index, number)
+
+    def _made(self, make, index, number):
+        """[what is made of a record], or [] of one that is skipped."""
+        try:
+            return [make(*self.record(index, number))]
+        except Stop as stop:
+            if self.damaged is None or stop.code != BAD_CONTENT or not stop.of_record:
+                raise
+            self.damaged.add(stop)
+            return []
 
     def record(self, index, number):
         source = self.sources[index]

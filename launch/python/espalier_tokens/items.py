@@ -7,9 +7,8 @@ from .rows import BATCH_CHARACTERS, BATCH_TEXTS, padded
 def batches(reader, args, counts):
     """Items worth one call of the tokenizer."""
     batch, size = [], 0
-    for record, place in reader.records():
+    for item in reader.each(lambda record, place: choices.item_of(record, args.layout, place)):
         counts.documents += 1
-        item = choices.item_of(record, args.layout, place)
         if item.blank():
             counts.empty += 1
             continue

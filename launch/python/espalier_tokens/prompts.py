@@ -74,9 +74,8 @@ def pair_of(record, place):
 def batches(reader, shots, counts):
     """[(prompt, answer)] worth one call of the tokenizer."""
     batch, size = [], 0
-    for record, place in reader.records():
+    for question, answer in reader.each(pair_of):
         counts.documents += 1
-        question, answer = pair_of(record, place)
         examples = shots.before(question, answer)
         if not question.strip() or not answer.strip():
             counts.empty += 1

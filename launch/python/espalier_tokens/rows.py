@@ -176,7 +176,7 @@ def write_rows(streams, out, args, counts, progress):
         progress.show(sum(s.reader.done for s in streams), out.rows)
 
 
-def no_rows(args, counts, streams, passed):
+def no_rows(args, counts, streams, passed, damaged):
     if counts.limited:
         why = f"the first item has more rows than --max-sequences {args.max_sequences}"
         do = "allow more rows"
@@ -193,4 +193,6 @@ def no_rows(args, counts, streams, passed):
             f"{counts.empty} empty or blank, {counts.unlearned} without a token to predict"
         )
         do = "use a larger --sequence-tokens, --overlong truncate, or other input"
+    if damaged is not None and damaged.count:
+        why += f"; {damaged.note()}"
     return Stop(BAD_CONTENT, "no row was written", why + passed.clause(), do)

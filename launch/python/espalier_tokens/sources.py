@@ -8,6 +8,7 @@ import stat
 import tempfile
 import zlib
 
+from . import tables
 from .json_records import BOM, JsonRecords
 from .stop import BAD_CONTENT, NO_INPUT, UNAVAILABLE, USAGE, Stop, printable, stop_of
 
@@ -20,14 +21,17 @@ TEXT_SUFFIXES = frozenset(
     ".jl .r .sh .sql .yaml .yml .toml .html .xml .css .csv .tsv .log".split()
 )
 LINE_SUFFIXES = frozenset((".jsonl", ".ndjson", ".jsonlines"))
-KINDS = {"text": TEXT_SUFFIXES, "lines": LINE_SUFFIXES, "json": (".json",)}
-PACKED_SUFFIXES = {".gz": "gzip", ".bz2": "bz2", ".xz": "lzma"}
+KINDS = {
+    "text": TEXT_SUFFIXES,
+    "lines": LINE_SUFFIXES,
+    "json": (".json",),
+    "parquet": (".parquet", ".pq"),
+}
+PACKED_SUFFIXES = {".gz": "gzip", ".bz2": "bz2", ".xz": "lzma", ".zst": "zstd", ".zstd": "zstd"}
 OTHER_SUFFIXES = {
-    ".zst": "unpack it on the way: <(zstd -dc FILE)",
     ".zip": "unpack it, or on the way: <(unzip -p FILE)",
     ".tar": "unpack it",
     ".tgz": "unpack it",
-    ".parquet": "convert it to jsonl: one JSON object a line",
     ".arrow": "convert it to jsonl: one JSON object a line",
     ".h5": "give the text it was made of",
     ".hdf5": "give the text it was made of",
@@ -109,7 +113,7 @@ def read_block(content, size, path):
         if isinstance(error, OSError) and error.errno is not None:
             raise stop_of(error, path)
         if not isinstance(error, (OSError, EOFError, zlib.error)) and (
-            type(error).__name__ != "LZMAError"
+            type(error).__name__ not in ("LZMAError", "ZstdError")
         ):
             raise
         raise Stop(
@@ -152,7 +156,8 @@ def at_newlines(block):
 class Source:
     """One input file: its hash and where its documents lie."""
 
-    def __init__(self, path, kind, packing, status):
+    def __init__(self, path, kind, packing, status, fields=None):
+        self.fields = fields  # that alone are wanted of a table
         self.path, self.kind, self.packing, self.status = path, kind, packing, status
         self.piped = not stat.S_ISREG(status.st_mode)
         self.starts, self.sizes, self.numbers = array.array("Q"), array.array("Q"), array.array("Q")
@@ -193,7 +198,15 @@ class Source:
             with open(self.path, "rb") as file:
                 hashed = content = Hashed(file)
                 begin = 0
-                if self.piped or self.packing:
+                if self.kind == "parquet":
+                    while read_block(hashed, CHUNK_BYTES, self.path):
+                        pass
+                    lines = tables.Parquet(file, self.path, self.fields)
+                    begin, size = spool.take(lines, self.path)
+                    file.seek(0, os.SEEK_END)
+                    self.spool = spool.file
+                    content = Region(spool.file, begin, size)
+                elif self.piped or self.packing:
                     begin, size = spool.take(unpacked(hashed, self.packing, self.path), self.path)
                     self.spool = spool.file
                     content = Region(spool.file, begin, size)
@@ -207,7 +220,7 @@ class Source:
         self.bytes, self.sha256 = hashed.bytes, hashed.digest.hexdigest()
 
     def _find_documents(self, content, begin):
-        if self.kind == "lines":
+        if self.kind in ("lines", "parquet"):
             self._find_lines(content, begin)
         elif self.kind == "json":
             self._find_records(content, begin)
@@ -238,12 +251,14 @@ class Source:
 
 
 def changed(path, why):
-    return Stop(
+    stop = Stop(
         BAD_CONTENT,
         f"'{path}' changed while it was read",
         why,
         "run again when nothing writes to it",
     )
+    stop.of_record = False
+    return stop
 
 
 def unpacked(file, packing, path):
@@ -251,6 +266,8 @@ def unpacked(file, packing, path):
     if packing is None:
         return file
     try:
+        if packing == "zstd":
+            return tables.Zstd(file, path)
         if packing == "gzip":
             import gzip
 
@@ -308,6 +325,9 @@ class PassedOver:
         names = ", ".join(self.names[:3]) + (" ..." if self.count > 3 else "")
         return f"; passed over {self.count}: {names}"
 
+    def note(self):
+        """Nothing that has to be said at once."""
+
     def report(self):
         """Lines for the summary."""
         if not self.count:
@@ -325,7 +345,8 @@ class Finder:
     def __init__(self, args, out, spool):
         self.args, self.out, self.spool = args, out, spool
         self.passed, self.found, self.seen = PassedOver(), [], {}
-        self.forced = {"text": "text", "jsonl": "lines", "json": "json"}.get(args.input_format)
+        forced = {"text": "text", "jsonl": "lines", "json": "json", "parquet": "parquet"}
+        self.forced = forced.get(args.input_format)
 
     def find(self, inputs=None):
         """The sources of these paths, by default of all inputs."""
@@ -394,8 +415,15 @@ class Finder:
             )
         if kind is None and self.args.wants_fields:
             kind = "lines"
+        if kind == "parquet" and (packing or not stat.S_ISREG(status.st_mode)):
+            raise Stop(
+                BAD_CONTENT,
+                f"'{path}' cannot be read as Parquet",
+                "it is a compressed file or a pipe, and such a file is read from its end",
+                "unpack it first; Parquet is compressed inside",
+            )
         if not self._known(path, status):
-            self._take(Source(path, kind, packing, status))
+            self._take(Source(path, kind, packing, status, self.args.only_fields))
 
     def _take(self, source):
         source.index(self.spool)
@@ -448,9 +476,11 @@ class Finder:
             return self.passed.add(path, "no regular file")
         if self.args.wants_fields and kind == "text":
             return self.passed.add(path, f"text has no fields for {self.args.wants_fields}")
+        if kind == "parquet" and packing:
+            return self.passed.add(path, "compressed Parquet is not read")
         if self._known(path, status):
             return None
-        source = Source(path, kind, packing, status)
+        source = Source(path, kind, packing, status, self.args.only_fields)
         if kind == "json" and not self._has_records(source):
             return self.passed.add(path, f"no records with {self.args.wanted}")
         return self._take(source)

@@ -21,6 +21,8 @@ def _escaped(character):
 class Stop(Exception):
     """Ends the program with one message: what happened, why, what to do, and the exit code."""
 
+    of_record = True  # where it is about one: it alone is wrong, and others can be read
+
     def __init__(self, code, what, why, do):
         super().__init__(what)
         self.code, self.what, self.why, self.do = code, what, why, do
