@@ -17,12 +17,14 @@ sys.path[:] = [p for p in sys.path if os.path.abspath(p or os.curdir) != _HERE]
 sys.path.insert(0, os.path.join(_HERE, "python"))
 
 import argparse  # noqa: E402
+import datetime  # noqa: E402
 import json  # noqa: E402
 import signal  # noqa: E402
 import time  # noqa: E402
 import traceback  # noqa: E402
 
 from espalier_tokens import (
+    chat,
     choices,
     documents,
     items,
@@ -47,6 +49,10 @@ examples:
   # questions with answers, one a row; only the answer's tokens count in the loss
   launch/tokenize.py --tokenizer models/Qwen2.5-7B --sequence-tokens 512 --out data/math.h5 \\
       --template "{question}\\n{answer}" --loss-on answer --max-sequences 1000 --seed 1 train.jsonl
+
+  # conversations as the model's own chat template writes them
+  launch/tokenize.py --tokenizer models/Qwen2.5-7B-Instruct --sequence-tokens 2048 --out data/chat.h5 \\
+      --chat --seed 1 conversations.jsonl
 
   # multiple choice, each option a row, prompts as lm-evaluation-harness has them
   launch/tokenize.py --tokenizer models/Qwen2.5-7B --sequence-tokens 512 --out data/arc.h5 \\
@@ -95,6 +101,10 @@ def integer(least, most):
 
     convert.__name__ = "integer"  # argparse says "invalid integer value"
     return convert
+
+
+def date(text):
+    return datetime.datetime.strptime(text, "%Y-%m-%d")
 
 
 def make_parser():
@@ -189,6 +199,18 @@ def make_parser():
         action="append",
         default=[],
         help="only the tokens of this field of the template count in the loss (may be repeated)",
+    )
+    parser.add_argument(
+        "--chat",
+        action="store_true",
+        help="text of a record: its conversation (messages, or question and answer) as the model's "
+        "own chat template writes it; what the assistant says counts in the loss. One sequence a row",
+    )
+    parser.add_argument(
+        "--chat-date",
+        type=date,
+        metavar="YYYY-MM-DD",
+        help="chat: what templates that write the date take for today",
     )
     parser.add_argument(
         "--pack",
@@ -309,6 +331,17 @@ def settle_prompts(args):
     args.fits = lambda record: set(prompts.FIELDS) <= record.keys()
 
 
+def settle_chat(args):
+    exclude(
+        args,
+        ("template", "loss_on", "pack", "keep_rest", "field"),
+        "--chat",
+        "a conversation is a row, and the model's template writes it",
+    )
+    args.pack, args.units, args.wanted = False, "conversations", "a conversation"
+    args.only_fields, args.fits = None, chat.is_conversation
+
+
 def settle_text(args):
     fields = {field for _, field in args.parts if field} if args.parts else {args.field}
     args.only_fields = fields
@@ -332,10 +365,20 @@ def settle_task(args):
                 f"with --task {args.task} it means nothing",
                 f"add it, or drop --{name}",
             )
+    if args.chat_date and not args.chat:
+        raise Stop(
+            stop.USAGE,
+            "--chat-date needs --chat",
+            "only a chat template asks for the date",
+            "add it, or drop --chat-date",
+        )
+    args.conversations = None  # made when the tokenizer is there
+    args.masked = args.task == "multiple_choice" or bool(args.loss_on) or args.chat
     if args.task == "text":
-        args.wants_fields = "--template" if args.parts else ""
-        settle_text(args)
+        args.wants_fields = "--chat" if args.chat else "--template" if args.parts else ""
+        (settle_chat if args.chat else settle_text)(args)
         return
+    exclude(args, ("chat",), f"--task {args.task}", "its prompts are its own")
     args.wants_fields = f"--task {args.task}"
     (settle_choices if args.task == "multiple_choice" else settle_prompts)(args)
     args.pack = False
@@ -405,16 +448,12 @@ def settle(args):
     return args
 
 
-def has_masks(args):
-    return bool(args.loss_on) or args.task == "multiple_choice"
-
-
 def datasets_of(args):
     """Names of the datasets that the rows fill."""
     names = ["tokens"]
     if not args.pack or args.keep_rest:
         names.append("length")
-    if has_masks(args):
+    if args.masked:
         names.append("loss_mask")
     if args.task == "multiple_choice":
         names += ["item", "option", "correct", "normalizer"]
@@ -439,6 +478,11 @@ def tables_of(args, coder):
 def task_attributes(args, coder, shots):
     import numpy
 
+    if args.chat:
+        return {
+            "chat_template_sha256": args.conversations.sha256,
+            "chat_date": args.conversations.date.strftime("%Y-%m-%d"),
+        }
     if args.task == "text":
         return {}
     if args.task == "multiple_choice":
@@ -456,7 +500,7 @@ def task_attributes(args, coder, shots):
 
 def summary(args, out, counts, streams, left, seconds):
     parts = [f"{out.rows:,} rows of {args.sequence_tokens}, {counts.tokens:,} tokens"]
-    if has_masks(args):
+    if args.masked:
         parts.append(f"{counts.counted:,} count in the loss")
     number = counts.documents if args.task == "text" else counts.units
     parts.append(f"{number:,} {args.units}")
@@ -640,8 +684,11 @@ def run(args, out):
             str(error),
             "run launch/setup.sh and use .venv/bin/python",
         )
-    open_end = args.task != "text"
-    coder = Coder(args.tokenizer, args.bos, args.eos, args.pack, args.vocab_size, open_end)
+    bos = "none" if args.chat and args.bos == "auto" else args.bos  # the template writes it
+    open_end = args.chat or args.task != "text"
+    coder = Coder(args.tokenizer, bos, args.eos, args.pack, args.vocab_size, open_end)
+    if args.chat:
+        args.conversations = chat.Conversations(coder, args.chat_date or chat.today())
     note_long_rows(args, coder)
     counts, streams, left = make(
         args, coder, tokenizers.__version__, out, lambda total: output.Progress(total, args.quiet)

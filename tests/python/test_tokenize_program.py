@@ -211,7 +211,7 @@ sys.exit(code or (f"imported {heavy}" if heavy else 0))
     def test_help_and_codes(self):
         done = self.start("--help")
         self.assertEqual(done.returncode, 0)
-        self.assertEqual(done.stdout.split("examples:")[1].count("launch/tokenize.py --tokenizer"), 5)
+        self.assertEqual(done.stdout.split("examples:")[1].count("launch/tokenize.py --tokenizer"), 6)
         done = self.start()
         self.assertEqual((done.returncode, done.stdout), (64, ""))
 

@@ -128,6 +128,17 @@ class Coder:
             )
         return [number]
 
+    def special_words(self, names):
+        """{name: text} of the special tokens that the settings name."""
+        older = self._json("special_tokens_map.json")
+        words = {}
+        for name in names:
+            value = self.settings.get(name, older.get(name))
+            value = value.get("content") if isinstance(value, dict) else value
+            if isinstance(value, str):
+                words[name] = value
+        return words
+
     def ends(self):
         """Ids at which a generated text ends: those of the model's settings and the tokenizer's own."""
         found = [self._named("eos_token")]

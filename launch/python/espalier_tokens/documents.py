@@ -125,6 +125,8 @@ class Reader:
         return raw
 
     def _text(self, record, place):
+        if self.args.conversations is not None:
+            return self.args.conversations.text(record, place)
         if self.args.parts is None:
             return value_of(record, self.args.field, place), []
         text, spans = "", []

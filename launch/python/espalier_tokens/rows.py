@@ -109,7 +109,7 @@ def pack(batch, coder, width, carry, counts):
 def separate(batch, coder, args, counts):
     """The documents, each padded to a row of its own."""
     width = args.sequence_tokens
-    encodings = coder.encode([text for text, *_ in batch], offsets=bool(args.loss_on))
+    encodings = coder.encode([text for text, *_ in batch], offsets=args.masked)
     for (text, spans, *_), encoding in zip(batch, encodings):
         check_ids(encoding, coder, text)
         if not encoding.ids:
@@ -117,7 +117,7 @@ def separate(batch, coder, args, counts):
             continue
         ids = coder.prefix + encoding.ids + coder.suffix
         mask = None
-        if args.loss_on:
+        if args.masked:
             mask = (
                 [0] * len(coder.prefix)
                 + answer_mask(encoding.offsets, spans)
