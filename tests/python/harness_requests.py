@@ -1,9 +1,10 @@
-"""What lm-evaluation-harness 0.4.13 asks a model for records of its data sets: harness_requests.py FOLDER RECORDS.json
+"""What lm-evaluation-harness 0.4.13 asks a model for records of its data sets.
 
-FOLDER holds the harness (launch/requirements/lm-eval-0.4.13.txt).
-Reads {task: [record]} and prints
-{task: [{"requests": [[context, continuation]], "right": index, "lengths": [characters]}]}; for gsm8k, of which the records are
-{"train": [record], "test": [record]}, [{"prompt": text, "until": [text], "answer": text}], five examples drawn with its default seed.
+harness_requests.py FOLDER RECORDS.json: FOLDER holds the harness (launch/requirements/
+lm-eval-0.4.13.txt). Reads {task: [record]} and prints {task: [{"requests": [[context,
+continuation]], "right": index, "lengths": [characters]}]}; for gsm8k, of which the records are
+{"train": [record], "test": [record]}, [{"prompt": text, "until": [text], "answer": text}], with
+five examples drawn by its default seed.
 """
 
 import json
@@ -34,11 +35,17 @@ def questions(records, scratch):
     files = {split: f"{scratch}/{split}.json" for split in records}
     for split, path in files.items():
         pathlib.Path(path).write_text("\n".join(map(json.dumps, records[split])))
-    config.update(dataset_path="json", dataset_name=None, dataset_kwargs={"data_files": files, "cache_dir": scratch})
+    config.update(
+        dataset_path="json",
+        dataset_name=None,
+        dataset_kwargs={"data_files": files, "cache_dir": scratch},
+    )
     task = ConfigurableTask(config=config)
     task.set_fewshot_seed(1234)
     for doc in task.test_docs():
-        prompt, settings = task.construct_requests(doc, task.fewshot_context(doc, 5), metadata=(None, 0, 1)).args
+        prompt, settings = task.construct_requests(
+            doc, task.fewshot_context(doc, 5), metadata=(None, 0, 1)
+        ).args
         yield {"prompt": prompt, "until": settings["until"], "answer": task.doc_to_target(doc)}
 
 
@@ -46,8 +53,14 @@ def task_of(name, records, scratch):
     config = load_yaml(folder / "lm_eval" / "tasks" / FILES[name])
     path = pathlib.Path(scratch) / f"{name}.json"
     path.write_text("\n".join(map(json.dumps, records)))
-    config.update(dataset_path="json", dataset_name=None, training_split=None, test_split=None,
-                  validation_split="train", dataset_kwargs={"data_files": str(path), "cache_dir": scratch})
+    config.update(
+        dataset_path="json",
+        dataset_name=None,
+        training_split=None,
+        test_split=None,
+        validation_split="train",
+        dataset_kwargs={"data_files": str(path), "cache_dir": scratch},
+    )
     return ConfigurableTask(config=config)
 
 

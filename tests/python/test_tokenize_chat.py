@@ -8,11 +8,16 @@ import sys
 import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-from tokenize_case import END, Case, byte_bpe, tokenize
+from tokenize_case import END, Case, byte_bpe
 
 DATA = os.environ.get("ESPALIER_TEST_DATA")
-CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": 2.5, "c": "<x> \u00e9"}}}
-TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object", "max": 1.0}}}]
+CALL = {
+    "type": "function",
+    "function": {"name": "add", "arguments": {"a": 1, "b": 2.5, "c": "<x> \u00e9"}},
+}
+TOOLS = [
+    {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "max": 1.0}}}
+]
 LONG = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "2 + 3?  "},
@@ -24,14 +29,22 @@ CONVERSATIONS = [
     {"messages": LONG},
     {"messages": LONG[1:3]},
     {"messages": LONG[:4]},
-    {"messages": [LONG[1], {"role": "assistant", "content": None, "tool_calls": [CALL]},
-                  {"role": "tool", "content": "3.5"}, {"role": "assistant", "content": "3.5"}],
-     "tools": TOOLS},
+    {
+        "messages": [
+            LONG[1],
+            {"role": "assistant", "content": None, "tool_calls": [CALL]},
+            {"role": "tool", "content": "3.5"},
+            {"role": "assistant", "content": "3.5"},
+        ],
+        "tools": TOOLS,
+    },
     {"messages": [LONG[1], {"role": "assistant", "content": "5", "reasoning": "2 and 3"}]},
     {"messages": [LONG[1], LONG[2], LONG[2]]},
 ]
-PLAIN = ("{% for m in messages %}<{{ m.role }}>{{ m.content }}" + END + "\n{% endfor %}"
-         "{% if add_generation_prompt %}<assistant>{% endif %}")
+PLAIN = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}" + END + "\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
 
 
 class Template(Case):
@@ -74,19 +87,25 @@ class Plain(Template):
         ):
             with self.subTest(record=record):
                 self.assertEqual(self.chat([record]), [expected])
-        self.assertEqual(self.chat([{"question": "1 + 1", "answer": 2}]),
-                         [(f"<user>1 + 1{END}\n<assistant>2{END}\n", [f"2{END}"])])
-        self.assertEqual(self.chat([{"instruction": "the", "input": "cat", "output": "sat"}])[0][0],
-                         f"<user>the\ncat{END}\n<assistant>sat{END}\n")
-        self.assertEqual(self.chat([{"system": "log", "conversations": sharegpt}])[0][0],
-                         f"<system>log{END}\n" + expected[0])
+        self.assertEqual(
+            self.chat([{"question": "1 + 1", "answer": 2}]),
+            [(f"<user>1 + 1{END}\n<assistant>2{END}\n", [f"2{END}"])],
+        )
+        self.assertEqual(
+            self.chat([{"instruction": "the", "input": "cat", "output": "sat"}])[0][0],
+            f"<user>the\ncat{END}\n<assistant>sat{END}\n",
+        )
+        self.assertEqual(
+            self.chat([{"system": "log", "conversations": sharegpt}])[0][0],
+            f"<system>log{END}\n" + expected[0],
+        )
         attributes = self.data["attributes"]
         self.assertEqual(len(attributes["chat_template_sha256"]), 64)
         self.assertNotIn("task", attributes)
 
     def test_every_turn_of_the_assistant_counts(self):
         self.use_template(PLAIN)
-        (_, spans), = self.chat([{"messages": LONG}])
+        ((_, spans),) = self.chat([{"messages": LONG}])
         self.assertEqual(spans, [f"  5\nor five\n{END}", f"<think>\nhm\n</think>\n\n5{END}"])
         self.chat([{"messages": LONG[:2]}, {"messages": LONG}])
         self.assertIn("1 without a token to predict skipped", self.printed)
@@ -98,12 +117,15 @@ class Plain(Template):
             "{% set c = m.content.split('</think>')[-1] | trim %}"
             "{% if loop.last %}<think>{{ m.content.split('</think>')[0][7:] if '</think>' in m.content }}</think>"
             "{% endif %}{{ c }}{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
-            "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+            "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+        )
         first = {"role": "assistant", "content": "<think>the log</think>\nthe cat\nsat"}
         user = {"role": "user", "content": "two"}
-        (_, spans), = self.chat([{"messages": [user, first, user, {"role": "assistant", "content": "four"}]}])
+        ((_, spans),) = self.chat(
+            [{"messages": [user, first, user, {"role": "assistant", "content": "four"}]}]
+        )
         self.assertEqual(spans, ["the cat\nsat<|im_end|>", "<think></think>four<|im_end|>"])
-        (_, spans), = self.chat([{"messages": [user, first]}])
+        ((_, spans),) = self.chat([{"messages": [user, first]}])
         self.assertEqual(spans, ["<think>the log</think>the cat\nsat<|im_end|>"])
 
     def test_what_is_asked_for_may_be_more_than_what_is_written(self):
@@ -114,8 +136,11 @@ class Plain(Template):
     def test_marks_of_the_template(self):
         self.use_template(
             "{% for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' %}{% generation %}"
-            "{{ m.content }}" + END + "{% endgeneration %}{% else %}{{ m.content }}{% endif %}\n{% endfor %}")
-        (text, spans), = self.chat([{"messages": [LONG[2], *LONG]}])
+            "{{ m.content }}"
+            + END
+            + "{% endgeneration %}{% else %}{{ m.content }}{% endif %}\n{% endfor %}"
+        )
+        ((text, spans),) = self.chat([{"messages": [LONG[2], *LONG]}])
         self.assertEqual(spans, [f"  5\nor five\n{END}"] * 2 + [f"<think>\nhm\n</think>\n\n5{END}"])
         self.assertNotIn("\ufdd0", text)
         path = self.write("a.jsonl", [{"question": "a", "answer": "b\ufdd0"}])
@@ -128,14 +153,18 @@ class Plain(Template):
         self.assertEqual(self.data["attributes"]["chat_date"], "2024-07-26")
 
     def test_which_template(self):
-        self.use_template([{"name": "tool_use", "template": "x"}, {"name": "default", "template": PLAIN}])
+        self.use_template(
+            [{"name": "tool_use", "template": "x"}, {"name": "default", "template": PLAIN}]
+        )
         record = {"question": "the", "answer": "sat"}
         expected = f"<user>the{END}\n<assistant>sat{END}\n"
         self.assertEqual(self.chat([record])[0][0], expected)
         (self.dir / "model" / "chat_template.jinja").write_text("{{ bos_token }}" + PLAIN)
         self.use_template("never", bos_token={"content": "<|im_start|>"})
         self.assertEqual(self.chat([record])[0][0], "<|im_start|>" + expected)
-        self.assertEqual(self.chat([record], "--bos", "<|im_end|>")[0][0], "<|im_end|><|im_start|>" + expected)
+        self.assertEqual(
+            self.chat([record], "--bos", "<|im_end|>")[0][0], "<|im_end|><|im_start|>" + expected
+        )
 
     def test_overlong(self):
         self.use_template(PLAIN)
@@ -145,9 +174,11 @@ class Plain(Template):
         self.assertEqual(len(self.chat(records, "--overlong", "truncate", tokens=48)), 2)
 
     def test_refused(self):
-        self.use_template("{% if messages[0].role == 'tool' %}{{ raise_exception('no tool first') }}{% endif %}"
-                          "{% if messages[0].content == 'call' %}{{ messages.append(1) }}{% endif %}"
-                          "{% if messages[0].content == 'x' %}{{ 'a' + 1 }}{% endif %}" + PLAIN)
+        self.use_template(
+            "{% if messages[0].role == 'tool' %}{{ raise_exception('no tool first') }}{% endif %}"
+            "{% if messages[0].content == 'call' %}{{ messages.append(1) }}{% endif %}"
+            "{% if messages[0].content == 'x' %}{{ 'a' + 1 }}{% endif %}" + PLAIN
+        )
         user = {"role": "user", "content": "a"}
         for record, words in (
             ({"text": "a"}, ("no conversation", "the line has: text")),
@@ -157,7 +188,10 @@ class Plain(Template):
             ({"messages": [user, {"content": "b"}]}, ("message 2", "no role")),
             ({"messages": [{"role": 1, "content": "b"}]}, ("no role",)),
             ({"messages": [{"role": "user", "content": None}]}, ("content of message 1", "null")),
-            ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]}, ("an array",)),
+            (
+                {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]},
+                ("an array",),
+            ),
             ({"messages": [{"role": "user", "content": "\ud800"}]}, ("surrogate",)),
             ({"messages": [{"role": "assistant", "content": "b"}]}, ("begins with the assistant",)),
             ({"messages": [{"role": "tool", "content": "b"}]}, ("refuses", "no tool first")),
@@ -169,7 +203,9 @@ class Plain(Template):
         ):
             with self.subTest(record=record):
                 content = record if isinstance(record, str) else json.dumps(record)
-                path = self.write("a.jsonl", json.dumps({"question": "a", "answer": "b"}) + "\n" + content)
+                path = self.write(
+                    "a.jsonl", json.dumps({"question": "a", "answer": "b"}) + "\n" + content
+                )
                 self.assert_stops(65, "a.jsonl:2", *words, arguments=[path, "--chat"])
         good = self.write("b.jsonl", [{"question": "a", "answer": "b"}])
         for arguments, words in (
@@ -215,7 +251,9 @@ class Transformers(Template):
         for record, row, n, mask in zip(
             records, data["tokens"], data["length"], data["loss_mask"], strict=True
         ):
-            ids = theirs.apply_chat_template(record["messages"], tools=record.get("tools"))["input_ids"]
+            ids = theirs.apply_chat_template(record["messages"], tools=record.get("tools"))[
+                "input_ids"
+            ]
             self.assertEqual(row[:n].tolist(), ids, record)
             yield theirs, mask[:n].tolist(), ids
 
@@ -252,11 +290,16 @@ class Transformers(Template):
         (folder / "chat_template.jinja").write_text(
             "{{ bos_token }}{%- for m in messages %}\n  {%- if m.role == 'assistant' %}{%- generation %}"
             "{{ m.content }}{{ eos_token }}{% endgeneration -%}\n  {%- else %}{{ m | tojson }}{% endif %}"
-            "{%- if loop.index > 8 %}{% break %}{% endif %}{% endfor %}")
+            "{%- if loop.index > 8 %}{% break %}{% endif %}{% endfor %}"
+        )
         records = [{"messages": LONG}, {"messages": LONG[1:3]}]
         for record, (theirs, mask, ids) in zip(records, self.compare(folder, records)):
-            out = theirs.apply_chat_template(record["messages"], return_dict=True, tokenize=True,
-                                             return_assistant_tokens_mask=True)
+            out = theirs.apply_chat_template(
+                record["messages"],
+                return_dict=True,
+                tokenize=True,
+                return_assistant_tokens_mask=True,
+            )
             self.assertEqual(mask, out["assistant_masks"])
             self.assertTrue(any(out["assistant_masks"]))
 

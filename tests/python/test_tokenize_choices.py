@@ -12,17 +12,18 @@ import numpy as np
 from tokenizers import Tokenizer
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-from tokenize_case import ROOT, Case, byte_bpe, llama_like, tokenize
+from tokenize_case import ROOT, Case, byte_bpe, llama_like
+
+from espalier_tokens import choices, documents  # noqa: E402
 
 HERE = pathlib.Path(__file__).resolve().parent
 HARNESS = json.loads((HERE / "harness_requests.json").read_text())
 LM_EVAL = ROOT / ".venv" / "lm-eval-0.4.13"
 DATA = os.environ.get("ESPALIER_TEST_DATA")
-choices = tokenize.choices
 
 
 def parsed(record):
-    return tokenize.documents.parse(json.dumps(record), "a.jsonl:1")
+    return documents.parse(json.dumps(record), "a.jsonl:1")
 
 
 def asked(record, layout="auto"):
@@ -69,7 +70,11 @@ class Layouts(unittest.TestCase):
             {"question": question, "choices": labelled, "answerKey": "B"},
             {"question": {"stem": question, "choices": labelled}, "answerKey": "B"},
             {"question": question, "choices": {"text": texts}, "answer": 1},
-            {"question": question, "choices": {"text": texts, "label": [1, 2, 3]}, "answerKey": "2"},
+            {
+                "question": question,
+                "choices": {"text": texts, "label": [1, 2, 3]},
+                "answerKey": "2",
+            },
         ):
             with self.subTest(record=record):
                 self.assertEqual(asked(record), arc)
@@ -82,31 +87,81 @@ class Layouts(unittest.TestCase):
         context = table["hellaswag"][0]["requests"][0][0]
         endings = [request[1][1:] for request in table["hellaswag"][0]["requests"]]
         for name, number, record in (
-            ("boolq", 1, {"passage": "Water - H2O\nis wet.", "question": "is water wet",
-                          "choices": ["yes", "no"], "answer": 0}),
-            ("boolq", 1, {"passage": "Water - H2O\nis wet.", "question": "is water wet", "answer": True}),
-            ("boolq", 1, {"passage": "Water - H2O\nis wet.", "question": "is water wet", "answer": "yes"}),
-            ("boolq", 0, {"passage": "Ice is cold. ", "question": "is ice warm", "answer": "False"}),
+            (
+                "boolq",
+                1,
+                {
+                    "passage": "Water - H2O\nis wet.",
+                    "question": "is water wet",
+                    "choices": ["yes", "no"],
+                    "answer": 0,
+                },
+            ),
+            (
+                "boolq",
+                1,
+                {"passage": "Water - H2O\nis wet.", "question": "is water wet", "answer": True},
+            ),
+            (
+                "boolq",
+                1,
+                {"passage": "Water - H2O\nis wet.", "question": "is water wet", "answer": "yes"},
+            ),
+            (
+                "boolq",
+                0,
+                {"passage": "Ice is cold. ", "question": "is ice warm", "answer": "False"},
+            ),
             ("hellaswag", 0, {"context": context, "choices": endings, "answer": 0}),
-            ("hellaswag", 0, {"activity_label": "Washing dishes", "ctx": "A man is in a kitchen. He",
-                              "endings": HARNESS["records"]["hellaswag"][0]["endings"], "label": 0}),
+            (
+                "hellaswag",
+                0,
+                {
+                    "activity_label": "Washing dishes",
+                    "ctx": "A man is in a kitchen. He",
+                    "endings": HARNESS["records"]["hellaswag"][0]["endings"],
+                    "label": 0,
+                },
+            ),
             ("winogrande", 0, {**HARNESS["records"]["winogrande"][0], "answer": 1}),
             ("winogrande", 0, {**HARNESS["records"]["winogrande"][0], "answer": "trophy"}),
-            ("winogrande", 1, {"sentence": "_ lost to Bob because   _ was weak.",
-                               "choices": ["Al", "Bo "], "answer": 1}),
-            ("piqa", 0, {"goal": "open a can", "choices": ["Use a can opener.", "use  a spoon "],
-                         "answer": 0}),
+            (
+                "winogrande",
+                1,
+                {
+                    "sentence": "_ lost to Bob because   _ was weak.",
+                    "choices": ["Al", "Bo "],
+                    "answer": 1,
+                },
+            ),
+            (
+                "piqa",
+                0,
+                {
+                    "goal": "open a can",
+                    "choices": ["Use a can opener.", "use  a spoon "],
+                    "answer": 0,
+                },
+            ),
         ):
             with self.subTest(record=record):
                 self.assertEqual(asked(record), table[name][number])
-        piqa = {"question": "open a can", "choices": ["Use a can opener.", "use  a spoon "], "answer": 0}
+        piqa = {
+            "question": "open a can",
+            "choices": ["Use a can opener.", "use  a spoon "],
+            "answer": 0,
+        }
         self.assertEqual(asked(piqa, "piqa"), table["piqa"][0])
 
     def test_numbers_that_are_choices(self):
         record = {"question": "4 * 8 =", "choices": [40, 32], "answer": 32}
         self.assertEqual(asked(record)["right"], 1)
         self.assertEqual(asked(record)["requests"][1][1], " 32")
-        record = {"question": "2 * 1 =", "choices": ["1", "3", "2"], "answer": 2}  # texts: it counts
+        record = {
+            "question": "2 * 1 =",
+            "choices": ["1", "3", "2"],
+            "answer": 2,
+        }  # texts: it counts
         self.assertEqual(asked(record)["right"], 2)
 
     @unittest.skipUnless(LM_EVAL.is_dir(), f"no lm-eval 0.4.13 in {LM_EVAL.name}")
@@ -114,9 +169,13 @@ class Layouts(unittest.TestCase):
     def test_prompts_against_the_harness_itself(self):
         records = {name: list(those) for name, those in HARNESS["records"].items()}
         ours = {name: [asked(record) for record in those] for name, those in records.items()}
-        for name, file in (("boolq", "boolq_validation"), ("piqa", "piqa_validation"),
-                           ("winogrande", "winogrande_validation"), ("arc", "arc_challenge_validation"),
-                           ("openbookqa", "openbookqa_validation")):
+        for name, file in (
+            ("boolq", "boolq_validation"),
+            ("piqa", "piqa_validation"),
+            ("winogrande", "winogrande_validation"),
+            ("arc", "arc_challenge_validation"),
+            ("openbookqa", "openbookqa_validation"),
+        ):
             with open(f"{DATA}/data/mcq/{file}.jsonl") as lines:
                 for _, line in zip(range(100), lines):
                     record = json.loads(line)
@@ -125,8 +184,11 @@ class Layouts(unittest.TestCase):
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder, "records.json")
             path.write_text(json.dumps(records))
-            done = subprocess.run([sys.executable, HERE / "harness_requests.py", LM_EVAL, path],
-                                  capture_output=True, text=True)
+            done = subprocess.run(
+                [sys.executable, HERE / "harness_requests.py", LM_EVAL, path],
+                capture_output=True,
+                text=True,
+            )
         self.assertEqual(done.returncode, 0, done.stderr)
         theirs = json.loads(done.stdout)
         for name in records:
@@ -138,17 +200,27 @@ def published(name, record):
     """A record of the tests' data in the fields of the published data set."""
     texts, answer = record["choices"], record["answer"]
     if name == "boolq":
-        return {"passage": record["passage"], "question": record["question"],
-                "label": int(texts[answer] == "yes")}
+        return {
+            "passage": record["passage"],
+            "question": record["question"],
+            "label": int(texts[answer] == "yes"),
+        }
     if name == "piqa":
         return {"goal": record["question"], "sol1": texts[0], "sol2": texts[1], "label": answer}
     if name == "winogrande":
-        return {"sentence": record["sentence"], "option1": texts[0], "option2": texts[1],
-                "answer": str(answer + 1)}
+        return {
+            "sentence": record["sentence"],
+            "option1": texts[0],
+            "option2": texts[1],
+            "answer": str(answer + 1),
+        }
     stem = "question_stem" if name == "openbookqa" else "question"
     labels = [chr(ord("A") + i) for i in range(len(texts))]
-    return {stem: record["question"], "choices": {"text": texts, "label": labels},
-            "answerKey": labels[answer]}
+    return {
+        stem: record["question"],
+        "choices": {"text": texts, "label": labels},
+        "answerKey": labels[answer],
+    }
 
 
 class Rows(Case):
@@ -181,8 +253,15 @@ class Rows(Case):
         self.check(data, self.ASKED)
         self.assertEqual(
             {name: str(self.types[name]) for name in self.types},
-            {"tokens": "int32", "length": "int32", "loss_mask": "uint8", "item": "int32",
-             "option": "int16", "correct": "uint8", "normalizer": "int32"},
+            {
+                "tokens": "int32",
+                "length": "int32",
+                "loss_mask": "uint8",
+                "item": "int32",
+                "option": "int16",
+                "correct": "uint8",
+                "normalizer": "int32",
+            },
         )
         attributes = data["attributes"]
         self.assertEqual((attributes["task"], attributes["layout"]), ("multiple_choice", "auto"))
@@ -233,15 +312,22 @@ class Rows(Case):
         path = self.write("a.jsonl", HARNESS["records"]["arc"] * 3)
         for limit, rows in ((3, 3), (4, 3), (6, 3), (7, 7), (9, 7), (10, 10)):
             data = self.choose(path, "--max-sequences", limit)
-            self.assertEqual((len(data["tokens"]), data["item"].max() + 1), (rows, {3: 1, 7: 2, 10: 3}[rows]))
+            self.assertEqual(
+                (len(data["tokens"]), data["item"].max() + 1), (rows, {3: 1, 7: 2, 10: 3}[rows])
+            )
             self.assertIn("stopped at --max-sequences", self.printed)
-        self.assert_stops(65, "--max-sequences 2", arguments=[
-            path, "--task", "multiple_choice", "--max-sequences", 2, "--force"], tokens=64)
+        self.assert_stops(
+            65,
+            "--max-sequences 2",
+            arguments=[path, "--task", "multiple_choice", "--max-sequences", 2, "--force"],
+            tokens=64,
+        )
 
     def test_items_without_text_are_skipped(self):
         good = {"question": "two", "choices": ["four", "make"], "answer": 1}
-        path = self.write("a.jsonl", [
-            good, {**good, "choices": ["four", " "]}, {**good, "question": "\n"}])
+        path = self.write(
+            "a.jsonl", [good, {**good, "choices": ["four", " "]}, {**good, "question": "\n"}]
+        )
         # The prompt of a blank question has text of its own in the layout of ARC.
         self.assertEqual(len(self.choose(path)["tokens"]), 4)
         self.assertIn("1 empty skipped", self.printed)
@@ -286,8 +372,14 @@ class Refused(Case):
             ({**good, "choices": ["b", "a"], "answer": "a"}, ("not clear", "choice 0 or 1")),
             ({**good, "choices": ["a", "a"], "answer": "a"}, ("not clear",)),
             ({**good, "choices": [1, 0], "answer": 0}, ("not clear", "choice 0 or 1")),
-            ({**good, "choices": {"text": ["a", "b"], "label": [1, 2]}, "answer": 1}, ("not clear",)),
-            ({**good, "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answer": "C"}, ("none of",)),
+            (
+                {**good, "choices": {"text": ["a", "b"], "label": [1, 2]}, "answer": 1},
+                ("not clear",),
+            ),
+            (
+                {**good, "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answer": "C"},
+                ("none of",),
+            ),
             ({**good, "choices": ["a"]}, ("1 choice", "at least 2")),
             ({**good, "choices": []}, ("none of the choices", "0 choices")),
             ({**good, "choices": "ab"}, ("field 'choices' is no list", "a string")),
@@ -300,21 +392,39 @@ class Refused(Case):
             ({**good, "choices": {"text": "ab"}}, ("is no list",)),
             ({**good, "question": 5}, ("field 'question' is no text", "a number")),
             ({**good, "question": {"choices": ["a", "b"]}}, ("no field 'stem'",)),
-            ({"question": "q", "context": "c", "choices": ["a", "b"], "answer": 0}, ("no layout", "--layout")),
+            (
+                {"question": "q", "context": "c", "choices": ["a", "b"], "answer": 0},
+                ("no layout", "--layout"),
+            ),
             ({"text": "t"}, ("no layout", "the line has: text")),
             ({}, ("the line has: nothing",)),
-            ({"passage": "p", "question": "q", "choices": ["x", "y"], "answer": 0}, ("yes and no",)),
+            (
+                {"passage": "p", "question": "q", "choices": ["x", "y"], "answer": 0},
+                ("yes and no",),
+            ),
             ({"passage": "p", "question": "q", "answer": "maybe"}, ("none of the choices",)),
             ({"passage": "p", "question": "q", "answer": None}, ("none of the choices", "null")),
             ({"sentence": "no place", "choices": ["a", "b"], "answer": 0}, ("has no _",)),
-            ({"sentence": "a _", "option1": "x", "option2": "y", "answer": ""}, ("none of", "test splits")),
-            ({"sentence": "a _ b", "option1": "x", "option2": "y", "answer": 0}, ("none of the choices",)),
+            (
+                {"sentence": "a _", "option1": "x", "option2": "y", "answer": ""},
+                ("none of", "test splits"),
+            ),
+            (
+                {"sentence": "a _ b", "option1": "x", "option2": "y", "answer": 0},
+                ("none of the choices",),
+            ),
             ({"sentence": "a _ b", "option1": "2", "option2": "y", "answer": "2"}, ("not clear",)),
             ({"sentence": "a _ b", "option1": "x", "answer": "1"}, ("no field 'option2'",)),
             ({"goal": "g", "sol1": "x", "sol2": "y"}, ("no field 'answerKey'",)),
             ({"goal": "g", "sol1": "x", "sol2": "y", "label": -1}, ("none of the choices",)),
-            ({"ctx": "c", "endings": ["x", "y"], "label": ""}, ("none of the choices", "test splits")),
-            ({"ctx_a": "c", "ctx_b": 4, "endings": ["x", "y"], "label": 0}, ("'ctx_b' is no text",)),
+            (
+                {"ctx": "c", "endings": ["x", "y"], "label": ""},
+                ("none of the choices", "test splits"),
+            ),
+            (
+                {"ctx_a": "c", "ctx_b": 4, "endings": ["x", "y"], "label": 0},
+                ("'ctx_b' is no text",),
+            ),
             ("[1]", ("no JSON object",)),
             ('{"question": "q"', ("no JSON",)),
         ):
@@ -331,7 +441,10 @@ class Refused(Case):
         task = [path, "--task", "multiple_choice"]
         for arguments, words in (
             ([path, "--layout", "arc"], ("--layout needs --task multiple_choice",)),
-            ([*task, "--template", "{question}"], ("--template and --task multiple_choice exclude",)),
+            (
+                [*task, "--template", "{question}"],
+                ("--template and --task multiple_choice exclude",),
+            ),
             ([*task, "--pack"], ("--pack and",)),
             ([*task, "--keep-rest"], ("--keep-rest and",)),
             ([*task, "--field", "question"], ("--field and",)),
@@ -344,8 +457,9 @@ class Refused(Case):
 
     def test_no_item_fits(self):
         path = self.write("a.jsonl", [self.GOOD])
-        self.assert_stops(65, "of 1 items 1 were longer", arguments=[path, "--task", "multiple_choice"],
-                          tokens=4)
+        self.assert_stops(
+            65, "of 1 items 1 were longer", arguments=[path, "--task", "multiple_choice"], tokens=4
+        )
 
 
 if __name__ == "__main__":

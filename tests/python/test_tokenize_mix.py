@@ -8,7 +8,9 @@ import unittest
 import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-from tokenize_case import CORPUS, Case, tokenize
+from tokenize_case import CORPUS, Case
+
+from espalier_tokens import mix  # noqa: E402
 
 
 class Mix(Case):
@@ -41,7 +43,9 @@ class Mix(Case):
                 self.assertLessEqual(data["tokens"].size, budget)
                 self.assertIn("stopped at --tokens", self.printed)
                 for c, count in zip("xyz", counts):
-                    self.assertRegex(self.printed, rf"\n  {8 * count} of \d+ tokens, {count} rows: .*{c}\.jsonl")
+                    self.assertRegex(
+                        self.printed, rf"\n  {8 * count} of \d+ tokens, {count} rows: .*{c}\.jsonl"
+                    )
                 # Every begin of the file has about the proportions of the whole.
                 for end in range(1, len(letters)):
                     for c, count in zip("xyz", counts):
@@ -53,12 +57,16 @@ class Mix(Case):
         data, _ = self.mixed(*mixes, "--tokens", 160, "--seed", 4)
         self.assertEqual(
             json.loads(data["attributes"]["mix"]),
-            [{"weight": "2", "path": self.paths["x"], "layout": "auto", "tokens": 91},
-             {"weight": "3/2", "path": self.paths["y"], "layout": "auto", "tokens": 68}],
+            [
+                {"weight": "2", "path": self.paths["x"], "layout": "auto", "tokens": 91},
+                {"weight": "3/2", "path": self.paths["y"], "layout": "auto", "tokens": 68},
+            ],
         )
         self.assertEqual(data["attributes"]["token_limit"], 160)
-        self.assertEqual([s["path"] for s in json.loads(data["attributes"]["sources"])],
-                         [self.paths["x"], self.paths["y"]])
+        self.assertEqual(
+            [s["path"] for s in json.loads(data["attributes"]["sources"])],
+            [self.paths["x"], self.paths["y"]],
+        )
         first = self.out.read_bytes()
         self.mixed(*mixes, "--tokens", 160, "--seed", 4)
         self.assertEqual(self.out.read_bytes(), first)
@@ -66,7 +74,8 @@ class Mix(Case):
     def test_what_runs_out_is_said(self):
         short = self.write("short.jsonl", [{"text": "y " * 30}])
         code, printed, errors = self.run_main(
-            f"--mix=1:{self.paths['x']}", f"--mix=1:{short}", "--tokens", 320, "--keep-rest")
+            f"--mix=1:{self.paths['x']}", f"--mix=1:{short}", "--tokens", 320, "--keep-rest"
+        )
         self.assertEqual(code, 0)
         self.assertRegex(errors, r"^tokenize: note: .*short\.jsonl ran out at \d+ of 160 tokens\n$")
         self.assertIn("160 of 160 tokens, 20 rows", printed)
@@ -74,7 +83,8 @@ class Mix(Case):
         self.assertEqual(code, 0)
         self.assertIn("x.jsonl ran out at", errors)
         code, _, errors = self.run_main(
-            f"--mix=1000:{self.paths['x']}", f"--mix=1:{short}", "--tokens", 320, "--force")
+            f"--mix=1000:{self.paths['x']}", f"--mix=1:{short}", "--tokens", 320, "--force"
+        )
         self.assertIn("short.jsonl has no row: the first has more than its 1 token", errors)
 
     def test_budget_of_one_input(self):
@@ -84,18 +94,27 @@ class Mix(Case):
             data = self.make(path, "--tokens", budget, "--force")
             np.testing.assert_array_equal(data["tokens"], whole[:rows])
             self.assertIn("stopped at --tokens", self.printed)
-        self.assert_stops(65, "--tokens 7 is less than", arguments=[path, "--tokens", 7, "--force"],
-                          out=self.dir / "other.h5")
+        self.assert_stops(
+            65,
+            "--tokens 7 is less than",
+            arguments=[path, "--tokens", 7, "--force"],
+            out=self.dir / "other.h5",
+        )
 
     def test_items_are_never_split(self):
         item = {"question": "two", "choices": ["four", "make", "the cat"], "answer": 0}
         other = {"question_stem": "the", "choices": ["cat", "dog"], "answer": 1}
         plain = {"question": "the", "choices": ["cat", "dog"], "answer": 1}
-        paths = [self.write("item.jsonl", [item] * 90), self.write("other.jsonl", [other] * 90),
-                 self.write("plain.jsonl", [plain] * 90)]
+        paths = [
+            self.write("item.jsonl", [item] * 90),
+            self.write("other.jsonl", [other] * 90),
+            self.write("plain.jsonl", [plain] * 90),
+        ]
         mixes = [f"--mix=1:{paths[0]}", f"--mix=1:{paths[1]}", f"--mix=1,openbookqa:{paths[2]}"]
         for budget in (600, 601, 650, 700, 777):
-            data = self.make(*mixes, "--task", "multiple_choice", "--tokens", budget, "--force", tokens=64)
+            data = self.make(
+                *mixes, "--task", "multiple_choice", "--tokens", budget, "--force", tokens=64
+            )
             begins = np.flatnonzero(np.diff(data["item"], prepend=-1))
             sizes = np.diff([*begins, len(data["item"])])
             self.assertTrue(np.isin(sizes, (2, 3)).all())
@@ -105,11 +124,15 @@ class Mix(Case):
             three, two = tokens[sizes == 3].sum(), tokens[sizes == 2].sum()
             self.assertLessEqual(max(three, two / 2), budget // 3)
             self.assertGreater(three, budget // 3 - tokens.max())
-        texts = {self.tokenizer.decode(r[:n].tolist()) for r, n in zip(data["tokens"], data["length"])}
+        texts = {
+            self.tokenizer.decode(r[:n].tolist()) for r, n in zip(data["tokens"], data["length"])
+        }
         self.assertIn("the dog", texts)
         self.assertNotIn("Question: the\nAnswer: dog", texts)
-        self.assertEqual([m["layout"] for m in json.loads(data["attributes"]["mix"])],
-                         ["auto", "auto", "openbookqa"])
+        self.assertEqual(
+            [m["layout"] for m in json.loads(data["attributes"]["mix"])],
+            ["auto", "auto", "openbookqa"],
+        )
 
     def test_refused(self):
         x = self.paths["x"]
@@ -126,10 +149,26 @@ class Mix(Case):
             (64, [f"--mix={x}", "--tokens", 80], ("a colon",)),
             (64, [f"--mix=1,mmlu:{x}", "--tokens", 80], ("layouts: auto, arc",)),
             (64, [f"--mix=1,arc:{x}", "--tokens", 80], ("needs --task multiple_choice",)),
-            (65, [f"--mix=1:{x}", f"--mix=1:{x}", "--tokens", 80], ("nothing to read", "another --mix")),
-            (65, [f"--mix=1:{x}", f"--mix=1:{self.write('e.jsonl', '')}", "--tokens", 80], ("nothing to read",)),
-            (66, [f"--mix=1:{x}", f"--mix=1:{self.dir / 'none'}", "--tokens", 80], ("no such file",)),
-            (65, [f"--mix=1:{x}", f"--mix=1:{self.write('b.jsonl', '{')}", "--tokens", 80], ("b.jsonl:1",)),
+            (
+                65,
+                [f"--mix=1:{x}", f"--mix=1:{x}", "--tokens", 80],
+                ("nothing to read", "another --mix"),
+            ),
+            (
+                65,
+                [f"--mix=1:{x}", f"--mix=1:{self.write('e.jsonl', '')}", "--tokens", 80],
+                ("nothing to read",),
+            ),
+            (
+                66,
+                [f"--mix=1:{x}", f"--mix=1:{self.dir / 'none'}", "--tokens", 80],
+                ("no such file",),
+            ),
+            (
+                65,
+                [f"--mix=1:{x}", f"--mix=1:{self.write('b.jsonl', '{')}", "--tokens", 80],
+                ("b.jsonl:1",),
+            ),
         ):
             with self.subTest(arguments=arguments):
                 self.assert_stops(code, *words, arguments=arguments)
@@ -137,14 +176,16 @@ class Mix(Case):
     def test_next_is_who_has_least(self):
         def stream(sizes, quota):
             units = iter([[{"length": n}] for n in sizes])
-            return tokenize.mix.Stream(str(quota), None, units, quota)
+            return mix.Stream(str(quota), None, units, quota)
 
         order = []
         streams = [stream([3] * 9, 12), stream([5, 5, 5], 30), stream([2, 9], 8)]
-        for taken, unit, size in tokenize.mix.merged(streams):
+        for taken, unit, size in mix.merged(streams):
             taken.take(unit, size)
             order.append((taken.quota, size))
-        self.assertEqual(order, [(12, 3), (30, 5), (8, 2), (30, 5), (12, 3), (30, 5), (12, 3), (12, 3)])
+        self.assertEqual(
+            order, [(12, 3), (30, 5), (8, 2), (30, 5), (12, 3), (30, 5), (12, 3), (12, 3)]
+        )
         self.assertEqual([s.ran_out for s in streams], [False, True, False])
 
 

@@ -29,7 +29,9 @@ class Packed(Case):
         data = self.make(*arguments, "--no-pack", "--eos", "none", "--force", tokens=64)
         self.attributes = data["attributes"]
         self.sources = json.loads(data["attributes"]["sources"])
-        return [self.tokenizer.decode(list(row[:n])) for row, n in zip(data["tokens"], data["length"])]
+        return [
+            self.tokenizer.decode(list(row[:n])) for row, n in zip(data["tokens"], data["length"])
+        ]
 
 
 def zst(content, **keys):
@@ -101,12 +103,16 @@ class Parquet(Packed):
 
     def test_forms(self):
         for codec in ("none", "snappy", "gzip", "brotli", "zstd", "lz4"):
-            path = self.table("a.parquet", {"text": TEXTS, "url": ["x"] * 3}, compression=codec, row_group_size=2)
+            path = self.table(
+                "a.parquet", {"text": TEXTS, "url": ["x"] * 3}, compression=codec, row_group_size=2
+            )
             with self.subTest(codec=codec):
                 self.assertEqual(self.read_back(path), TEXTS)
                 raw = pathlib.Path(path).read_bytes()
                 self.assertEqual(self.attributes["source_sha256"], hashlib.sha256(raw).hexdigest())
-                self.assertEqual((self.sources[0]["bytes"], self.sources[0]["form"]), (len(raw), "parquet"))
+                self.assertEqual(
+                    (self.sources[0]["bytes"], self.sources[0]["form"]), (len(raw), "parquet")
+                )
         os.rename(path, self.dir / "a.pq")
         self.assertEqual(sorted(self.read_back(self.dir / "a.pq", "--seed", 3)), sorted(TEXTS))
         os.rename(self.dir / "a.pq", self.dir / "a.data")
@@ -118,23 +124,46 @@ class Parquet(Packed):
         self.assertEqual(self.read_back(self.table("c.parquet", {"text": column})), TEXTS * 2)
 
     def test_many_rows_and_line_ends(self):
-        texts = [f"{i}\nnext \u4e2d \"q\" {i}" for i in range(1500)]
+        texts = [f'{i}\nnext \u4e2d "q" {i}' for i in range(1500)]
         path = self.table("a.parquet", {"text": texts}, row_group_size=400)
         self.assertEqual(self.read_back(path), texts)
 
     def test_template_and_choices(self):
-        path = self.table("a.parquet", {
-            "question": ["2 + 3"], "answer": [5], "score": [1.5], "when": [datetime.datetime(2020, 1, 1)],
-            "cost": [decimal.Decimal("1.10")], "blob": [b"\xff"]})
+        path = self.table(
+            "a.parquet",
+            {
+                "question": ["2 + 3"],
+                "answer": [5],
+                "score": [1.5],
+                "when": [datetime.datetime(2020, 1, 1)],
+                "cost": [decimal.Decimal("1.10")],
+                "blob": [b"\xff"],
+            },
+        )
         self.assertEqual(self.read_back(path, "--template", "{question} = {answer}"), ["2 + 3 = 5"])
-        self.assertEqual(self.read_back(path, "--template", "{score} {cost} {when}"),
-                         ["1.5 1.10 2020-01-01 00:00:00"])
-        self.assert_stops(65, "'blob' is no text", "null", arguments=[path, "--field", "blob", "--force"])
-        self.assert_stops(65, "a.parquet:1", "no field 'text'", "question, answer, score",
-                          arguments=[path, "--force"])
-        path = self.table("arc.parquet", {
-            "id": ["a"], "question": ["Which is hot?"], "answerKey": ["B"],
-            "choices": [{"text": ["ice", "fire", "snow"], "label": ["A", "B", "C"]}]})
+        self.assertEqual(
+            self.read_back(path, "--template", "{score} {cost} {when}"),
+            ["1.5 1.10 2020-01-01 00:00:00"],
+        )
+        self.assert_stops(
+            65, "'blob' is no text", "null", arguments=[path, "--field", "blob", "--force"]
+        )
+        self.assert_stops(
+            65,
+            "a.parquet:1",
+            "no field 'text'",
+            "question, answer, score",
+            arguments=[path, "--force"],
+        )
+        path = self.table(
+            "arc.parquet",
+            {
+                "id": ["a"],
+                "question": ["Which is hot?"],
+                "answerKey": ["B"],
+                "choices": [{"text": ["ice", "fire", "snow"], "label": ["A", "B", "C"]}],
+            },
+        )
         data = self.make(path, "--task", "multiple_choice", "--force", tokens=64)
         self.assertEqual(data["correct"].tolist(), [0, 1, 0])
 
@@ -149,7 +178,9 @@ class Parquet(Packed):
 
     def test_what_is_no_text(self):
         for column, word in (
-            ([*TEXTS, None], "null"), ([[1], [2], [3], [4]], "an array"), ([1, 2, 3, 4], "a number"),
+            ([*TEXTS, None], "null"),
+            ([[1], [2], [3], [4]], "an array"),
+            ([1, 2, 3, 4], "a number"),
         ):
             path = self.table("a.parquet", {"text": column})
             line = 4 if None in column else 1
@@ -158,7 +189,9 @@ class Parquet(Packed):
         self.assert_stops(65, "a.parquet:1", "NaN", arguments=[path, "--template", "{x}"])
 
     def test_damaged(self):
-        whole = pathlib.Path(self.table("a.parquet", {"text": CORPUS}, compression="none")).read_bytes()
+        whole = pathlib.Path(
+            self.table("a.parquet", {"text": CORPUS}, compression="none")
+        ).read_bytes()
         at = whole.index(b"cat sat")
         footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
         for name, raw in (
@@ -182,12 +215,16 @@ class Parquet(Packed):
 
 
 class SkipDamaged(Packed):
-    LINES = ('{"text": "first"}\n{"text": \n{"text": null}\n\n{"text": "second"}\n[]\n{"other": 1}\n'
-             '{"text": "\\ud800"}\n{"text": "the third"}\n')
+    LINES = (
+        '{"text": "first"}\n{"text": \n{"text": null}\n\n{"text": "second"}\n[]\n{"other": 1}\n'
+        '{"text": "\\ud800"}\n{"text": "the third"}\n'
+    )
 
     def skipped(self, *arguments, tokens=64):
         """(lines of the summary that tell, the note)"""
-        code, printed, errors = self.run_main(*arguments, "--skip-damaged", "--force", tokens=tokens)
+        code, printed, errors = self.run_main(
+            *arguments, "--skip-damaged", "--force", tokens=tokens
+        )
         self.assertEqual(code, 0, errors)
         lines = printed.splitlines()
         at = next((i for i, line in enumerate(lines) if "damaged" in line), len(lines))
@@ -200,8 +237,12 @@ class SkipDamaged(Packed):
         self.assertEqual(lines[0], "skipped as damaged 5:")
         for line, number in zip(lines[1:], (2, 3, 6, 7, 8), strict=True):
             self.assertIn(f"a.jsonl:{number}: ", line)
-        self.assertRegex(note, r"^tokenize: note: 5 damaged records were skipped; the first: .*a\.jsonl:2: .*\n$")
-        code, printed, errors = self.run_main(path, "--skip-damaged", "--force", "--no-pack", "--quiet")
+        self.assertRegex(
+            note, r"^tokenize: note: 5 damaged records were skipped; the first: .*a\.jsonl:2: .*\n$"
+        )
+        code, printed, errors = self.run_main(
+            path, "--skip-damaged", "--force", "--no-pack", "--quiet"
+        )
         self.assertEqual((code, printed, errors), (0, "", note))
 
     def test_bytes_that_are_no_utf8(self):
@@ -218,7 +259,9 @@ class SkipDamaged(Packed):
 
     def test_items_and_questions(self):
         good = {"question": "q", "choices": ["a", "b"], "answer": 0}
-        path = self.write("a.jsonl", [good, {**good, "answer": 7}, {**good, "choices": ["a"]}, good])
+        path = self.write(
+            "a.jsonl", [good, {**good, "answer": 7}, {**good, "choices": ["a"]}, good]
+        )
         lines, _ = self.skipped(path, "--task", "multiple_choice")
         self.assertEqual(len(lines), 3)
         self.assertIn("none of the choices", lines[1])
@@ -226,13 +269,28 @@ class SkipDamaged(Packed):
         lines, _ = self.skipped(path, "--task", "exact_match", "--shots", 0)
         self.assertEqual(len(lines), 2)
         # What is wrong with an example is wrong for every question.
-        self.assert_stops(65, "b.jsonl:2", arguments=[
-            path, "--task", "exact_match", "--shots-from", path, "--shots", 1, "--skip-damaged", "--force"],
-            tokens=64)
+        self.assert_stops(
+            65,
+            "b.jsonl:2",
+            arguments=[
+                path,
+                "--task",
+                "exact_match",
+                "--shots-from",
+                path,
+                "--shots",
+                1,
+                "--skip-damaged",
+                "--force",
+            ],
+            tokens=64,
+        )
 
     def test_what_is_never_skipped(self):
         path = self.write("a.jsonl", "{\n[\n")
-        self.assert_stops(65, "no row was written", "2 damaged", "a.jsonl:1", arguments=[path, "--skip-damaged"])
+        self.assert_stops(
+            65, "no row was written", "2 damaged", "a.jsonl:1", arguments=[path, "--skip-damaged"]
+        )
         path = self.write("a.jsonl", LINES)
         arguments = [path, "--skip-damaged", "--vocab-size", 5]
         self.assert_stops(65, "beyond the vocabulary", arguments=arguments)

@@ -18,6 +18,8 @@ from unittest import mock
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 from tokenize_case import CORPUS, SCRIPT, Case, tokenize
 
+from espalier_tokens import arguments as command_line  # noqa: E402
+
 
 class Errors(Case):
     def setUp(self):
@@ -216,9 +218,9 @@ sys.exit(code or (f"imported {heavy}" if heavy else 0))
         self.assertEqual((done.returncode, done.stdout), (64, ""))
 
     def test_examples_of_the_help_parse(self):
-        for line in tokenize.EXAMPLES.replace("\\\n", " ").splitlines():
+        for line in command_line.EXAMPLES.replace("\\\n", " ").splitlines():
             if line.strip().startswith("launch/tokenize.py"):
-                tokenize.settle(tokenize.make_parser().parse_args(shlex.split(line)[1:]))
+                command_line.settle(command_line.make_parser().parse_args(shlex.split(line)[1:]))
 
     def test_bar_only_on_a_terminal(self):
         path = self.write("a.jsonl", [{"text": t} for t in CORPUS * 400])

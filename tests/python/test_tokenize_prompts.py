@@ -8,22 +8,26 @@ import subprocess
 import sys
 import unittest
 
-from tokenizers import Tokenizer, decoders
+from tokenizers import decoders
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 from tokenize_case import END, ROOT, Case, byte_bpe, llama_like, tokenize
 
+from espalier_tokens import pieces as pieces_of_tokens  # noqa: E402
+
 HERE = pathlib.Path(__file__).resolve().parent
 LM_EVAL = ROOT / ".venv" / "lm-eval-0.4.13"
 DATA = os.environ.get("ESPALIER_TEST_DATA")
-TRAIN = [{"question": f"what is {i} + 1?", "answer": f"it is {i + 1}\n#### {i + 1}"} for i in range(9)]
+TRAIN = [
+    {"question": f"what is {i} + 1?", "answer": f"it is {i + 1}\n#### {i + 1}"} for i in range(9)
+]
 TEST = [{"question": f"what is {i} + 5?", "answer": f"#### {i + 5}"} for i in range(20, 32)]
 
 
 class Pieces(Case):
     def pieces(self, path, vocab=None):
         coder = tokenize.Coder(str(path), "auto", "auto", False, vocab)
-        joined, ends = tokenize.pieces.pieces(coder)
+        joined, ends = pieces_of_tokens.pieces(coder)
         self.assertEqual(len(ends), coder.vocab_size)
         self.assertEqual(ends[-1], len(joined))
         return coder, [joined[begin:end] for begin, end in zip([0, *ends], ends)]
@@ -33,7 +37,7 @@ class Pieces(Case):
         draw = random.Random(7)
         known = [i for i in range(len(pieces)) if coder.plain.id_to_token(i) is not None]
         special = sorted(coder.special)
-        single = [i for i in known if tokenize.pieces.BYTE.match(coder.plain.id_to_token(i) or "")]
+        single = [i for i in known if pieces_of_tokens.BYTE.match(coder.plain.id_to_token(i) or "")]
         whole = sorted(set(known) - set(single) if strips else known)
         for _ in range(rounds):
             ids = draw.choices(whole, k=40) + draw.choices(special, k=3)
@@ -48,8 +52,10 @@ class Pieces(Case):
     def test_byte_level(self):
         paths = [ROOT / "tests" / "models" / "tri-domain-qwen2"]
         if DATA:
-            paths += [pathlib.Path(DATA, name) for name in
-                      ("tokenizers/qwen2.5", "tokenizers/minimind6400", "models/tri-qwen2")]
+            paths += [
+                pathlib.Path(DATA, name)
+                for name in ("tokenizers/qwen2.5", "tokenizers/minimind6400", "models/tri-qwen2")
+            ]
         for path in paths:
             with self.subTest(path=path.name):
                 self.check(*self.pieces(path))
@@ -57,11 +63,19 @@ class Pieces(Case):
     def test_byte_fallback(self):
         if not DATA:
             self.skipTest("ESPALIER_TEST_DATA is not set")
-        for name in ("tokenizers/mistral/tokenizer_v3.json", "models/stories260K", "models/babyllama105"):
+        for name in (
+            "tokenizers/mistral/tokenizer_v3.json",
+            "models/stories260K",
+            "models/babyllama105",
+        ):
             coder, pieces = self.pieces(pathlib.Path(DATA, name))
             with self.subTest(name=name):
                 self.check(coder, pieces, strips=True)
-                text = "a b  c\n\u4e2d\U0001f642\u00e9 caf\u00e9 \x01 z" if "baby" not in name else "the cat"
+                text = (
+                    "a b  c\n\u4e2d\U0001f642\u00e9 caf\u00e9 \x01 z"
+                    if "baby" not in name
+                    else "the cat"
+                )
                 ids = coder.plain.encode(text, add_special_tokens=False).ids
                 self.assertEqual(b"".join(pieces[i] for i in ids).decode(), " " + text)
                 self.assertEqual(coder.plain.decode(ids), text)
@@ -86,10 +100,10 @@ class Pieces(Case):
 
     def test_alphabet(self):
         """The table of bytes is the library's."""
-        for character, byte in tokenize.pieces.byte_alphabet().items():
+        for character, byte in pieces_of_tokens.byte_alphabet().items():
             if byte < 128:
                 self.assertEqual(byte_bpe().decoder.decode([character]), chr(byte))
-        self.assertEqual(sorted(tokenize.pieces.byte_alphabet().values()), list(range(256)))
+        self.assertEqual(sorted(pieces_of_tokens.byte_alphabet().values()), list(range(256)))
 
 
 class Prompts(Case):
@@ -102,10 +116,14 @@ class Prompts(Case):
         return self.make("--task", "exact_match", "--force", *arguments, tokens=tokens)
 
     def prompts(self, data):
-        pieces = [bytes(data["piece_bytes"][begin:end])
-                  for begin, end in zip([0, *data["piece_ends"]], data["piece_ends"])]
-        return [b"".join(pieces[i] for i in row[:n]).decode()
-                for row, n in zip(data["tokens"], data["length"])]
+        pieces = [
+            bytes(data["piece_bytes"][begin:end])
+            for begin, end in zip([0, *data["piece_ends"]], data["piece_ends"])
+        ]
+        return [
+            b"".join(pieces[i] for i in row[:n]).decode()
+            for row, n in zip(data["tokens"], data["length"])
+        ]
 
     def test_without_examples(self):
         data = self.ask(self.test, "--shots", 0)
@@ -114,9 +132,13 @@ class Prompts(Case):
         attributes = data["attributes"]
         self.assertEqual((attributes["task"], attributes["shots"]), ("exact_match", 0))
         self.assertEqual(json.loads(attributes["stop"]), ["Question:", "</s>", "<|im_end|>"])
-        self.assertEqual((attributes["eos_ids"].dtype, attributes["eos_ids"].tolist()), ("int32", []))
+        self.assertEqual(
+            (attributes["eos_ids"].dtype, attributes["eos_ids"].tolist()), ("int32", [])
+        )
         self.assertEqual({str(self.types[n]) for n in ("tokens", "length")}, {"int32"})
-        self.assertEqual((str(self.types["piece_bytes"]), str(self.types["piece_ends"])), ("uint8", "int64"))
+        self.assertEqual(
+            (str(self.types["piece_bytes"]), str(self.types["piece_ends"])), ("uint8", "int64")
+        )
         self.assertNotIn("loss_mask", data)
         self.assertEqual(len(data["piece_ends"]), attributes["vocab_size"])
 
@@ -131,7 +153,7 @@ class Prompts(Case):
         data = self.ask(self.test, "--shots-from", self.train)
         first = self.prompts(data)
         shots = {f"Question: {r['question']}\nAnswer: {r['answer']}" for r in TRAIN}
-        for prompt, record in zip(first, TEST):
+        for prompt, record in zip(first, TEST, strict=True):
             *before, last = prompt.split("\n\n")
             self.assertEqual(last, f"Question: {record['question']}\nAnswer:")
             self.assertEqual((len(before), len(set(before))), (5, 5))
@@ -148,13 +170,19 @@ class Prompts(Case):
 
     def test_a_question_is_no_example_of_itself(self):
         data = self.ask(self.train, "--shots-from", self.train, "--shots", 8)
-        for prompt, record in zip(self.prompts(data), TRAIN):
+        for prompt, record in zip(self.prompts(data), TRAIN, strict=True):
             self.assertEqual(prompt.count(record["question"]), 1)
             self.assertEqual(prompt.count("Question:"), 9)
 
     def test_overlong_and_empty(self):
-        path = self.write("a.jsonl", [*TEST[:2], {"question": "long " * 60, "answer": "1"},
-                                      {"question": "q", "answer": " "}])
+        path = self.write(
+            "a.jsonl",
+            [
+                *TEST[:2],
+                {"question": "long " * 60, "answer": "1"},
+                {"question": "q", "answer": " "},
+            ],
+        )
         data = self.ask(path, "--shots", 0, tokens=40)
         self.assertEqual(len(data["tokens"]), 2)
         self.assertIn("1 overlong dropped, 1 empty skipped", self.printed)
@@ -166,8 +194,9 @@ class Prompts(Case):
     def test_begin_token(self):
         self.use(llama_like(), settings={"eos_token": "</s>", "add_eos_token": True})
         tokenizer = self.tokenizer
-        tokenizer.decoder = decoders.Sequence([
-            decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+        tokenizer.decoder = decoders.Sequence(
+            [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+        )
         self.use(tokenizer)
         data = self.ask(self.test, "--shots", 0)
         self.assertTrue((data["tokens"][:, 0] == 1).all())
@@ -178,8 +207,11 @@ class Prompts(Case):
     @unittest.skipUnless(LM_EVAL.is_dir(), f"no lm-eval 0.4.13 in {LM_EVAL.name}")
     def test_prompts_against_the_harness_itself(self):
         records = self.write("records.json", json.dumps({"gsm8k": {"train": TRAIN, "test": TEST}}))
-        done = subprocess.run([sys.executable, HERE / "harness_requests.py", LM_EVAL, records],
-                              capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, HERE / "harness_requests.py", LM_EVAL, records],
+            capture_output=True,
+            text=True,
+        )
         self.assertEqual(done.returncode, 0, done.stderr)
         data = self.ask(self.test, "--shots-from", self.train)
         theirs = json.loads(done.stdout)["gsm8k"]
@@ -197,21 +229,50 @@ class Prompts(Case):
             (64, [self.test, *task, "--shots", 0, "--template", "{question}"], ("exclude",)),
             (64, [self.write("a.txt", "x"), *task, "--shots", 0], ("cannot be filled",)),
             (66, [self.test, *task, "--shots-from", self.dir / "none.jsonl"], ("none.jsonl",)),
-            (65, [self.test, *task, "--shots-from", self.train, "--shots", 10], ("too few examples", "9 records")),
-            (65, [self.train, *task, "--shots-from", self.train, "--shots", 9], ("too few examples",)),
-            (65, [self.test, *task, "--shots-from", self.write("bad.jsonl", '{"question": "q"}\n' * 9)],
-             ("bad.jsonl", "no field 'answer'")),
-            (65, [self.write("b.jsonl", [{"question": "q", "answer": None}]), *task, "--shots", 0],
-             ("b.jsonl:1", "null")),
-            (65, [self.write("c.jsonl", [TRAIN[0]] * 9), *task, "--shots-from", self.dir / "c.jsonl"],
-             ("nearly all",)),
+            (
+                65,
+                [self.test, *task, "--shots-from", self.train, "--shots", 10],
+                ("too few examples", "9 records"),
+            ),
+            (
+                65,
+                [self.train, *task, "--shots-from", self.train, "--shots", 9],
+                ("too few examples",),
+            ),
+            (
+                65,
+                [
+                    self.test,
+                    *task,
+                    "--shots-from",
+                    self.write("bad.jsonl", '{"question": "q"}\n' * 9),
+                ],
+                ("bad.jsonl", "no field 'answer'"),
+            ),
+            (
+                65,
+                [self.write("b.jsonl", [{"question": "q", "answer": None}]), *task, "--shots", 0],
+                ("b.jsonl:1", "null"),
+            ),
+            (
+                65,
+                [
+                    self.write("c.jsonl", [TRAIN[0]] * 9),
+                    *task,
+                    "--shots-from",
+                    self.dir / "c.jsonl",
+                ],
+                ("nearly all",),
+            ),
         ):
             with self.subTest(arguments=arguments):
                 self.assert_stops(code, *words, arguments=arguments, tokens=512)
         tokenizer = byte_bpe()
         tokenizer.decoder = decoders.WordPiece()
         self.use(tokenizer)
-        self.assert_stops(65, "decoder", "WordPiece", arguments=[self.test, *task, "--shots", 0], tokens=512)
+        self.assert_stops(
+            65, "decoder", "WordPiece", arguments=[self.test, *task, "--shots", 0], tokens=512
+        )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,9 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 from tokenize_case import CORPUS, ROOT, Case, byte_bpe, llama_like
 
-HARNESS = json.loads((pathlib.Path(__file__).resolve().parent / "harness_requests.json").read_text())
+HARNESS = json.loads(
+    (pathlib.Path(__file__).resolve().parent / "harness_requests.json").read_text()
+)
 SETS = ("boolq", "arc_easy", "arc_challenge", "hellaswag", "openbookqa", "winogrande", "piqa")
 
 
@@ -26,7 +28,12 @@ class Recipes(Case):
         self.text = self.write("c4.jsonl", [{"text": text} for text in CORPUS * 20])
 
     def start(self, recipe, out, *arguments):
-        command = [ROOT / "launch" / "recipes" / f"{recipe}.sh", self.dir / "model", out, *arguments]
+        command = [
+            ROOT / "launch" / "recipes" / f"{recipe}.sh",
+            self.dir / "model",
+            out,
+            *arguments,
+        ]
         return subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=self.dir)
 
     def cook(self, *arguments):
@@ -35,7 +42,16 @@ class Recipes(Case):
         return done.stdout
 
     def test_gisp_c4(self):
-        self.cook("gisp_c4", self.out, f"c4={self.text}", "--", "--tokens", "700", "--sequence-tokens", "64")
+        self.cook(
+            "gisp_c4",
+            self.out,
+            f"c4={self.text}",
+            "--",
+            "--tokens",
+            "700",
+            "--sequence-tokens",
+            "64",
+        )
         with h5py.File(self.out) as file:
             self.assertEqual(file["tokens"].shape, (10, 64))
             self.assertEqual((file.attrs["seed"], file.attrs["token_limit"]), (0, 700))
@@ -45,23 +61,47 @@ class Recipes(Case):
         with h5py.File(self.out) as file:
             mix = json.loads(file.attrs["mix"])
             self.assertEqual([part["tokens"] for part in mix], [1000] * 7)
-            self.assertEqual([part["layout"] for part in mix],
-                             ["boolq", "arc", "arc", "hellaswag", "openbookqa", "winogrande", "piqa"])
+            self.assertEqual(
+                [part["layout"] for part in mix],
+                ["boolq", "arc", "arc", "hellaswag", "openbookqa", "winogrande", "piqa"],
+            )
             begins = np.flatnonzero(np.diff(file["item"][:], prepend=-1))
             self.assertTrue((np.add.reduceat(file["correct"][:], begins) == 1).all())
             self.assertTrue(6000 < file["length"][:].sum() <= 7000)
 
     def test_hybrid(self):
         math = self.write("math.jsonl", [{"question": "2 + 3?", "answer": "5"}] * 600)
-        self.cook("hybrid", "set", f"web={self.text}", f"code={ROOT / 'launch' / 'python'}", f"math={math}",
-                  *self.choices, "--", "--tokens", "4200", "--quiet", "--sequence-tokens", "128")
+        self.cook(
+            "hybrid",
+            "set",
+            f"web={self.text}",
+            f"code={ROOT / 'launch' / 'python'}",
+            f"math={math}",
+            *self.choices,
+            "--",
+            "--tokens",
+            "4200",
+            "--quiet",
+            "--sequence-tokens",
+            "128",
+        )
         tasks = {}
         for path in (self.dir / "set").iterdir():
             with h5py.File(path) as file:
-                tasks[path.name] = (file.attrs.get("task", ""), file.attrs["packed"], "loss_mask" in file)
-        self.assertEqual(tasks, {
-            "web.h5": ("", 1, False), "code.h5": ("", 1, False), "math.h5": ("", 0, True),
-            "commonsense.h5": ("multiple_choice", 0, True)})
+                tasks[path.name] = (
+                    file.attrs.get("task", ""),
+                    file.attrs["packed"],
+                    "loss_mask" in file,
+                )
+        self.assertEqual(
+            tasks,
+            {
+                "web.h5": ("", 1, False),
+                "code.h5": ("", 1, False),
+                "math.h5": ("", 0, True),
+                "commonsense.h5": ("multiple_choice", 0, True),
+            },
+        )
 
     def test_wrong_arguments(self):
         for recipe, arguments, word in (
@@ -77,7 +117,9 @@ class Recipes(Case):
                 self.assertIn(word, done.stderr)
         done = self.start("gisp_c4", self.out, f"c4={self.dir / 'none'}")
         self.assertEqual(done.returncode, 66)
-        done = subprocess.run([ROOT / "launch" / "recipes" / "hybrid.sh", "--help"], capture_output=True, text=True)
+        done = subprocess.run(
+            [ROOT / "launch" / "recipes" / "hybrid.sh", "--help"], capture_output=True, text=True
+        )
         self.assertEqual(done.returncode, 0)
         self.assertTrue(done.stdout.startswith("launch/recipes/hybrid.sh MODEL DIRECTORY"))
         self.assertNotIn("set -e", done.stdout)
@@ -90,8 +132,10 @@ class AsReleased(Case):
         path = self.write("a.jsonl", self.RECORDS)
         data = self.make(path, "--task", "multiple_choice", "--force", *arguments, tokens=128)
         self.data = data
-        return [([self.tokenizer.id_to_token(i) for i in ids[:n]], mask[:n].tolist())
-                for ids, n, mask in zip(data["tokens"], data["length"], data["loss_mask"])]
+        return [
+            ([self.tokenizer.id_to_token(i) for i in ids[:n]], mask[:n].tolist())
+            for ids, n, mask in zip(data["tokens"], data["length"], data["loss_mask"])
+        ]
 
     def test_byte_level(self):
         self.use(byte_bpe())

@@ -19,11 +19,32 @@ PAIRS = (
     ("query", "response"),
     ("input", "output"),
 )
-ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant",
-         "observation": "tool"}
-REASONING = ("reasoning_content", "thinking", "reasoning")  # what data sets call it, the usual name first
-SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-OPEN, CLOSE = "\ufdd0", "\ufdd1"  # around what a template marks as generated; no characters of any text
+ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "observation": "tool",
+}
+REASONING = (
+    "reasoning_content",
+    "thinking",
+    "reasoning",
+)  # what data sets call it, the usual name first
+SPECIAL = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
+OPEN, CLOSE = (
+    "\ufdd0",
+    "\ufdd1",
+)  # around what a template marks as generated; no characters of any text
 
 
 def is_conversation(record):
@@ -38,7 +59,12 @@ def is_conversation(record):
 def plain(value, place):
     """A value with numbers in place of how they were written, as a template expects them."""
     if isinstance(value, NoNumber):
-        raise Stop(BAD_CONTENT, f"{place}: a message holds {value}", "JSON knows no such number", "repair it")
+        raise Stop(
+            BAD_CONTENT,
+            f"{place}: a message holds {value}",
+            "JSON knows no such number",
+            "repair it",
+        )
     if isinstance(value, Literal):
         return json.loads(value)
     if isinstance(value, dict):
@@ -54,12 +80,23 @@ def message_of(raw, what, place):
     """A message with role and content, under whatever names; fields that are null are left out, and
     reasoning has every name that templates know."""
     if not isinstance(raw, dict):
-        raise wrong(place, f"{what} is no object", f"it is {name_of(raw)}", 'write {"role": ..., "content": ...}')
+        raise wrong(
+            place,
+            f"{what} is no object",
+            f"it is {name_of(raw)}",
+            'write {"role": ..., "content": ...}',
+        )
     role = raw.get("role", raw.get("from"))
     if type(role) is not str:
-        raise wrong(place, f"{what} has no role", f"it has: {', '.join(raw) or 'nothing'}",
-                    'write {"role": "user", "content": ...} or {"from": "human", "value": ...}')
-    message = {k: plain(v, place) for k, v in raw.items() if v is not None and k not in ("from", "value")}
+        raise wrong(
+            place,
+            f"{what} has no role",
+            f"it has: {', '.join(raw) or 'nothing'}",
+            'write {"role": "user", "content": ...} or {"from": "human", "value": ...}',
+        )
+    message = {
+        k: plain(v, place) for k, v in raw.items() if v is not None and k not in ("from", "value")
+    }
     message["role"] = ROLES.get(role, role)
     content = raw.get("content", raw.get("value"))
     if content is not None or not raw.get("tool_calls"):
@@ -78,11 +115,15 @@ def messages_of(record, place):
         raw = record[name]
         if not isinstance(raw, list) or not raw:
             why = "it is empty" if raw == [] else f"it is {name_of(raw)}"
-            raise wrong(place, f"field '{name}' is no conversation", why, "write a list of messages")
+            raise wrong(
+                place, f"field '{name}' is no conversation", why, "write a list of messages"
+            )
         messages = [message_of(m, f"message {i} of '{name}'", place) for i, m in enumerate(raw, 1)]
     system = record.get("system")
     if type(system) is str and system.strip() and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": plain_text(system, "field 'system'", place)})
+        messages.insert(
+            0, {"role": "system", "content": plain_text(system, "field 'system'", place)}
+        )
     return messages
 
 
@@ -94,8 +135,12 @@ def pair_of(record, place):
                 asked += "\n" + plain_text(record["input"], "field 'input'", place)
             told = plain_text(record[answer], f"field '{answer}'", place, numbers=True)
             return [{"role": "user", "content": asked}, {"role": "assistant", "content": told}]
-    raise wrong(place, "no conversation", f"the line has: {', '.join(record) or 'nothing'}",
-                "give a field 'messages', or question and answer (docs/file-formats.md)")
+    raise wrong(
+        place,
+        "no conversation",
+        f"the line has: {', '.join(record) or 'nothing'}",
+        "give a field 'messages', or question and answer (docs/file-formats.md)",
+    )
 
 
 def tools_of(record, place):
@@ -105,8 +150,15 @@ def tools_of(record, place):
             tools = json.loads(tools) if tools.strip() else None
         except ValueError:
             pass
-    if tools is not None and not (isinstance(tools, list) and all(isinstance(t, dict) for t in tools)):
-        raise wrong(place, "field 'tools' is no list of objects", f"it is {name_of(tools)}", "repair the line")
+    if tools is not None and not (
+        isinstance(tools, list) and all(isinstance(t, dict) for t in tools)
+    ):
+        raise wrong(
+            place,
+            "field 'tools' is no list of objects",
+            f"it is {name_of(tools)}",
+            "repair the line",
+        )
     return plain(tools, place) or None
 
 
@@ -142,11 +194,17 @@ def environment(date):
 
     def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
         return json.dumps(
-            value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+            value,
+            ensure_ascii=ensure_ascii,
+            indent=indent,
+            separators=separators,
+            sort_keys=sort_keys,
         )
 
     made = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[generation_tag(), "jinja2.ext.loopcontrols"]
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[generation_tag(), "jinja2.ext.loopcontrols"],
     )
     made.filters["tojson"] = tojson  # that of Jinja escapes what HTML does not like
     made.globals.update(raise_exception=raise_exception, strftime_now=date.strftime)
@@ -183,15 +241,21 @@ class Conversations:
         try:
             import jinja2
         except ImportError:
-            raise Stop(UNAVAILABLE, "the Python package jinja2 is missing", "chat templates are written for it",
-                       "run launch/setup.sh and use .venv/bin/python")
+            raise Stop(
+                UNAVAILABLE,
+                "the Python package jinja2 is missing",
+                "chat templates are written for it",
+                "run launch/setup.sh and use .venv/bin/python",
+            )
         self.errors = jinja2.TemplateError
         source, self.path = source_of(coder)
         self.sha256, self.date = hashlib.sha256(source.encode()).hexdigest(), date
         try:
             self.template = environment(date).from_string(source)
         except jinja2.TemplateError as error:
-            raise Stop(BAD_CONTENT, f"the chat template in '{self.path}' is wrong", str(error), "repair it")
+            raise Stop(
+                BAD_CONTENT, f"the chat template in '{self.path}' is wrong", str(error), "repair it"
+            )
         self.words = coder.special_words(SPECIAL)
         self.ends = [coder.plain.id_to_token(i) for i in sorted(coder.special)]
 
@@ -210,21 +274,34 @@ class Conversations:
     def _rendered(self, messages, tools, place, prompt=False):
         try:
             return self.template.render(
-                messages=messages, tools=tools, documents=None, add_generation_prompt=prompt, **self.words
+                messages=messages,
+                tools=tools,
+                documents=None,
+                add_generation_prompt=prompt,
+                **self.words,
             )
         except self.errors as error:
             why = str(error) or type(error).__name__
         except Exception as error:  # what a template does with a value that it did not expect
             why = f"{type(error).__name__}: {error}"
-        raise wrong(place, "the chat template refuses the conversation", why, "repair the line or take it out")
+        raise wrong(
+            place,
+            "the chat template refuses the conversation",
+            why,
+            "repair the line or take it out",
+        )
 
     def _unmarked(self, text, place):
         out, spans = "", []
         for i, part in enumerate(text.split(OPEN)):
             said, close, rest = part.partition(CLOSE)
             if i and not close or CLOSE in rest or (not i and close):
-                raise wrong(place, "the template's marks around what is generated are no pairs",
-                            "they are one inside the other, or a message holds U+FDD0 or U+FDD1", "repair the line")
+                raise wrong(
+                    place,
+                    "the template's marks around what is generated are no pairs",
+                    "they are one inside the other, or a message holds U+FDD0 or U+FDD1",
+                    "repair the line",
+                )
             if i:
                 spans.append((len(out), len(out) + len(said)))
             out += said + rest
@@ -234,17 +311,24 @@ class Conversations:
         """(begin, end) of the i-th message: behind what the template writes to ask for it, up to the
         token that ends it."""
         if i == 0:
-            raise wrong(place, "the conversation begins with the assistant", "it answers nothing",
-                        "put a message of the user before it")
+            raise wrong(
+                place,
+                "the conversation begins with the assistant",
+                "it answers nothing",
+                "put a message of the user before it",
+            )
         before = self._rendered(messages[:i], tools, place)
         asked = self._rendered(messages[:i], tools, place, prompt=True)
         begin = len(os.path.commonprefix([asked, text]))
         alone = self._rendered(messages[: i + 1], tools, place)
         end = self._end(messages[i], alone, text, begin)
         if begin < len(before) or not text.startswith(before) or end is None:
-            raise wrong(place, f"what message {i + 1} adds to the conversation cannot be told",
-                        "the chat template writes its begin otherwise when it goes on",
-                        "give conversations with one answer, or a template with {% generation %}")
+            raise wrong(
+                place,
+                f"what message {i + 1} adds to the conversation cannot be told",
+                "the chat template writes its begin otherwise when it goes on",
+                "give conversations with one answer, or a template with {% generation %}",
+            )
         said = text[begin:end].rstrip()  # a line end behind the last token is never waited for
         return (begin, begin + len(said)) if said.endswith(tuple(self.ends)) else (begin, end)
 

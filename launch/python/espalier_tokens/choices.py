@@ -124,7 +124,9 @@ def choices_of(record, name, place):
             texts = [first_of(choice, ("text",), f"{place}: {what}")[1] for choice in texts]
     for i, text in enumerate(texts, 1):
         plain_text(text, f"choice {i} of {what}", place, numbers=True)
-    labels = [plain_text(label, f"a label of {what}", place, numbers=True) for label in labels or []]
+    labels = [
+        plain_text(label, f"a label of {what}", place, numbers=True) for label in labels or []
+    ]
     if labels and len(labels) != len(texts):
         raise Stop(
             BAD_CONTENT,

@@ -30,7 +30,9 @@ class Damaged:
     def note(self):
         if not self.count:
             return None
-        records = "1 damaged record was" if self.count == 1 else f"{self.count:,} damaged records were"
+        records = (
+            "1 damaged record was" if self.count == 1 else f"{self.count:,} damaged records were"
+        )
         return f"{records} skipped; the first: {self.names[0]}"
 
     def report(self):
@@ -148,9 +150,7 @@ class Reader:
 def parse(text, place):
     """The record that a line or a part of a JSON file holds."""
     try:
-        record = json.loads(
-            text, parse_int=Literal, parse_float=Literal, parse_constant=NoNumber
-        )
+        record = json.loads(text, parse_int=Literal, parse_float=Literal, parse_constant=NoNumber)
     except (ValueError, RecursionError) as error:
         raise Stop(
             BAD_CONTENT,

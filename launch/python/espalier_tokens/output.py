@@ -117,7 +117,9 @@ class TokenFile:
         self.np, self.text = numpy, h5py.string_dtype()
         self.file = h5py.File(self.bytes, "w")
         for name, value in attributes.items():
-            self.file.attrs[name] = value if isinstance(value, (str, numpy.ndarray)) else numpy.int64(value)
+            self.file.attrs[name] = (
+                value if isinstance(value, (str, numpy.ndarray)) else numpy.int64(value)
+            )
         for name, table in tables.items():
             self.file.create_dataset(name, data=table)
         self.block = max(1, BLOCK_TOKENS // width)

@@ -61,14 +61,18 @@ class Parquet:
         self.path, self.rows = path, 0
         table = self._guarded(lambda: parquet.ParquetFile(file, buffer_size=BUFFER_BYTES))
         names = set(table.schema_arrow.names)
-        chosen = sorted(fields) if fields and fields <= names and "." not in "".join(fields) else None
+        chosen = (
+            sorted(fields) if fields and fields <= names and "." not in "".join(fields) else None
+        )
         self.batches = self._guarded(
             lambda: table.iter_batches(BATCH_ROWS, columns=chosen, use_threads=False)
         )
 
     def read(self, _size):
         """The lines of the next rows, b"" at the end."""
-        rows = self._guarded(lambda: [r for b in [next(self.batches, None)] if b for r in b.to_pylist()])
+        rows = self._guarded(
+            lambda: [r for b in [next(self.batches, None)] if b for r in b.to_pylist()]
+        )
         self.rows += len(rows)
         return b"".join(json.dumps(row, default=plain).encode() + b"\n" for row in rows)
 
@@ -79,7 +83,12 @@ class Parquet:
             if error.errno is not None:
                 raise
             raise self._damaged(error)
-        except (ValueError, TypeError, NotImplementedError, KeyError) as error:  # pyarrow's derive from these
+        except (
+            ValueError,
+            TypeError,
+            NotImplementedError,
+            KeyError,
+        ) as error:  # pyarrow's derive from these
             raise self._damaged(error)
 
     def _damaged(self, error):
