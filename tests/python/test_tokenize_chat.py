@@ -115,8 +115,8 @@ class Plain(Template):
         self.use_template(
             "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
             "{% set c = m.content.split('</think>')[-1] | trim %}"
-            "{% if loop.last %}<think>{{ m.content.split('</think>')[0][7:] if '</think>' in m.content }}</think>"
-            "{% endif %}{{ c }}{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+            "{% if loop.last %}<think>{{ m.content.split('</think>')[0][7:] if '</think>' in m.content }}"
+            "</think>{% endif %}{{ c }}{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
             "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
         )
         first = {"role": "assistant", "content": "<think>the log</think>\nthe cat\nsat"}
@@ -198,6 +198,19 @@ class Plain(Template):
             ({"messages": [{"role": "user", "content": "call"}]}, ("refuses",)),
             ({"messages": [{"role": "user", "content": "x"}]}, ("refuses", "TypeError")),
             ({"messages": [user], "tools": "none"}, ("field 'tools'", "a string")),
+            ({"messages": [user], "tools": "5"}, ("field 'tools'", "a number")),
+            ({"messages": [user], "tools": ["a"]}, ("field 'tools'", "an array")),
+            (
+                '{"messages": [{"role": "user", "content": "a", "n": ' + "9" * 5000 + "}]}",
+                ("too long",),
+            ),
+            (
+                '{"messages": [{"role": "user", "content": "a", "n": '
+                + "[" * 700
+                + "]" * 700
+                + "}]}",
+                ("deep",),
+            ),
             ({"question": None, "answer": "a"}, ("field 'question'", "null")),
             ('{"messages": [{"role": "user", "content": "a", "n": NaN}]}', ("NaN",)),
         ):

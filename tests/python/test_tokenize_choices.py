@@ -188,6 +188,7 @@ class Layouts(unittest.TestCase):
                 [sys.executable, HERE / "harness_requests.py", LM_EVAL, path],
                 capture_output=True,
                 text=True,
+                env={**os.environ, "HF_HOME": folder},
             )
         self.assertEqual(done.returncode, 0, done.stderr)
         theirs = json.loads(done.stdout)
@@ -363,6 +364,8 @@ class Refused(Case):
             ({**good, "answer": 10**30}, ("none of the choices",)),
             ({**good, "answer": "c"}, ("none of the choices", '"c"')),
             ({**good, "answer": ""}, ("none of the choices", "test splits")),
+            ({**good, "answer": "\u00df"}, ("none of the choices",)),
+            ({**good, "answer": "\u0663"}, ("none of the choices",)),
             ({**good, "answer": None}, ("field 'answer' is no answer", "null")),
             ({**good, "answer": True}, ("field 'answer' is no answer", "true")),
             ({**good, "answer": ["a"]}, ("field 'answer' is no answer", "an array")),

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 
-from .documents import Literal, NoNumber, name_of, plain_text
+from .documents import Literal, NoNumber, name_of, plain_text, read_json
 from .stop import BAD_CONTENT, NO_INPUT, UNAVAILABLE, Stop
 
 MESSAGES = ("messages", "conversations", "conversation", "dialog", "dialogue")
@@ -66,7 +66,10 @@ def plain(value, place):
             "repair it",
         )
     if isinstance(value, Literal):
-        return json.loads(value)
+        try:
+            return json.loads(value)
+        except ValueError as error:  # thousands of digits
+            raise wrong(place, "a message holds a number that is too long", str(error), "repair it")
     if isinstance(value, dict):
         return {key: plain(item, place) for key, item in value.items()}
     return [plain(item, place) for item in value] if isinstance(value, list) else value
@@ -145,11 +148,11 @@ def pair_of(record, place):
 
 def tools_of(record, place):
     tools = record.get("tools")
-    if isinstance(tools, str) and not isinstance(tools, (Literal, NoNumber)):
+    if type(tools) is str:
         try:
-            tools = json.loads(tools) if tools.strip() else None
-        except ValueError:
-            pass
+            tools = read_json(tools) if tools.strip() else None
+        except (ValueError, RecursionError):
+            pass  # it stays a text
     if tools is not None and not (
         isinstance(tools, list) and all(isinstance(t, dict) for t in tools)
     ):
@@ -261,7 +264,11 @@ class Conversations:
 
     def text(self, record, place):
         """(text, [(begin, end)] of what the assistant says)"""
-        messages, tools = messages_of(record, place), tools_of(record, place)
+        try:
+            messages, tools = messages_of(record, place), tools_of(record, place)
+        except RecursionError:
+            why = "lists and objects stand one inside the other hundreds of times"
+            raise wrong(place, "the conversation is nested too deep", why, "take the line out")
         text = self._rendered(messages, tools, place)
         if OPEN in text:
             return self._unmarked(text, place)

@@ -3,6 +3,7 @@ makes of them without examples in the prompt."""
 
 import json
 import re
+import string
 from dataclasses import dataclass
 
 from .documents import Literal, name_of, plain_text
@@ -150,7 +151,7 @@ def readings(name, value, texts, labels):
         found |= digits | numbers
     elif not found:
         found = {i for i, text in enumerate(texts) if text.strip() == word}
-        if len(word) == 1 and "A" <= word.upper() <= "Z" and not labels:
+        if len(word) == 1 and word in string.ascii_letters and not labels:
             found.add(ord(word.upper()) - ord("A"))
         found |= digits if name in COUNTED_FROM_0 else digits | {i - 1 for i in digits}
     return {i for i in found if 0 <= i < count}

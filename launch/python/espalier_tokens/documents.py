@@ -147,10 +147,15 @@ class Reader:
         self.file = self.opened = None
 
 
+def read_json(text):
+    """What JSON text says, with numbers as they are written."""
+    return json.loads(text, parse_int=Literal, parse_float=Literal, parse_constant=NoNumber)
+
+
 def parse(text, place):
     """The record that a line or a part of a JSON file holds."""
     try:
-        record = json.loads(text, parse_int=Literal, parse_float=Literal, parse_constant=NoNumber)
+        record = read_json(text)
     except (ValueError, RecursionError) as error:
         raise Stop(
             BAD_CONTENT,
