@@ -172,14 +172,24 @@ void define_measuring(CLI::App& app, CommandOptions& o, Commands& commands) {
   commands.emplace_back(score, command_score);
 
   CLI::App* eval =
-      add(app, "eval", "Perplexities of a model, a run's state or an exported directory",
-          "  espalier eval configs/quickstart.yaml --model runs/a/export/exact\n"
-          "  mpirun -n 2 espalier eval configs/quickstart.yaml --run-dir runs/a --iteration 10 "
-          "--out eval.json");
-  add_config(eval, o);
+      add(app, "eval", "Evaluations of a model, an exported directory, or the smaller plans of a run",
+          "  espalier eval configs/quickstart.yaml --model runs/a/export/exact --out eval.json\n"
+          "  mpirun -n 2 espalier eval runs/a --sparsity 0.1,0.2,0.3 --out curve.json");
+  add_path(eval, "CONFIG", o.path, "YAML configuration, or a run directory: its own, and its model",
+           "PATH")
+      ->required();
+  add_set(eval, o);
+  add_tensor(eval, o);
   add_choice(eval, o);
   add_path(eval, "--model", o.model, "Model directory instead of the configuration's", "DIR");
-  add_path(eval, "--out", o.out, "JSON file to write; must not exist", "FILE");
+  eval->add_option("--sparsity", o.sparsities,
+                   "With a run directory: its smaller plans at these ratios, one after another")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->transform(real_number(kRatio))
+      ->type_name("RATIO,...");
+  add_path(eval, "--out", o.out,
+           "JSON file to write; must not exist. With --sparsity a .csv beside it", "FILE");
   add_path(eval, "--items", o.items,
            "JSON lines: what was chosen in each item of a multiple choice, and the log likelihoods",
            "FILE");
@@ -217,9 +227,12 @@ void define_reading(CLI::App& app, CommandOptions& o, Commands& commands) {
   commands.emplace_back(exported, command_export);
 
   CLI::App* inspect =
-      add(app, "inspect", "Widths per layer of a run, a commit or a model",
+      add(app, "inspect",
+          "Widths per layer of a run, a commit, a model or a plan; the sizes that a run offers",
           "  espalier inspect runs/a\n  espalier inspect runs/a/export/exact --json");
-  add_path(inspect, "PATH", o.path, "Run directory, commit or model directory", "PATH")->required();
+  add_path(inspect, "PATH", o.path, "Run directory, commit, model directory, or plan.h5", "PATH")
+      ->required();
+  add_path(inspect, "--model", o.model, "Model directory that a plan file belongs to", "DIR");
   inspect->add_flag("--json", o.json, "As JSON");
   commands.emplace_back(inspect, command_inspect);
 

@@ -27,6 +27,7 @@ struct CommandOptions {
   std::optional<std::int64_t> iteration;
   std::optional<std::int64_t> ranks;
   std::optional<double> sparsity;
+  std::vector<double> sparsities;
   std::optional<double> hang_timeout;
   std::optional<double> max_hours;
   std::optional<double> memory;

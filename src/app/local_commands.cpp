@@ -11,7 +11,9 @@
 #include "espalier/core/json.h"
 #include "espalier/core/log.h"
 #include "espalier/core/text.h"
+#include "espalier/export/export_model.h"
 #include "espalier/pipeline/exporting.h"
+#include "espalier/pipeline/family.h"
 #include "espalier/pipeline/memory_forecast.h"
 #include "espalier/pipeline/run_directory.h"
 #include "espalier/pipeline/source.h"
@@ -37,9 +39,29 @@ struct Inspected {
   std::optional<PruningPlan> plan;
   fs::path model;
   std::vector<std::string> notes;
+  /// Rows of sizes_of(), of a run.
+  nlohmann::ordered_json sizes = nlohmann::ordered_json::array();
 };
 
-Inspected inspect(const fs::path& path) {
+Inspected inspect_plan(const fs::path& file, const fs::path& model) {
+  if (model.empty())
+    throw Error(ExitCode::usage, "a plan file without --model", "a plan names units, not weights",
+                "Name the model that it belongs to with --model DIR.", file.string());
+  ModelConfig config = read_model_config(model);
+  PruningPlan plan = read_plan(Hdf5Reader::open(file), "", config);
+  ModelWidths widths = widths_of(config, plan);
+  return {std::move(config), std::move(widths), std::move(plan), model, {}};
+}
+
+/// What a run on this model began with. Needs no weights.
+PruningPlan base_of(const ModelConfig& model, const fs::path& directory, AttentionUnit unit) {
+  if (!model.exported) return dense_plan(model, unit);
+  ExportedWidths exported = read_exported_widths(directory, model);
+  return exported.plan ? std::move(*exported.plan) : plan_of_widths(model, exported.widths, unit);
+}
+
+Inspected inspect(const fs::path& path, const fs::path& of_plan) {
+  if (file_exists(path)) return inspect_plan(path, of_plan);
   fs::path commit_dir, run;
   if (is_commit(path)) {
     commit_dir = path;
@@ -67,8 +89,12 @@ Inspected inspect(const fs::path& path) {
                 "Inspect the run directory, or one of its ckpt/iter-* directories.",
                 commit_dir.string());
   PruningPlan plan = read_plan(Hdf5Reader::from_image(commit->state, "state.h5"), "", model);
+  nlohmann::ordered_json sizes = nlohmann::ordered_json::array();
+  if (commit_dir.empty())
+    sizes = sizes_of(model, prune_rules(model, config.prune), plan,
+                     base_of(model, model_of_run(config), plan.attention_unit));
   ModelWidths widths = widths_of(model, plan);
-  return {model, std::move(widths), std::move(plan), config.model_path, {}};
+  return {model, std::move(widths), std::move(plan), config.model_path, {}, std::move(sizes)};
 }
 
 nlohmann::ordered_json inspection(const Inspected& seen) {
@@ -94,7 +120,35 @@ nlohmann::ordered_json inspection(const Inspected& seen) {
           {"iteration", seen.plan ? seen.plan->iteration : 0},
           {"plan_digest", seen.plan ? seen.plan->digest() : ""},
           {"layers", layers},
+          {"serving", serving_facts(seen.config, seen.widths)},
+          {"sizes", seen.sizes},
           {"notes", seen.notes}};
+}
+
+std::string spread_text(const nlohmann::ordered_json& spread) {
+  if (spread[0] == spread[1]) return json_text(spread[0]);
+  return json_text(spread[0]) + "-" + json_text(spread[1]);
+}
+
+void print_serving_row(const std::string& sparsity, const nlohmann::ordered_json& row) {
+  std::string degrees;
+  for (const auto& degree : row["tensor_parallel"])
+    degrees += (degrees.empty() ? "" : ",") + json_text(degree);
+  output::print("{:>10}  {:>9}  {:>7}  {:>13}  {:>8}  {:<7}  {:<6}  {}\n", sparsity,
+                spread_text(row["heads"]), spread_text(row["kv_heads"]),
+                spread_text(row["channels"]), json_text(row["channel_multiple"]),
+                row["uniform"].get<bool>() ? "yes" : "no",
+                row["whole_groups"].get<bool>() ? "yes" : "no", degrees.empty() ? "-" : degrees);
+}
+
+/// The sizes of a run that are worth taking, or what a server wants to know of one size.
+void print_serving(const nlohmann::ordered_json& facts) {
+  output::put(
+      "  sparsity      heads       KV       channels  multiple  uniform  groups  "
+      "tensor-parallel\n");
+  for (const auto& row : facts["sizes"])
+    print_serving_row(fmt::format("{:.6f}", row["sparsity"].get<double>()), row);
+  if (facts["sizes"].empty()) print_serving_row("-", facts["serving"]);
 }
 
 void print_key(const KeyInfo& key) {
@@ -202,7 +256,7 @@ int command_export(const CommandOptions& options) {
 }
 
 int command_inspect(const CommandOptions& options) {
-  const nlohmann::ordered_json facts = inspection(inspect(options.path));
+  const nlohmann::ordered_json facts = inspection(inspect(options.path, options.model));
   if (options.json) {
     output::put(json_text(facts, 2) + "\n");
     return 0;
@@ -217,6 +271,7 @@ int command_inspect(const CommandOptions& options) {
   for (const auto& layer : facts["layers"])
     output::print("{:>5}  {:>7}  {:<33}  {:>8}\n", l++, json_text(layer["query_heads"]),
                   json_text(layer["groups"]), json_text(layer["channels"]));
+  print_serving(facts);
   for (const auto& note : facts["notes"])
     output::print("note: {}\n", one_line(note.get<std::string>()));
   return 0;

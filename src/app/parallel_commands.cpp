@@ -178,11 +178,61 @@ int command_score(const CommandOptions& options) {
   });
 }
 
-int command_eval(const CommandOptions& options) {
-  return run_on_ranks(options, [&](CommRuntime& runtime, Watchdog&) {
+namespace {
+
+void print_curve(const nlohmann::ordered_json& curve) {
+  for (const auto& point : curve.at("points")) {
+    std::string text;
+    for (const auto& result : point.at("results"))
+      text += fmt::format("  {} {} {:.6g}", one_line(result.at("task").get<std::string>()),
+                          result.at("metric").get<std::string>(), result.at("value").get<double>());
+    output::print("sparsity {:.6g}  {} parameters{}\n", point.at("sparsity").get<double>(),
+                  point.at("parameters").get<std::int64_t>(), text);
+  }
+  output::flush();
+}
+
+/// What --sparsity leaves no room for.
+void check_curve_options(Communicator& world, const CommandOptions& options, bool of_run) {
+  together(world, "read the command line", [&] {
+    if (!of_run)
+      throw Error(ExitCode::usage, "--sparsity without a run", "it names smaller plans of a run",
+                  "Name the run directory in the place of CONFIG: espalier eval RUN --sparsity "
+                  "0.1,0.2.",
+                  options.path);
+    if (!options.plan.empty() || !options.run_dir.empty() || options.iteration ||
+        !options.logits.empty())
+      throw Error(ExitCode::usage,
+                  "--sparsity excludes --plan, --run-dir, --iteration and --logits",
+                  "the plans are those of the run in the place of CONFIG", "Leave them out.");
+  });
+}
+
+void evaluate_curve(CommRuntime& runtime, const CommandOptions& options, const fs::path& file) {
+  const RunConfig config = read_config(runtime.world(), file, options, ConfigUse::eval);
+  const nlohmann::ordered_json curve = evaluate_family(
+      runtime, config, {options.path, options.model, options.sparsities, options.out});
+  together(runtime.world(), "print", [&] {
+    if (runtime.world().rank() == 0) print_curve(curve);
+  });
+}
+
+}  // namespace
+
+int command_eval(const CommandOptions& given) {
+  return run_on_ranks(given, [&](CommRuntime& runtime, Watchdog&) {
+    CommandOptions options = given;
+    const bool of_run = is_run_directory(options.path);
+    const fs::path file =
+        of_run ? fs::path(options.path) / "config.resolved.yaml" : fs::path(options.path);
+    if (!options.sparsities.empty()) {
+      check_curve_options(runtime.world(), options, of_run);
+      return evaluate_curve(runtime, options, file);
+    }
+    if (of_run && options.run_dir.empty() && options.plan.empty()) options.run_dir = options.path;
     const EvalRequest request{model_choice(runtime.world(), options), options.out, options.logits,
                               options.logit_rows, options.items};
-    const RunConfig config = read_config(runtime.world(), options.path, options, ConfigUse::eval);
+    const RunConfig config = read_config(runtime.world(), file, options, ConfigUse::eval);
     const nlohmann::ordered_json result = evaluate_model(runtime, config, request);
     together(runtime.world(), "print", [&] {
       if (runtime.world().rank() == 0) print_evaluations(result);

@@ -85,9 +85,10 @@ CausalLM load_causal_lm(const ModelConfig& config, const ModelWidths& widths,
   return loader.take();
 }
 
-bool rebalance(CausalLM& model, const WeightSource& source, double limit) {
-  if (model.shards().size() == 1 || imbalance(model.config(), model.shards()) <= limit)
-    return false;
+namespace {
+
+/// The cut of what all ranks hold together that loading it would make.
+std::vector<ShardWidths> fresh_cut(const CausalLM& model) {
   ModelWidths kept;
   kept.layers.resize(static_cast<std::size_t>(model.layers()));
   for (const ShardWidths& shard : model.shards())
@@ -99,11 +100,10 @@ bool rebalance(CausalLM& model, const WeightSource& source, double limit) {
       all.kv_heads.insert(all.kv_heads.end(), part.kv_heads.begin(), part.kv_heads.end());
       all.channels.insert(all.channels.end(), part.channels.begin(), part.channels.end());
     }
-  std::vector<ShardWidths> shards =
-      cut(model.config(), kept, static_cast<int>(model.shards().size()));
-  // The best cut of few KV groups can stay above the limit for ever: then moving units would gain
-  // nothing.
-  if (imbalance(model.config(), shards) >= imbalance(model.config(), model.shards())) return false;
+  return cut(model.config(), kept, static_cast<int>(model.shards().size()));
+}
+
+void take_cut(CausalLM& model, const WeightSource& source, std::vector<ShardWidths> shards) {
   const ModelWidths before = model.shard().widths;
   model.set_shards(std::move(shards));
   for (const TensorSpec& spec : tensor_catalog(model.config())) {
@@ -111,6 +111,22 @@ bool rebalance(CausalLM& model, const WeightSource& source, double limit) {
     const auto l = static_cast<std::size_t>(spec.layer);
     if (before.layers[l] != model.shard().widths.layers[l]) load_tensor(model, source, spec);
   }
+}
+
+}  // namespace
+
+void recut(CausalLM& model, const WeightSource& source) {
+  if (model.shards().size() > 1) take_cut(model, source, fresh_cut(model));
+}
+
+bool rebalance(CausalLM& model, const WeightSource& source, double limit) {
+  if (model.shards().size() == 1 || imbalance(model.config(), model.shards()) <= limit)
+    return false;
+  std::vector<ShardWidths> shards = fresh_cut(model);
+  // The best cut of few KV groups can stay above the limit for ever: then moving units would gain
+  // nothing.
+  if (imbalance(model.config(), shards) >= imbalance(model.config(), model.shards())) return false;
+  take_cut(model, source, std::move(shards));
   return true;
 }
 

@@ -13,6 +13,7 @@
 #include "espalier/core/log.h"
 #include "espalier/core/paths.h"
 #include "espalier/core/text.h"
+#include "espalier/pipeline/family.h"
 #include "espalier/pipeline/run_directory.h"
 
 namespace espalier {
@@ -72,34 +73,14 @@ ExportReport export_plan(const Source& source, const PruneRules& rules, ExportFo
 
 namespace {
 
-/// What is exported, and under which rules smaller plans of it are made.
+/// What is exported, and what is told about it.
 struct Origin {
-  Source source;
-  PruneRules rules;
+  PlanFamily family;
   ExportFacts facts;
 };
 
 Origin origin_of_run(const fs::path& run, const fs::path& model) {
-  const fs::path resolved = run / "config.resolved.yaml";
-  if (!path_exists(resolved))
-    throw Error(ExitCode::missing_input, "this is neither a run directory nor a plan file",
-                "it has no config.resolved.yaml",
-                "Name the directory that was given to --run-dir, or a plan.h5 with --model.",
-                run.string());
-  const RunConfig config = read_run_config(resolved, {}, ConfigUse::print);
-  std::vector<std::string> rejected;
-  const std::optional<Commit> commit = CommitStore(run / "ckpt").newest_valid(rejected);
-  for (const std::string& line : rejected) log::warning("{}", line);
-  if (!commit)
-    throw Error(ExitCode::missing_input, "the run has no valid commit to export",
-                rejected.empty() ? "there is none yet" : "none of them verifies",
-                "Let it finish an iteration first.", run.string());
-  Origin origin{open_source(model_of_run(config, model)), {}, {}};
-  log::info("model as the run began: {}",
-            require_same_model(origin.source, *commit, Thoroughness::facts));
-  origin.rules = prune_rules(origin.source.config, config.prune);
-  origin.facts.plan = read_plan(Hdf5Reader::from_image(commit->state, (run / "ckpt").string()), "",
-                                origin.source.config);
+  Origin origin{family_of_run(run, model), {}};
   const fs::path provenance = run / "provenance.json";
   if (path_exists(provenance))
     origin.facts.provenance = parse_json(read_file(provenance), provenance.string());
@@ -111,13 +92,14 @@ Origin origin_of_plan(const fs::path& plan, const fs::path& model) {
   if (model.empty())
     throw Error(ExitCode::usage, "a plan file without --model", "a plan names units, not weights",
                 "Name the checkpoint it belongs to with --model DIR.");
-  Origin origin{open_source(model), {}, {}};
+  Origin origin{{open_source(model), {}, {}}, {}};
+  PlanFamily& family = origin.family;
   // A plan file knows no rules: its smaller plans are the beginnings of its order.
   PruneConfig prune;
   prune.protect.first_layers = 0;
   prune.protect.last_layers = 0;
-  origin.rules = prune_rules(origin.source.config, prune);
-  origin.facts.plan = read_plan(Hdf5Reader::open(plan), "", origin.source.config);
+  family.rules = prune_rules(family.source.config, prune);
+  family.plan = read_plan(Hdf5Reader::open(plan), "", family.source.config);
   origin.facts.provenance = {{"schema", 1},
                              {"model", utf8_text(absolute_path(model).string())},
                              {"plan", utf8_text(absolute_path(plan).string())}};
@@ -129,15 +111,13 @@ Origin origin_of_plan(const fs::path& plan, const fs::path& model) {
 ExportOutcome export_run(const ExportRequest& request) {
   Origin origin = file_exists(request.from) ? origin_of_plan(request.from, request.model)
                                             : origin_of_run(request.from, request.model);
-  if (request.measure) origin.rules.measure = *request.measure;
-  require_continuation(origin.source, origin.facts.plan, "the plan of " + request.from.string());
-  if (request.sparsity)
-    origin.facts.plan = truncate_plan(origin.source.config, origin.facts.plan,
-                                      start_plan(origin.source, origin.facts.plan.attention_unit),
-                                      *request.sparsity, origin.rules);
-  for (const std::string& note : origin.source.notes) log::info("note: {}", note);
-  return {export_plan(origin.source, origin.rules, request.format, request.out, origin.facts),
-          sparsity_of(origin.source.config, origin.rules, origin.facts.plan)};
+  PlanFamily& family = origin.family;
+  if (request.measure) family.rules.measure = *request.measure;
+  require_continuation(family.source, family.plan, "the plan of " + request.from.string());
+  origin.facts.plan = request.sparsity ? family.part(*request.sparsity) : family.plan;
+  for (const std::string& note : family.source.notes) log::info("note: {}", note);
+  return {export_plan(family.source, family.rules, request.format, request.out, origin.facts),
+          sparsity_of(family.source.config, family.rules, origin.facts.plan)};
 }
 
 namespace {

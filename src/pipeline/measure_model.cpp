@@ -1,5 +1,8 @@
 #include "espalier/pipeline/measure_model.h"
 
+#include <algorithm>
+#include <array>
+#include <functional>
 #include <numeric>
 
 #include <ATen/ATen.h>
@@ -14,8 +17,10 @@
 #include "espalier/core/paths.h"
 #include "espalier/core/text.h"
 #include "espalier/eval/evaluation.h"
+#include "espalier/model/load.h"
 #include "espalier/model/tensor_ops.h"
 #include "espalier/pipeline/commit.h"
+#include "espalier/pipeline/family.h"
 #include "espalier/pipeline/memory_forecast.h"
 #include "espalier/pipeline/monitor.h"
 #include "espalier/pipeline/source.h"
@@ -33,6 +38,7 @@ struct ChosenModel {
   AttentionUnit unit;
   std::string plan_digest;
   std::int64_t iteration = 0;
+  ModelWidths widths;
   std::int64_t bytes_read = 0;  // by the rank that read most, while it loaded
   std::optional<CausalLM> model;
 };
@@ -89,30 +95,34 @@ PruningPlan chosen_plan(const ModelChoice& choice, const Source& source) {
                   [&] { return read_plan(Hdf5Reader::open(choice.plan), "", source.config); });
 }
 
+ChosenModel choose_model(const RunConfig& config, const ModelChoice& choice) {
+  ChosenModel chosen{source_of(config, choice), config.prune.attention_unit, {}, 0, {}, 0, {}};
+  chosen.widths = chosen.source.widths;
+  if (!choice.run_dir.empty() || !choice.plan.empty()) {
+    const PruningPlan plan = chosen_plan(choice, chosen.source);
+    require_continuation(chosen.source, plan,
+                         choice.plan.empty() ? "the run's plan" : choice.plan.string());
+    chosen.widths = widths_of(chosen.source.config, plan);
+    chosen.unit = plan.attention_unit;
+    chosen.plan_digest = plan.digest();
+    chosen.iteration = plan.iteration;
+  } else if (chosen.source.plan) {
+    chosen.plan_digest = chosen.source.plan->digest();
+  }
+  return chosen;
+}
+
 ChosenModel open_model(CommRuntime& runtime, const ProcessGrid& grid, const RunConfig& config,
-                       const ModelChoice& choice, ConfigUse use, Monitor& monitor) {
+                       ConfigUse use, Monitor& monitor,
+                       const std::function<ChosenModel()>& choose) {
   std::optional<ChosenModel> chosen;
   ComputeOptions options;
-  ModelWidths widths;
   MemoryForecast forecast;
   together(grid.world(), "open", [&] {
-    Source source = source_of(config, choice);
-    widths = source.widths;
-    chosen.emplace(ChosenModel{std::move(source), config.prune.attention_unit, {}, 0, 0, {}});
-    if (!choice.run_dir.empty() || !choice.plan.empty()) {
-      const PruningPlan plan = chosen_plan(choice, chosen->source);
-      require_continuation(chosen->source, plan,
-                           choice.plan.empty() ? "the run's plan" : choice.plan.string());
-      widths = widths_of(chosen->source.config, plan);
-      chosen->unit = plan.attention_unit;
-      chosen->plan_digest = plan.digest();
-      chosen->iteration = plan.iteration;
-    } else if (chosen->source.plan) {
-      chosen->plan_digest = chosen->source.plan->digest();
-    }
+    chosen.emplace(choose());
     options = compute_options(config, chosen->source, runtime);
     check_token_files(config, use, chosen->source, grid.world());
-    forecast = forecast_memory(config, use, chosen->source.config, widths,
+    forecast = forecast_memory(config, use, chosen->source.config, chosen->widths,
                                all_halves(chosen->source.config), options.dtype);
   });
   for (const std::string& note : chosen->source.notes) log::info("note: {}", note);
@@ -123,7 +133,7 @@ ChosenModel open_model(CommRuntime& runtime, const ProcessGrid& grid, const RunC
   fault::hit("load.enter");
   std::optional<ModelLoader> loader;
   together(grid.world(), "load", [&] {
-    loader.emplace(chosen->source.config, widths, chosen->source.weights(), options,
+    loader.emplace(chosen->source.config, chosen->widths, chosen->source.weights(), options,
                    grid.tensor_size(), grid.tensor_index());
   });
   take_steps(
@@ -185,6 +195,96 @@ std::string item_lines(const std::vector<TaskOutcome>& outcomes) {
   return lines;
 }
 
+void require_evaluations(const RunConfig& config) {
+  if (make_evaluations(config.evaluation).empty())
+    throw Error(ExitCode::config, "the lists of evaluation are empty",
+                "there is nothing to evaluate",
+                "List token files under evaluation.perplexity or evaluation.multiple_choice.",
+                config.source.string());
+}
+
+/// One size of a family, before the model is loaded.
+struct Size {
+  double sparsity = 0;
+  nlohmann::ordered_json facts;
+  std::string digest;
+  ModelWidths widths;
+};
+
+std::vector<Size> sizes_from(const PlanFamily& family, std::vector<double> sparsities) {
+  std::sort(sparsities.begin(), sparsities.end());
+  sparsities.erase(std::unique(sparsities.begin(), sparsities.end()), sparsities.end());
+  std::vector<Size> sizes;
+  for (const double sparsity : sparsities) {
+    const PruningPlan part = family.part(sparsity);
+    Size size{sparsity, {{"sparsity", sparsity}}, part.digest(), {}};
+    size.facts.update(size_of(family.source.config, family.rules, part));
+    size.widths = widths_of(family.source.config, part);
+    sizes.push_back(std::move(size));
+  }
+  return sizes;
+}
+
+std::string cell(const std::string& text) {
+  if (text.find_first_of(",\"\n") == std::string::npos) return text;
+  std::string quoted = "\"";
+  for (const char c : text) quoted += c == '"' ? std::string("\"\"") : std::string(1, c);
+  return quoted + "\"";
+}
+
+constexpr std::array kSizeColumns{"sparsity", "sparsity_structures", "sparsity_parameters",
+                                  "sparsity_total_parameters", "parameters"};
+
+/// A line for each point: its size, then each metric with its standard error.
+std::string csv_of(const nlohmann::ordered_json& points) {
+  std::string text;
+  for (const char* column : kSizeColumns)
+    text += fmt::format("{}{}", text.empty() ? "" : ",", column);
+  for (const auto& result : points.front().at("results")) {
+    const std::string name = fmt::format("{}.{}", result.at("task").get<std::string>(),
+                                         result.at("metric").get<std::string>());
+    text += fmt::format(",{},{}", cell(name), cell(name + "_stderr"));
+  }
+  text += "\n";
+  const auto number = [](const nlohmann::ordered_json& value) {
+    return value.is_null() ? std::string() : json_text(value);
+  };
+  for (const auto& point : points) {
+    std::string line;
+    for (const char* column : kSizeColumns)
+      line += (line.empty() ? "" : ",") + number(point.at(column));
+    for (const auto& result : point.at("results"))
+      line += "," + number(result.at("value")) + "," + number(result.at("stderr"));
+    text += line + "\n";
+  }
+  return text;
+}
+
+/// The value of prune.measure.
+const char* measure_key(Measure measure) {
+  switch (measure) {
+    case Measure::structures:
+      return "structures";
+    case Measure::parameters:
+      return "parameters";
+    case Measure::total_parameters:
+      return "total_parameters";
+  }
+  return "";
+}
+
+fs::path csv_beside(const fs::path& json) { return fs::path(json).replace_extension(".csv"); }
+
+/// The same sums as in a model that is loaded at this size: the cut between ranks is the same too.
+void slice_to(CausalLM& model, const Source& source, const ModelWidths& widths,
+              const ProcessGrid& grid) {
+  together(grid.world(), "slice", [&] {
+    fault::hit("slice.enter");
+    model.apply(widths);
+    recut(model, source.weights());
+  });
+}
+
 }  // namespace
 
 void score_model(CommRuntime& runtime, const RunConfig& config, const ModelChoice& choice,
@@ -192,7 +292,8 @@ void score_model(CommRuntime& runtime, const RunConfig& config, const ModelChoic
   const ProcessGrid grid(runtime.world(), static_cast<int>(config.tensor));
   together(grid.world(), "open", [&] { require_new(out); });
   Monitor monitor(0);
-  const ChosenModel chosen = open_model(runtime, grid, config, choice, ConfigUse::score, monitor);
+  const ChosenModel chosen = open_model(runtime, grid, config, ConfigUse::score, monitor,
+                                        [&] { return choose_model(config, choice); });
   monitor.enter("calibrate");
   std::optional<Calibration> data;
   together(grid.world(), "calibrate", [&] {
@@ -227,18 +328,14 @@ nlohmann::ordered_json evaluate_model(CommRuntime& runtime, const RunConfig& con
                                       const EvalRequest& request) {
   const ProcessGrid grid(runtime.world(), static_cast<int>(config.tensor));
   together(grid.world(), "open", [&] {
-    if (make_evaluations(config.evaluation).empty())
-      throw Error(ExitCode::config, "the lists of evaluation are empty",
-                  "there is nothing to evaluate",
-                  "List token files under evaluation.perplexity or evaluation.multiple_choice.",
-                  config.source.string());
+    require_evaluations(config);
     if (!request.out.empty()) require_new(request.out);
     if (!request.logits.empty()) require_new(request.logits);
     if (!request.items.empty()) require_new(request.items);
   });
   Monitor monitor(0);
-  const ChosenModel chosen =
-      open_model(runtime, grid, config, request.choice, ConfigUse::eval, monitor);
+  const ChosenModel chosen = open_model(runtime, grid, config, ConfigUse::eval, monitor,
+                                        [&] { return choose_model(config, request.choice); });
   nlohmann::ordered_json result{
       {"schema", 1},
       {"model", utf8_text(chosen.source.reader.directory().string())},
@@ -266,6 +363,73 @@ nlohmann::ordered_json evaluate_model(CommRuntime& runtime, const RunConfig& con
     if (!request.logits.empty()) write_new(request.logits, logits.finish());
     if (!request.items.empty()) write_new(request.items, item_lines(outcomes));
   });
+  return result;
+}
+
+nlohmann::ordered_json evaluate_family(CommRuntime& runtime, const RunConfig& config,
+                                       const CurveRequest& request) {
+  const ProcessGrid grid(runtime.world(), static_cast<int>(config.tensor));
+  together(grid.world(), "open", [&] {
+    require_evaluations(config);
+    if (request.out.empty()) return;
+    if (request.out.extension() != ".json")
+      throw Error(ExitCode::usage, "--out does not end in .json",
+                  "with --sparsity it names a JSON file, and a CSV file of the same name lies "
+                  "beside it",
+                  "Give --out FILE.json.", request.out.string());
+    require_new(request.out);
+    require_new(csv_beside(request.out));
+  });
+  Monitor monitor(0);
+  std::vector<Size> sizes;
+  Measure measure{};
+  ChosenModel chosen = open_model(runtime, grid, config, ConfigUse::eval, monitor, [&] {
+    PlanFamily family = family_of_run(request.run, request.model);
+    require_continuation(family.source, family.plan, "the plan of " + request.run.string());
+    measure = family.rules.measure;
+    sizes = sizes_from(family, request.sparsities);
+    return ChosenModel{std::move(family.source),
+                       family.plan.attention_unit,
+                       {},
+                       family.plan.iteration,
+                       sizes.front().widths,
+                       0,
+                       {}};
+  });
+  nlohmann::ordered_json result{
+      {"schema", 1},
+      {"run", utf8_text(absolute_path(request.run).string())},
+      {"model", utf8_text(chosen.source.reader.directory().string())},
+      {"measure", measure_key(measure)},
+      {"dtype", std::string(torch_name(to_dtype(chosen.model->options().dtype)))},
+      {"layout", {{"tensor", grid.tensor_size()}, {"data", grid.data_size()}}},
+      {"complete", false},
+      {"points", nlohmann::ordered_json::array()}};
+  for (const Size& size : sizes) {
+    monitor.enter("slice");
+    slice_to(*chosen.model, chosen.source, size.widths, grid);
+    monitor.enter("evaluate");
+    const std::vector<TaskOutcome> outcomes =
+        evaluate_all(config.evaluation, *chosen.model, grid,
+                     {config.calibration.micro_batch_tokens, false, monitor.hooks()});
+    nlohmann::ordered_json point = size.facts;
+    point["plan_digest"] = size.digest;
+    point.update(facts_of(outcomes));
+    point["results"] = results_of(outcomes);
+    result["points"].push_back(std::move(point));
+    result["complete"] = result["points"].size() == sizes.size();
+    if (grid.is_root())
+      log::info("evaluated sparsity {:.6g}: {} of {}", size.sparsity, result["points"].size(),
+                counted(sizes.size(), "size"));
+    // After every size: what was measured stays when the job ends early.
+    together(grid.world(), "save", [&] {
+      if (!grid.is_root() || request.out.empty()) return;
+      if (request.out.has_parent_path()) make_directories(request.out.parent_path());
+      replace_file(request.out, json_text(result, 2) + "\n");
+      replace_file(csv_beside(request.out), csv_of(result["points"]));
+    });
+  }
+  monitor.leave();
   return result;
 }
 

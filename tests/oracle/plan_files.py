@@ -20,6 +20,12 @@ def draw(config, unit, seed, empty_attention=(), empty_mlp=(), share=0.45):
         removed["attention"][0, group:] = False
         removed["attention"][-1] = False
         removed["attention"][-1, 0] = True
+    if unit == "equal_per_group":
+        # As many heads of each group, other ones in each.
+        kv_heads, group = config["num_key_value_heads"], config["num_attention_heads"] // config["num_key_value_heads"]
+        counts = generator.integers(0, group + 1, layers)
+        places = generator.random((layers, kv_heads, group)).argsort(axis=2)
+        removed["attention"] = (places < counts[:, None, None]).reshape(layers, -1)
     for layer in empty_attention:
         removed["attention"][layer] = True
     for layer in empty_mlp:

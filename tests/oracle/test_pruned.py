@@ -153,18 +153,34 @@ class Pruned:
         removed = plan_files.draw(self.config, "kv_group", 13, empty_attention=(2,))
         self.check(removed, "kv_group", ((1, 1), (2, 2)))
 
+    def test_equal_per_group(self):
+        removed = plan_files.draw(self.config, "equal_per_group", 15, empty_attention=(1,), empty_mlp=(2,))
+        self.check(removed, "equal_per_group", ((1, 1), (2, 2)))
+
+    def test_uniform_with_fewer_heads_per_group(self):
+        removed = plan_files.draw(self.config, "equal_per_group", 16)
+        group = self.config["num_attention_heads"] // self.config["num_key_value_heads"]
+        for layer in range(self.layers):  # one head of each group, another one in every layer
+            removed["attention"][layer] = [h % group == (layer + h // group) % group for h in range(len(removed["attention"][layer]))]
+            removed["mlp"][layer] = False
+            removed["mlp"][layer, layer % 2 :: 2] = True
+        self.check_uniform(removed, "equal_per_group")
+
     def test_uniform(self):
         removed = plan_files.draw(self.config, "kv_group", 14)
         for kind in removed:  # the same number everywhere, other units in every layer
             for layer in range(self.layers):
                 removed[kind][layer] = False
                 removed[kind][layer, layer % 2 :: 2] = True
+        self.check_uniform(removed, "kv_group")
+
+    def check_uniform(self, removed, unit):
         plan = self.path / "plan-uniform.h5"
-        plan_files.write(plan, removed, "kv_group", "0" * 64)
+        plan_files.write(plan, removed, unit, "0" * 64)
         export = self.path / "uniform"
         compare.run(self.case.espalier, 1, "export", str(plan), "--model", str(self.model), "--out", str(export), "--format", "uniform")
-        wanted = self.masked_logits(removed, "kv_group")
-        narrow = 4 * compare.difference(self.masked_logits(removed, "kv_group", torch.float32), wanted)
+        wanted = self.masked_logits(removed, unit)
+        narrow = 4 * compare.difference(self.masked_logits(removed, unit, torch.float32), wanted)
         for version, logits in self.read_by_transformers(export, "uniform"):
             self.assertLessEqual(compare.difference(logits, wanted), narrow, version)
         self.assertLessEqual(compare.difference(self.sliced_logits((1, 1), "--model", str(export)), wanted),

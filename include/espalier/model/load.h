@@ -61,6 +61,10 @@ CausalLM load_causal_lm(const ModelConfig& config, const ModelWidths& widths,
                         const WeightSource& source, const ComputeOptions& options, int tensor_size,
                         int tensor_index);
 
+/// Cuts the model between tensor ranks as loading it would, and reads the layers whose shard
+/// changed from the source. Not collective, the same on every rank.
+void recut(CausalLM& model, const WeightSource& source);
+
 /// When the widest rank carries more than `limit` times the mean, cuts anew and reads the layers
 /// whose shard changed from the source; returns true if it did. Not collective, the same decision
 /// on every rank.

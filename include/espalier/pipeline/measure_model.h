@@ -46,4 +46,23 @@ struct EvalRequest {
 nlohmann::ordered_json evaluate_model(CommRuntime& runtime, const RunConfig& config,
                                       const EvalRequest& request);
 
+struct CurveRequest {
+  /// A finished or stopped run.
+  std::filesystem::path run;
+  /// Where its model is now; empty = where it was.
+  std::filesystem::path model;
+  /// In the run's measure; at least one.
+  std::vector<double> sparsities;
+  /// FILE.json; FILE.csv lies beside it. Empty = only printed.
+  std::filesystem::path out;
+};
+/// `espalier eval RUN --sparsity`: the configuration's evaluations on the plans that `export RUN
+/// --sparsity` would write, smallest sparsity first. The model is loaded once and sliced further:
+/// each plan holds the one before. The numbers are those of evaluate_model on such an export, to
+/// the bit for the same layout and dtype. The files are written after every size. Returns what the
+/// JSON file holds, the same on every rank. Collective; throws as evaluate_model does, config with
+/// the range when a sparsity is not in the family.
+nlohmann::ordered_json evaluate_family(CommRuntime& runtime, const RunConfig& config,
+                                       const CurveRequest& request);
+
 }  // namespace espalier
