@@ -1,5 +1,6 @@
 #include "espalier/model/causal_lm.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include <ATen/ATen.h>
@@ -19,6 +20,32 @@ at::Tensor repeat_groups(const at::Tensor& x_BKTE, const std::vector<std::int64_
   for (std::size_t k = 0; k < kv_heads.size(); ++k)
     groups.push_back(kv_heads[k].expand({-1, heads_K[k], -1, -1}));
   return at::cat(groups, 1);
+}
+
+/// Heads in groups of uneven size as groups of one size, and back: places to index by.
+struct EvenGroups {
+  std::int64_t size = 0;
+  /// [K * size] heads; a place without one repeats another.
+  std::vector<std::int64_t> heads;
+  /// [H] places.
+  std::vector<std::int64_t> places;
+};
+
+EvenGroups make_even(const std::vector<std::int64_t>& heads_K) {
+  EvenGroups even;
+  even.size = *std::max_element(heads_K.begin(), heads_K.end());
+  std::int64_t head = 0;
+  for (const std::int64_t heads : heads_K) {
+    for (std::int64_t i = 0; i < even.size; ++i) {
+      if (i < heads) even.places.push_back(static_cast<std::int64_t>(even.heads.size()));
+      even.heads.push_back(i < heads ? head++ : 0);
+    }
+  }
+  return even;
+}
+
+at::Tensor pick_heads(const at::Tensor& x_BHE, const std::vector<std::int64_t>& heads) {
+  return x_BHE.index_select(1, at::tensor(heads, at::kLong).to(x_BHE.device()));
 }
 
 }  // namespace
@@ -112,10 +139,10 @@ at::Tensor CausalLM::final_norm(const at::Tensor& x_BTD) const {
   return rms_norm(x_BTD, final_norm_D_);
 }
 
-const RotaryTable& CausalLM::rotary(std::int64_t tokens) const {
+RotaryTable CausalLM::rotary(std::int64_t tokens) const {
   if (!rotary_.cos_TE.defined() || rotary_.cos_TE.size(0) < tokens)
     rotary_ = rotary_table(config_, tokens, options_.dtype, options_.device);
-  return rotary_;
+  return {rotary_.cos_TE.narrow(0, 0, tokens), rotary_.sin_TE.narrow(0, 0, tokens)};
 }
 
 at::Tensor CausalLM::attention(std::int64_t layer, const at::Tensor& q_BHTE, at::Tensor k_BKTE,
@@ -149,13 +176,38 @@ at::Tensor CausalLM::visible(std::int64_t tokens, std::int64_t window) const {
   return visible_TT_;
 }
 
-HalfOutput CausalLM::attention_half(std::int64_t l, const at::Tensor& x_BTD) const {
+/// With one token a row, the queries of a group see the same slots of one KV head: they go through
+/// attention as so many tokens of that head, and no key or value is repeated.
+at::Tensor CausalLM::attention(std::int64_t layer, const at::Tensor& q_BH1E,
+                               const KvCache& cache) const {
+  const LayerWidths& w = widths(layer);
+  const std::int64_t B = q_BH1E.size(0), H = q_BH1E.size(1), E = config_.head_dim;
+  const auto K = static_cast<std::int64_t>(w.kv_heads.size());
+  const bool even = w.even_groups(config_);
+  const EvenGroups groups = even ? EvenGroups{H / K, {}, {}} : make_even(w.groups(config_));
+  at::Tensor q_BHE = q_BH1E.squeeze(2);
+  if (!even) q_BHE = pick_heads(q_BHE, groups.heads);
+  const KvCache::Seen seen =
+      cache.seen(layer, config_.sliding_window[static_cast<std::size_t>(layer)]);
+  at::Tensor a_BHE = at::scaled_dot_product_attention(
+                         q_BHE.reshape({B, K, groups.size, E}), seen.k_BKSE, seen.v_BKSE,
+                         seen.mask.expand({B, 1, groups.size, seen.mask.size(3)}), 0.0, false,
+                         1.0 / std::sqrt(static_cast<double>(E)))
+                         .reshape({B, K * groups.size, E});
+  if (!even) a_BHE = pick_heads(a_BHE, groups.places);
+  return a_BHE.unsqueeze(2);
+}
+
+HalfOutput CausalLM::no_units(const at::Tensor& x_BTD) {
+  return {at::zeros_like(x_BTD), at::zeros({x_BTD.size(0), x_BTD.size(1), 0}, x_BTD.options())};
+}
+
+CausalLM::Projections CausalLM::project(std::int64_t l, const at::Tensor& x_BTD,
+                                        const RotaryTable& table) const {
   const LayerWeights& w = layer(l);
   const auto heads = static_cast<std::int64_t>(widths(l).query_heads.size());
   const auto kv_heads = static_cast<std::int64_t>(widths(l).kv_heads.size());
   const std::int64_t B = x_BTD.size(0), T = x_BTD.size(1), E = config_.head_dim;
-  if (heads == 0) return {at::zeros_like(x_BTD), at::zeros({B, T, 0}, x_BTD.options())};
-
   const at::Tensor n_BTD = rms_norm(x_BTD, w.attention_norm_D);
   at::Tensor q_BTHE = at::linear(n_BTD, w.q_HED, w.q_bias_HE).view({B, T, heads, E});
   at::Tensor k_BTKE = at::linear(n_BTD, w.k_KED, w.k_bias_KE).view({B, T, kv_heads, E});
@@ -164,19 +216,41 @@ HalfOutput CausalLM::attention_half(std::int64_t l, const at::Tensor& x_BTD) con
     q_BTHE = rms_norm(q_BTHE, w.q_norm_E);
     k_BTKE = rms_norm(k_BTKE, w.k_norm_E);
   }
-  const RotaryTable& longest = rotary(T);
-  const RotaryTable table{longest.cos_TE.narrow(0, 0, T), longest.sin_TE.narrow(0, 0, T)};
-  const at::Tensor a_BHTE =
-      attention(l, apply_rotary(q_BTHE.transpose(1, 2), table),
-                apply_rotary(k_BTKE.transpose(1, 2), table), v_BTKE.transpose(1, 2));
-  const at::Tensor gate = a_BHTE.transpose(1, 2).reshape({B, T, heads * E});
-  return {at::linear(gate, w.o_DHE), gate};
+  return {apply_rotary(q_BTHE.transpose(1, 2), table), apply_rotary(k_BTKE.transpose(1, 2), table),
+          v_BTKE.transpose(1, 2)};
+}
+
+HalfOutput CausalLM::attention_output(std::int64_t l, const at::Tensor& a_BHTE) const {
+  const at::Tensor gate = a_BHTE.transpose(1, 2).flatten(2);
+  return {at::linear(gate, layer(l).o_DHE), gate};
+}
+
+HalfOutput CausalLM::attention_half(std::int64_t l, const at::Tensor& x_BTD) const {
+  if (widths(l).query_heads.empty()) return no_units(x_BTD);
+  const Projections p = project(l, x_BTD, rotary(x_BTD.size(1)));
+  return attention_output(l, attention(l, p.q_BHTE, p.k_BKTE, p.v_BKTE));
+}
+
+HalfOutput CausalLM::attention_half(std::int64_t l, const at::Tensor& x_BTD, KvCache& cache) const {
+  if (widths(l).query_heads.empty()) return no_units(x_BTD);
+  RotaryTable table = rotary(cache.slots());
+  if (cache.takes_prompts()) {
+    table = rotary(x_BTD.size(1));
+  } else {
+    const auto of_rows = [&](const at::Tensor& angle_TE) {
+      return angle_TE.index_select(0, cache.position_B()).view({-1, 1, 1, config_.head_dim});
+    };
+    table = {of_rows(table.cos_TE), of_rows(table.sin_TE)};
+  }
+  const Projections p = project(l, x_BTD, table);
+  cache.put(l, p.k_BKTE, p.v_BKTE);
+  return attention_output(l, cache.takes_prompts() ? attention(l, p.q_BHTE, p.k_BKTE, p.v_BKTE)
+                                                   : attention(l, p.q_BHTE, cache));
 }
 
 HalfOutput CausalLM::mlp_half(std::int64_t l, const at::Tensor& x_BTD) const {
   const LayerWeights& w = layer(l);
-  if (widths(l).channels.empty())
-    return {at::zeros_like(x_BTD), at::zeros({x_BTD.size(0), x_BTD.size(1), 0}, x_BTD.options())};
+  if (widths(l).channels.empty()) return no_units(x_BTD);
   const at::Tensor n_BTD = rms_norm(x_BTD, w.mlp_norm_D);
   const at::Tensor gate = at::silu(at::linear(n_BTD, w.gate_FD)) * at::linear(n_BTD, w.up_FD);
   return {at::linear(gate, w.down_DF), gate};

@@ -10,6 +10,7 @@
 #include "espalier/comm/communicator.h"
 #include "espalier/config/model_config.h"
 #include "espalier/config/run_config.h"
+#include "espalier/model/kv_cache.h"
 #include "espalier/model/rotary.h"
 #include "espalier/prune/tensor_catalog.h"
 #include "espalier/prune/widths.h"
@@ -78,6 +79,9 @@ class CausalLM {
   at::Tensor embed_partial(const at::Tensor& tokens_BT) const;
   /// Attention half: norm, q/k/v, rotary, softmax attention, o. Differentiable; not collective.
   HalfOutput attention_half(std::int64_t layer, const at::Tensor& x_BTD) const;
+  /// The same for tokens that look back into a cache, which also keeps their keys and values: whole
+  /// prompts, then [B, 1, D] a token of each row. Not differentiable; not collective.
+  HalfOutput attention_half(std::int64_t layer, const at::Tensor& x_BTD, KvCache& cache) const;
   /// MLP half: norm, down(silu(gate) * up). Differentiable; not collective.
   HalfOutput mlp_half(std::int64_t layer, const at::Tensor& x_BTD) const;
   at::Tensor final_norm(const at::Tensor& x_BTD) const;
@@ -95,10 +99,23 @@ class CausalLM {
   std::int64_t weight_bytes() const;
 
  private:
+  /// Queries, keys and values of the rank's heads, [B, H or K, T, E], rotated.
+  struct Projections {
+    at::Tensor q_BHTE, k_BKTE, v_BKTE;
+  };
+
   at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight) const;
+  Projections project(std::int64_t layer, const at::Tensor& x_BTD, const RotaryTable& table) const;
+  /// What attention gave, [B, H, T, E], through o_proj.
+  HalfOutput attention_output(std::int64_t layer, const at::Tensor& a_BHTE) const;
+  /// Of a half without units on this rank.
+  static HalfOutput no_units(const at::Tensor& x_BTD);
   at::Tensor attention(std::int64_t layer, const at::Tensor& q_BHTE, at::Tensor k_BKTE,
                        at::Tensor v_BKTE) const;
-  const RotaryTable& rotary(std::int64_t tokens) const;
+  /// One token of each row, looking back into the cache.
+  at::Tensor attention(std::int64_t layer, const at::Tensor& q_BH1E, const KvCache& cache) const;
+  /// Angles of positions 0 .. tokens - 1.
+  RotaryTable rotary(std::int64_t tokens) const;
   /// Which tokens a token sees under a sliding window.
   at::Tensor visible(std::int64_t tokens, std::int64_t window) const;
 
