@@ -116,8 +116,8 @@ void TokenFile::check_ids(const TokenRows& rows, std::span<const std::int64_t> n
 }
 
 void TokenFile::read_mask(TokenRows& rows, std::span<const std::int64_t> numbers) const {
-  if (!has_loss_mask_ || counting_ == Counting::every_token) {
-    rows.counted.assign(rows.tokens.size(), 1);
+  if (!has_loss_mask_ || counting_ == Counting::every_token || counting_ == Counting::nothing) {
+    rows.counted.assign(rows.tokens.size(), counting_ == Counting::nothing ? 0 : 1);
     return;
   }
   rows.counted = reader_.read_rows_u8("/loss_mask", numbers).values;
@@ -132,13 +132,18 @@ void TokenFile::read_mask(TokenRows& rows, std::span<const std::int64_t> numbers
       "1 where a token counts in the loss, 0 where it does not");
 }
 
+void TokenFile::check_length(std::int32_t length, std::int64_t row) const {
+  if (length < 1 || length > sequence_tokens_)
+    bad(path_, fmt::format("/length[{}] = {}", row, length),
+        fmt::format("between 1 and the row's {}", counted(sequence_tokens_, "token")));
+}
+
 void TokenFile::count(TokenRows& rows, std::span<const std::int64_t> numbers) const {
   const std::int64_t S = sequence_tokens_;
   for (std::size_t i = 0; i < numbers.size(); ++i) {
     const std::int32_t length = rows.length[i];
-    if (length < 1 || length > S)
-      bad(path_, fmt::format("/length[{}] = {}", numbers[i], length),
-          fmt::format("between 1 and the row's {}", counted(S, "token")));
+    check_length(length, numbers[i]);
+    if (counting_ == Counting::nothing) continue;
     const auto row = rows.counted.begin() + static_cast<std::ptrdiff_t>(i) * S;
     row[0] = 0;
     std::fill(row + length, row + S, std::uint8_t{0});
@@ -173,15 +178,21 @@ void TokenFile::check(std::span<const std::int64_t> rows, Share share) const {
     read(rows.subspan(begin, std::min(block, rows.size() - begin)));
 }
 
+std::vector<std::int32_t> TokenFile::lengths() const {
+  return with_remedy([&] {
+    if (!has_length_)
+      return std::vector<std::int32_t>(static_cast<std::size_t>(rows_),
+                                       static_cast<std::int32_t>(sequence_tokens_));
+    std::vector<std::int32_t> length = reader_.read_i32("/length").values;
+    for (std::size_t i = 0; i < length.size(); ++i)
+      check_length(length[i], static_cast<std::int64_t>(i));
+    return length;
+  });
+}
+
 std::int64_t TokenFile::longest_row() const {
   const std::vector<std::int32_t> length = lengths();
   return *std::max_element(length.begin(), length.end());
-}
-
-std::vector<std::int32_t> TokenFile::lengths() const {
-  if (has_length_) return reader_.read_i32("/length").values;
-  return std::vector<std::int32_t>(static_cast<std::size_t>(rows_),
-                                   static_cast<std::int32_t>(sequence_tokens_));
 }
 
 OptionRows TokenFile::options() const {

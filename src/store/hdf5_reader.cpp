@@ -7,8 +7,10 @@
 #include <type_traits>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "espalier/core/error.h"
+#include "espalier/core/text.h"
 #include "espalier/store/hdf5_file.h"
 #include "hdf5_dataset.h"
 #include "hdf5_handle.h"
@@ -24,6 +26,8 @@ using posix::shown;
 
 constexpr std::int64_t kMostAttributeValues = std::int64_t{1} << 20;
 constexpr std::size_t kMostStringBytes = std::size_t{1} << 20;
+constexpr std::int64_t kMostTexts = std::int64_t{1} << 24;
+constexpr std::size_t kMostTextBytes = std::size_t{1} << 30;
 
 template <class T>
 hid_t native() {
@@ -90,6 +94,14 @@ struct Attribute {
   std::size_t count = 0;
 };
 
+/// Strings of an attribute or a dataset, before they are read.
+struct StoredStrings {
+  hid_t type = H5I_INVALID_HID;
+  std::string object;  // for messages
+  std::size_t count = 0;
+  std::size_t most_bytes = 0;  // of all together, where each takes the same
+};
+
 }  // namespace
 
 struct Hdf5Reader::State {
@@ -107,9 +119,15 @@ struct Hdf5Reader::State {
   Array<T> read_rows(const std::string& path, std::span<const std::int64_t> rows) const;
 
   Attribute attribute(const std::string& path, const std::string& name, bool single) const;
-  std::vector<std::string> strings(const Attribute& attribute) const;
-  std::vector<std::string> variable_strings(const Attribute& attribute) const;
-  std::vector<std::string> fixed_strings(const Attribute& attribute) const;
+  // `read(memory_type, buffer)` is the libhdf5 call.
+  template <class Read>
+  std::vector<std::string> strings(const StoredStrings& stored, const Read& read) const;
+  template <class Read>
+  std::vector<std::string> variable_strings(const StoredStrings& stored, const Read& read) const;
+  template <class Read>
+  std::vector<std::string> fixed_strings(const StoredStrings& stored, const Read& read) const;
+  std::vector<std::string> attribute_texts(const Attribute& attribute) const;
+  std::vector<std::string> dataset_texts(const std::string& path) const;
   std::vector<double> floats(const Attribute& attribute) const;
 };
 
@@ -232,35 +250,39 @@ Attribute Hdf5Reader::State::attribute(const std::string& path, const std::strin
   return found;
 }
 
-std::vector<std::string> Hdf5Reader::State::variable_strings(const Attribute& attribute) const {
+template <class Read>
+std::vector<std::string> Hdf5Reader::State::variable_strings(const StoredStrings& stored,
+                                                             const Read& read) const {
   const Id memory{H5Tcopy(H5T_C_S1), H5Tclose};
   if (memory.get() < 0 || H5Tset_size(memory.get(), H5T_VARIABLE) < 0 ||
-      H5Tset_cset(memory.get(), H5Tget_cset(attribute.type.get())) < 0)
-    refuse(origin, attribute.object + " cannot be read");
-  std::vector<char*> pointers(attribute.count, nullptr);
-  const herr_t result = H5Aread(attribute.id.get(), memory.get(), pointers.data());
+      H5Tset_cset(memory.get(), H5Tget_cset(stored.type)) < 0)
+    refuse(origin, stored.object + " cannot be read");
+  std::vector<char*> pointers(stored.count, nullptr);
+  const herr_t result = read(memory.get(), pointers.data());
   std::string reason = result < 0 ? h5::words() : "";
   std::vector<std::string> values;
   for (char* pointer : pointers) {
     values.emplace_back(pointer == nullptr ? "" : pointer);
     H5free_memory(pointer);
   }
-  if (result < 0) refuse(origin, attribute.object + " cannot be read", std::move(reason));
+  if (result < 0) refuse(origin, stored.object + " cannot be read", std::move(reason));
   return values;
 }
 
-std::vector<std::string> Hdf5Reader::State::fixed_strings(const Attribute& attribute) const {
-  const std::size_t size = H5Tget_size(attribute.type.get());
-  if (size == 0 || size > kMostStringBytes || size * attribute.count > kMostStringBytes * 16)
+template <class Read>
+std::vector<std::string> Hdf5Reader::State::fixed_strings(const StoredStrings& stored,
+                                                          const Read& read) const {
+  const std::size_t size = H5Tget_size(stored.type);
+  if (size == 0 || size > kMostStringBytes || size * stored.count > stored.most_bytes)
     refuse(origin,
-           fmt::format("{} holds {} strings of {} bytes", attribute.object, attribute.count, size),
-           fmt::format("at most {} bytes each are read here", kMostStringBytes));
-  std::vector<char> bytes(size * attribute.count);
-  if (H5Aread(attribute.id.get(), attribute.type.get(), bytes.data()) < 0)
-    refuse(origin, attribute.object + " cannot be read");
-  const bool spaces = H5Tget_strpad(attribute.type.get()) == H5T_STR_SPACEPAD;
+           fmt::format("{} holds {} strings of {} bytes", stored.object, stored.count, size),
+           fmt::format("at most {} bytes each and {} together are read here", kMostStringBytes,
+                       stored.most_bytes));
+  std::vector<char> bytes(size * stored.count);
+  if (read(stored.type, bytes.data()) < 0) refuse(origin, stored.object + " cannot be read");
+  const bool spaces = H5Tget_strpad(stored.type) == H5T_STR_SPACEPAD;
   std::vector<std::string> values;
-  for (std::size_t i = 0; i < attribute.count; ++i) {
+  for (std::size_t i = 0; i < stored.count; ++i) {
     std::string value(bytes.data() + i * size, ::strnlen(bytes.data() + i * size, size));
     while (spaces && !value.empty() && value.back() == ' ') value.pop_back();
     values.push_back(std::move(value));
@@ -268,17 +290,43 @@ std::vector<std::string> Hdf5Reader::State::fixed_strings(const Attribute& attri
   return values;
 }
 
-std::vector<std::string> Hdf5Reader::State::strings(const Attribute& attribute) const {
-  if (H5Tget_class(attribute.type.get()) != H5T_STRING)
-    refuse(origin, attribute.object + " is not a string", "fixed or variable length");
-  if (attribute.count == 0) return {};
-  std::vector<std::string> values = H5Tis_variable_str(attribute.type.get()) > 0
-                                        ? variable_strings(attribute)
-                                        : fixed_strings(attribute);
+template <class Read>
+std::vector<std::string> Hdf5Reader::State::strings(const StoredStrings& stored,
+                                                    const Read& read) const {
+  if (H5Tget_class(stored.type) != H5T_STRING)
+    refuse(origin, stored.object + " is not a string or a list of them",
+           "fixed or variable length");
+  if (stored.count == 0) return {};
+  return H5Tis_variable_str(stored.type) > 0 ? variable_strings(stored, read)
+                                             : fixed_strings(stored, read);
+}
+
+std::vector<std::string> Hdf5Reader::State::attribute_texts(const Attribute& attribute) const {
+  std::vector<std::string> values =
+      strings({attribute.type.get(), attribute.object, attribute.count, kMostStringBytes * 16},
+              [&](hid_t type, void* to) { return H5Aread(attribute.id.get(), type, to); });
   for (const std::string& value : values)
     if (!is_text(value))
       refuse(origin, attribute.object + " is no text",
              "UTF-8 without control characters is read here");
+  return values;
+}
+
+std::vector<std::string> Hdf5Reader::State::dataset_texts(const std::string& path) const {
+  const Dataset& set = dataset(path);
+  const std::string object = "dataset " + shown(path);
+  if (set.shape.size() != 1 || set.count > kMostTexts)
+    refuse(origin, fmt::format("{} has the shape [{}]", object, fmt::join(set.shape, ", ")),
+           fmt::format("a list of at most {} texts is read here", kMostTexts));
+  std::vector<std::string> values =
+      strings({set.type.get(), object, static_cast<std::size_t>(set.count), kMostTextBytes},
+              [&](hid_t type, void* to) {
+                return H5Dread(set.id.get(), type, H5S_ALL, H5S_ALL, H5P_DEFAULT, to);
+              });
+  for (std::size_t i = 0; i < values.size(); ++i)
+    if (const std::size_t at = first_invalid_utf8(values[i]); at != std::string::npos)
+      refuse(origin, fmt::format("{} is no text at place {}, byte {}", object, i, at),
+             "UTF-8 is read here");
   return values;
 }
 
@@ -347,6 +395,9 @@ Array<double> Hdf5Reader::read_f64(const std::string& path) const {
     refuse(state_->origin, object + " cannot be read");
   return array;
 }
+std::vector<std::string> Hdf5Reader::read_texts(const std::string& path) const {
+  return state_->dataset_texts(path);
+}
 Array<std::int32_t> Hdf5Reader::read_rows_i32(const std::string& path,
                                               std::span<const std::int64_t> rows) const {
   return state_->read_rows<std::int32_t>(path, rows);
@@ -366,7 +417,7 @@ bool Hdf5Reader::has_attribute(const std::string& path, const std::string& name)
   return found > 0;
 }
 std::string Hdf5Reader::attribute_string(const std::string& path, const std::string& name) const {
-  return state_->strings(state_->attribute(path, name, true)).front();
+  return state_->attribute_texts(state_->attribute(path, name, true)).front();
 }
 std::int64_t Hdf5Reader::attribute_i64(const std::string& path, const std::string& name) const {
   const Attribute found = state_->attribute(path, name, true);
@@ -377,12 +428,23 @@ std::int64_t Hdf5Reader::attribute_i64(const std::string& path, const std::strin
       [&](hid_t type, void* to) { return H5Aread(found.id.get(), type, to); });
   return value;
 }
+std::vector<std::int64_t> Hdf5Reader::attribute_i64s(const std::string& path,
+                                                     const std::string& name) const {
+  const Attribute found = state_->attribute(path, name, false);
+  h5::require_integer(found.type.get(), found.object, state_->origin);
+  std::vector<std::int64_t> values(found.count);
+  if (values.empty()) return values;
+  read_checked<std::int64_t>(
+      found.type.get(), std::span(values), found.object, state_->origin,
+      [&](hid_t type, void* to) { return H5Aread(found.id.get(), type, to); });
+  return values;
+}
 double Hdf5Reader::attribute_f64(const std::string& path, const std::string& name) const {
   return state_->floats(state_->attribute(path, name, true)).front();
 }
 std::vector<std::string> Hdf5Reader::attribute_strings(const std::string& path,
                                                        const std::string& name) const {
-  return state_->strings(state_->attribute(path, name, false));
+  return state_->attribute_texts(state_->attribute(path, name, false));
 }
 std::vector<double> Hdf5Reader::attribute_f64s(const std::string& path,
                                                const std::string& name) const {

@@ -243,6 +243,7 @@ std::vector<std::function<std::string()>> readings(const Hdf5Reader& reader,
     list.push_back([&, name] { return whole(reader.read_i32(name)); });
     list.push_back([&, name] { return whole(reader.read_u8(name)); });
     list.push_back([&, name] { return whole(reader.read_f64(name)); });
+    list.push_back([&, name] { return reader.read_texts(name), ""; });
     list.push_back([&, name, written]() -> std::string {
       const auto array = reader.read_i64(name);
       if (written != nullptr && written->integers.contains(name) &&
@@ -261,6 +262,7 @@ std::vector<std::function<std::string()>> readings(const Hdf5Reader& reader,
       list.push_back([&, name, attribute] { return reader.has_attribute(name, attribute), ""; });
       list.push_back([&, name, attribute] { return reader.attribute_string(name, attribute), ""; });
       list.push_back([&, name, attribute] { return reader.attribute_i64(name, attribute), ""; });
+      list.push_back([&, name, attribute] { return reader.attribute_i64s(name, attribute), ""; });
       list.push_back([&, name, attribute] { return reader.attribute_f64(name, attribute), ""; });
       list.push_back(
           [&, name, attribute] { return reader.attribute_strings(name, attribute), ""; });

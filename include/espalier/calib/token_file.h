@@ -25,8 +25,9 @@ struct TokenRows {
 };
 
 /// Which predictions count: every token but the first, or those of the file's /loss_mask; of a file
-/// of options (OptionRows) those of its /loss_mask, which marks each option's tokens.
-enum class Counting { every_token, loss_mask, loss_mask_if_present, options };
+/// of options (OptionRows) those of its /loss_mask, which marks each option's tokens; of prompts
+/// none.
+enum class Counting { every_token, loss_mask, loss_mask_if_present, options, nothing };
 
 /// The part of the rows that one of several readers looks at.
 struct Share {
@@ -62,10 +63,10 @@ class TokenFile {
   TokenRows read(std::span<const std::int64_t> rows) const;
   /// Reads the share's part of the given rows, a block at a time, for what read() would throw.
   void check(std::span<const std::int64_t> rows, Share share) const;
+  /// Valid tokens of every row. Throws bad_content where one is not 1 to S.
+  std::vector<std::int32_t> lengths() const;
   /// Valid tokens of the file's longest row.
   std::int64_t longest_row() const;
-  /// [N], valid tokens of every row as the file says; read() checks them.
-  std::vector<std::int32_t> lengths() const;
   /// What each row is an option of. Throws as read_option_rows does.
   OptionRows options() const;
   TokenOrigin origin() const;
@@ -75,6 +76,7 @@ class TokenFile {
             Counting counting);
   void check_objects();
   void check_ids(const TokenRows& rows, std::span<const std::int64_t> numbers) const;
+  void check_length(std::int32_t length, std::int64_t row) const;
   void read_mask(TokenRows& rows, std::span<const std::int64_t> numbers) const;
   void count(TokenRows& rows, std::span<const std::int64_t> numbers) const;
 

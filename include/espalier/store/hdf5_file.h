@@ -77,6 +77,8 @@ class Hdf5Reader {
   Array<std::int64_t> read_i64(const std::string& path) const;
   Array<std::uint8_t> read_u8(const std::string& path) const;
   Array<double> read_f64(const std::string& path) const;
+  /// A list of strings, UTF-8.
+  std::vector<std::string> read_texts(const std::string& path) const;
   /// Given rows of a [N, ...] integer dataset, by hyperslab, in the order given.
   Array<std::int32_t> read_rows_i32(const std::string& path,
                                     std::span<const std::int64_t> rows) const;
@@ -86,6 +88,7 @@ class Hdf5Reader {
   bool has_attribute(const std::string& path, const std::string& name) const;
   std::string attribute_string(const std::string& path, const std::string& name) const;
   std::int64_t attribute_i64(const std::string& path, const std::string& name) const;
+  std::vector<std::int64_t> attribute_i64s(const std::string& path, const std::string& name) const;
   double attribute_f64(const std::string& path, const std::string& name) const;
   std::vector<std::string> attribute_strings(const std::string& path,
                                              const std::string& name) const;

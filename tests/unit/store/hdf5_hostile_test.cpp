@@ -314,6 +314,9 @@ TEST_F(Crafted, AttributesOfOthers) {
     const std::string message = error_of(ExitCode::bad_content, action);
     EXPECT_NE(message.find(words), std::string::npos) << message;
   };
+  EXPECT_EQ(reader.attribute_i64s("/", "small"), std::vector<std::int64_t>{-7});
+  refuses([&] { reader.attribute_i64s("/", "pair"); }, "does not hold integers");
+  refuses([&] { reader.attribute_i64s("/", "most"); }, "18446744073709551615");
   refuses([&] { reader.attribute_i64("/", "most"); }, "18446744073709551615");
   refuses([&] { reader.attribute_i64("/", "pair"); }, "holds 2 values");
   refuses([&] { reader.attribute_f64("/", "pair"); }, "holds 2 values");
@@ -340,6 +343,38 @@ void text_attribute(hid_t file, const std::string& text, bool fixed) {
   H5Aclose(made);
   H5Sclose(space);
   H5Tclose(type);
+}
+
+TEST_F(Crafted, TextsOfADataset) {
+  const auto read = [&](const std::vector<const char*>& texts, const std::vector<hsize_t>& shape) {
+    const std::string path = craft([&](hid_t file) {
+      const hid_t variable = H5Tcopy(H5T_C_S1);
+      H5Tset_size(variable, H5T_VARIABLE);
+      H5Tset_cset(variable, H5T_CSET_UTF8);
+      dataset(file, variable, shape, H5P_DEFAULT, variable, texts.data());
+      H5Tclose(variable);
+    });
+    return Hdf5Reader::open(path).read_texts("/x");
+  };
+  EXPECT_EQ(read({"two\nlines", "", nullptr, "h\xc3\xa9"}, {4}),
+            (std::vector<std::string>{"two\nlines", "", "", "h\xc3\xa9"}));
+  const auto refuses = [&](const std::function<void()>& action, const char* words) {
+    const std::string message = error_of(ExitCode::bad_content, action);
+    EXPECT_NE(message.find(words), std::string::npos) << message;
+  };
+  refuses([&] { read({"a", "b\xff"}, {2}); }, "'/x' is no text at place 1, byte 1");
+  refuses([&] { read({"a", "b"}, {2, 1}); }, "has the shape [2, 1]");
+  const std::string fixed = craft([](hid_t file) {
+    const hid_t four = H5Tcopy(H5T_C_S1);
+    H5Tset_size(four, 4);
+    dataset(file, four, {2}, chunked({1}), four, "ab\0\0abcd");
+    H5Tclose(four);
+  });
+  EXPECT_EQ(Hdf5Reader::open(fixed).read_texts("/x"), (std::vector<std::string>{"ab", "abcd"}));
+  const std::string numbers = craft([](hid_t file) {
+    dataset(file, H5T_STD_I32LE, {6}, H5P_DEFAULT, H5T_NATIVE_INT32, kValues.data());
+  });
+  refuses([&] { Hdf5Reader::open(numbers).read_texts("/x"); }, "is not a string");
 }
 
 TEST_F(Crafted, AttributesThatAreNoText) {
