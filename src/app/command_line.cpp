@@ -171,10 +171,10 @@ void define_measuring(CLI::App& app, CommandOptions& o, Commands& commands) {
   add_path(score, "--out", o.out, "HDF5 file to write; must not exist", "FILE")->required();
   commands.emplace_back(score, command_score);
 
-  CLI::App* eval =
-      add(app, "eval", "Evaluations of a model, an exported directory, or the smaller plans of a run",
-          "  espalier eval configs/quickstart.yaml --model runs/a/export/exact --out eval.json\n"
-          "  mpirun -n 2 espalier eval runs/a --sparsity 0.1,0.2,0.3 --out curve.json");
+  CLI::App* eval = add(
+      app, "eval", "Evaluations of a model, an exported directory, or the smaller plans of a run",
+      "  espalier eval configs/quickstart.yaml --model runs/a/export/exact --out eval.json\n"
+      "  mpirun -n 2 espalier eval runs/a --sparsity 0.1,0.2,0.3 --out curve.json");
   add_path(eval, "CONFIG", o.path, "YAML configuration, or a run directory: its own, and its model",
            "PATH")
       ->required();

@@ -139,6 +139,9 @@ void print_evaluations(const nlohmann::ordered_json& result) {
   if (result.contains("multiple_choice"))
     for (const auto& [name, facts] : result.at("multiple_choice").items())
       for (const char* metric : {"acc", "acc_norm"}) print_accuracy(name, facts, metric);
+  if (result.contains("exact_match"))
+    for (const auto& [name, facts] : result.at("exact_match").items())
+      for (const char* metric : {"strict", "flexible"}) print_accuracy(name, facts, metric);
   output::flush();
 }
 

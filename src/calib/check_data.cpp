@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 
 #include "espalier/calib/calibration.h"
+#include "espalier/calib/generation_file.h"
 #include "espalier/core/error.h"
 #include "espalier/store/files.h"
 
@@ -38,6 +39,16 @@ class DataCheck {
       collect([&] { all_rows(data, Counting::loss_mask_if_present); });
     for (const NamedTokens& data : config.multiple_choice)
       collect([&] { all_rows(data, Counting::options); });
+    for (const ExactMatchConfig& data : config.exact_match)
+      collect([&] {
+        const GenerationFile file = GenerationFile::open(data.tokens, model_.vocabulary);
+        note(file.prompts(), data.max_new_tokens);
+        if (file.pieces() < model_.vocabulary)
+          notes_.push_back(fmt::format(
+              "{}: has the text of {} tokens, the model's vocabulary {}; later ones are no text",
+              file.prompts().path().string(), file.pieces(), model_.vocabulary));
+        check_rows(file.prompts());
+      });
   }
 
   std::vector<std::string> notes() const {
@@ -51,21 +62,27 @@ class DataCheck {
     note(file);
     // What is wrong with the options says nothing about the rows.
     if (counting == Counting::options) collect([&] { static_cast<void>(file.options()); });
+    check_rows(file);
+  }
+
+  void collect(const std::function<void()>& work) { problems_.add(problems_of(work)); }
+
+  void check_rows(const TokenFile& file) const {
     std::vector<std::int64_t> rows(static_cast<std::size_t>(file.rows()));
     std::iota(rows.begin(), rows.end(), std::int64_t{0});
     file.check(rows, share_);
   }
 
-  void collect(const std::function<void()>& work) { problems_.add(problems_of(work)); }
-
-  void note(const TokenFile& file) {
+  /// `continued`: tokens that the rows are continued by.
+  void note(const TokenFile& file, std::int64_t continued = 0) {
     if (!noted_.insert(file.path()).second) return;
     const std::string path = file.path().string();
     const TokenOrigin origin = file.origin();
-    if (const std::int64_t longest = file.longest_row(); longest > model_.max_positions)
+    if (const std::int64_t longest = file.longest_row(); longest > model_.max_positions - continued)
       notes_.push_back(fmt::format(
-          "{}: rows of up to {} tokens are longer than the model's max_position_embeddings = {}",
-          path, longest, model_.max_positions));
+          "{}: rows of up to {} tokens{} are longer than the model's max_position_embeddings = {}",
+          path, longest, continued > 0 ? fmt::format(" and answers of {}", continued) : "",
+          model_.max_positions));
     if (origin.vocabulary && *origin.vocabulary > model_.vocabulary)
       notes_.push_back(
           fmt::format("{}: written for a vocabulary of {} tokens, the model's has {}; only ids "

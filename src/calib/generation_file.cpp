@@ -73,9 +73,8 @@ void GenerationFile::read_pieces(const Hdf5Reader& reader) {
   const std::filesystem::path& path = prompts_.path();
   for (const char* name : {"/piece_bytes", "/piece_ends"})
     if (reader.shape(name).size() != 1)
-      bad(path,
-          fmt::format("{} has shape [{}], expected one axis", name,
-                      fmt::join(reader.shape(name), ", ")));
+      bad(path, fmt::format("{} has shape [{}], expected one axis", name,
+                            fmt::join(reader.shape(name), ", ")));
   piece_bytes_ = reader.read_u8("/piece_bytes").values;
   piece_ends_ = reader.read_i64("/piece_ends").values;
   const auto bytes = static_cast<std::int64_t>(piece_bytes_.size());

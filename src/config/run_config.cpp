@@ -63,6 +63,7 @@ class Checker {
     if (use != ConfigUse::score) {
       check_token_files("evaluation.perplexity", config_.evaluation.perplexity);
       check_token_files("evaluation.multiple_choice", config_.evaluation.multiple_choice);
+      check_token_files("evaluation.exact_match", config_.evaluation.exact_match);
     }
     if (check_contents && model_is_there && walk_.problems.list().size() > before)
       walk_.problems.add(check_contents(config_.model_path));
@@ -108,6 +109,7 @@ class Checker {
     FirstNames first;
     check_unique_names("evaluation.perplexity", config_.evaluation.perplexity, first);
     check_unique_names("evaluation.multiple_choice", config_.evaluation.multiple_choice, first);
+    check_unique_names("evaluation.exact_match", config_.evaluation.exact_match, first);
   }
 
   template <class T>

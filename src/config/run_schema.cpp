@@ -14,6 +14,7 @@ namespace {
 constexpr std::int64_t kMaxIterations = 100000;
 constexpr std::int64_t kMaxRanks = 1 << 20;
 constexpr std::size_t kNameBytes = 64;
+constexpr std::int64_t kMostNewTokens = 1 << 20;
 constexpr double kMaxRate = 50.0;  // e^50 still leaves every step of a schedule representable
 
 bool is_at_least_one(double x) { return x >= 1.0; }
@@ -59,6 +60,25 @@ Rows<NamedTokens> evaluation_rows(const char* file, const char* example) {
       required(path_row<N>(
                    "tokens", [](auto& n) -> auto& { return n.tokens; }, true, file),
                fmt::format("data/{}.h5", example)),
+  };
+}
+
+Rows<ExactMatchConfig> exact_match_rows() {
+  using E = ExactMatchConfig;
+  return {
+      required(text_row<E>(
+                   "name", [](auto& e) -> auto& { return e.name; }, kNameBytes,
+                   "How the evaluation is called in logs, metrics and reports."),
+               "gsm8k"),
+      required(path_row<E>(
+                   "tokens", [](auto& e) -> auto& { return e.tokens; }, true,
+                   "HDF5 token file of prompts with answers and the tokenizer's pieces."),
+               "data/gsm8k.h5"),
+      integer_row<E>(
+          "max_new_tokens", [](auto& e) -> auto& { return e.max_new_tokens; },
+          {.min = 1, .max = kMostNewTokens},
+          "Tokens generated for an answer at most, unless a stop text or an end token comes "
+          "first."),
   };
 }
 
@@ -338,6 +358,12 @@ Rows<C> remaining_rows() {
           "Accuracy on questions with options: right where the option of the highest likelihood is "
           "(acc), or of the highest log likelihood per character (acc_norm), as "
           "lm-evaluation-harness."),
+      list_row<C, ExactMatchConfig>(
+          "evaluation.exact_match", [](auto& c) -> auto& { return c.evaluation.exact_match; },
+          exact_match_rows(),
+          "Answers generated greedily and compared as lm-evaluation-harness does for GSM8K: strict "
+          "(after ####) and flexible (the last number). Prompts go through the model in groups of "
+          "calibration.micro_batch_tokens, their answers included."),
       free_at_resume(integer_row<C>(
           "checkpoint.keep_last", [](auto& c) -> auto& { return c.keep_last; }, {.min = 1},
           "Newest commits that are kept.")),

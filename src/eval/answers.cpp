@@ -65,8 +65,9 @@ std::string comparable_answer(std::string_view answer) {
   const std::size_t line = text.ends_with('\n') ? 1 : 0;
   if (text.size() > line && text[text.size() - line - 1] == '.')
     text.erase(text.size() - line - 1, 1);
-  std::transform(text.begin(), text.end(), text.begin(),
-                 [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; });
+  std::transform(text.begin(), text.end(), text.begin(), [](char c) {
+    return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
+  });
   return text;
 }
 

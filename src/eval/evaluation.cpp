@@ -101,6 +101,7 @@ std::vector<std::unique_ptr<Evaluation>> make_evaluations(const EvaluationConfig
   std::vector<std::unique_ptr<Evaluation>> all;
   for (const NamedTokens& data : config.perplexity) all.push_back(make_perplexity(data));
   for (const NamedTokens& data : config.multiple_choice) all.push_back(make_multiple_choice(data));
+  for (const ExactMatchConfig& data : config.exact_match) all.push_back(make_exact_match(data));
   return all;
 }
 
@@ -129,6 +130,7 @@ std::vector<std::int64_t> micro_batch_ends(std::span<const std::int32_t> lengths
 
 TaskOutcome evaluate(Evaluation& evaluation, const CausalLM& model, const ProcessGrid& grid,
                      const EvaluateOptions& options, RowValues& rows) {
+  if (options.items) evaluation.want_items();
   Work work(evaluation, model, grid, options);
   together(grid.world(), "evaluate", [&] { work.open(rows); });
   try {

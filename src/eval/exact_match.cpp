@@ -1,17 +1,16 @@
-#include "espalier/eval/exact_match.h"
-
 #include <algorithm>
-#include <array>
-#include <cmath>
-#include <numeric>
 #include <optional>
+#include <utility>
 
 #include <ATen/ATen.h>
-#include <fmt/format.h>
 
-#include "espalier/calib/calibration.h"
+#include "espalier/calib/generation_file.h"
+#include "espalier/core/json.h"
+#include "espalier/core/text.h"
 #include "espalier/eval/answers.h"
+#include "espalier/eval/choices.h"
 #include "espalier/model/generate.h"
+#include "kinds.h"
 
 namespace espalier {
 namespace {
@@ -20,7 +19,8 @@ namespace {
 class Answer {
  public:
   explicit Answer(const GenerationFile& file) : file_(&file) {
-    for (const std::string& stop : file.stop()) longest_stop_ = std::max(longest_stop_, stop.size());
+    for (const std::string& stop : file.stop())
+      longest_stop_ = std::max(longest_stop_, stop.size());
   }
 
   /// Whether the answer ends with this token.
@@ -33,6 +33,7 @@ class Answer {
       return text_.find(stop, from) != std::string::npos;
     });
   }
+  /// Up to the first stop text.
   std::string text() const { return cut_at_stop(text_, file_->stop()); }
 
  private:
@@ -41,7 +42,7 @@ class Answer {
   std::string text_;
 };
 
-PromptBatch read_prompts(const GenerationFile& file, const std::vector<std::int64_t>& items,
+PromptBatch read_prompts(const GenerationFile& file, std::span<const std::int64_t> items,
                          std::int64_t max_new_tokens, at::Device device) {
   const TokenRows rows = file.prompts().read(items);
   PromptBatch batch;
@@ -56,85 +57,119 @@ PromptBatch read_prompts(const GenerationFile& file, const std::vector<std::int6
   return batch;
 }
 
-GeneratedAnswer scored(std::int64_t item, std::vector<std::int64_t> tokens, std::string text,
-                       const std::string& reference) {
-  const std::string expected = comparable_answer(reference);
-  GeneratedAnswer answer{item, std::move(tokens), std::move(text), false, false};
-  answer.strict = comparable_answer(strict_answer(answer.text)) == expected;
-  answer.flexible = comparable_answer(flexible_answer(answer.text)) == expected;
-  return answer;
-}
+/// How often a greedily generated answer is the expected one, as lm-evaluation-harness scores its
+/// task gsm8k (eval/answers.h). Two numbers for each prompt, 1 or 0: whether its answer is right by
+/// the strict and by the flexible filter; where items are asked for also the number of tokens and
+/// the tokens.
+class ExactMatch final : public Evaluation {
+ public:
+  explicit ExactMatch(const ExactMatchConfig& config)
+      : Evaluation("exact_match", config.name, config.tokens),
+        max_new_tokens_(config.max_new_tokens) {}
 
-double standard_error(double mean, std::int64_t items) {
-  return items < 2 ? 0.0 : std::sqrt(mean * (1 - mean) / static_cast<double>(items - 1));
-}
+  nlohmann::ordered_json settings() const override { return {{"max_new_tokens", max_new_tokens_}}; }
+  void want_items() override { with_tokens_ = true; }
+
+  void open(std::int64_t vocabulary) override {
+    file_ = GenerationFile::open(tokens(), vocabulary);
+  }
+  std::vector<std::int32_t> row_lengths() const override {
+    std::vector<std::int32_t> lengths = file_->prompt_tokens();
+    for (std::int32_t& length : lengths) length += static_cast<std::int32_t>(max_new_tokens_);
+    return lengths;
+  }
+  std::int64_t columns() const override { return with_tokens_ ? kTokens + max_new_tokens_ : 2; }
+
+  void read(std::span<const std::int64_t> rows, const CausalLM& model,
+            const std::string& origin) override {
+    rows_.assign(rows.begin(), rows.end());
+    batch_ = read_prompts(*file_, rows, max_new_tokens_, model.options().device);
+    batch_.origin = origin;
+  }
+
+  Problems compute(const CausalLM& model, const RankGroup& tensor,
+                   std::span<double> values_NC) override {
+    std::vector<Answer> answers(rows_.size(), Answer(*file_));
+    Continuations continued = continue_greedily(
+        model, batch_,
+        [&](std::size_t prompt, std::int64_t token) { return answers[prompt].ends_with(token); },
+        tensor);
+    const auto width = static_cast<std::size_t>(columns());
+    for (std::size_t i = 0; i < rows_.size(); ++i)
+      fill(values_NC.subspan(i * width, width), answers[i].text(), file_->answer(rows_[i]),
+           continued.tokens[i]);
+    return std::move(continued.problems);
+  }
+
+  TaskOutcome outcome(std::span<const double> values_NC) const override {
+    TaskOutcome outcome{kind(), name(), {}, {}, {}};
+    add(outcome, "strict", right_in(values_NC, 0));
+    add(outcome, "flexible", right_in(values_NC, 1));
+    outcome.facts["items"] = file_->items();
+    return outcome;
+  }
+
+  std::vector<nlohmann::ordered_json> items(std::span<const double> values_NC) const override {
+    std::vector<nlohmann::ordered_json> all;
+    const auto width = static_cast<std::size_t>(columns());
+    for (std::int64_t i = 0; i < file_->items(); ++i) {
+      const std::span<const double> values =
+          values_NC.subspan(static_cast<std::size_t>(i) * width, width);
+      Answer answer(*file_);
+      std::vector<std::int64_t> generated;
+      for (std::int64_t t = 0; t < static_cast<std::int64_t>(values[2]); ++t) {
+        generated.push_back(
+            static_cast<std::int64_t>(values[static_cast<std::size_t>(kTokens + t)]));
+        answer.ends_with(generated.back());
+      }
+      all.push_back({{"task", name()},
+                     {"item", i},
+                     {"text", utf8_text(answer.text())},
+                     {"tokens", std::move(generated)},
+                     {"strict", values[0] == 1},
+                     {"flexible", values[1] == 1}});
+    }
+    return all;
+  }
+
+ private:
+  static constexpr std::int64_t kTokens = 3;  // the column of the first
+
+  void fill(std::span<double> values, const std::string& text, const std::string& reference,
+            const std::vector<std::int64_t>& generated) const {
+    const std::string expected = comparable_answer(reference);
+    values[0] = comparable_answer(strict_answer(text)) == expected ? 1 : 0;
+    values[1] = comparable_answer(flexible_answer(text)) == expected ? 1 : 0;
+    if (!with_tokens_) return;
+    values[2] = static_cast<double>(generated.size());
+    std::copy(generated.begin(), generated.end(), values.begin() + kTokens);
+  }
+  std::int64_t right_in(std::span<const double> values_NC, std::size_t column) const {
+    const auto width = static_cast<std::size_t>(columns());
+    std::int64_t right = 0;
+    for (std::size_t at = column; at < values_NC.size(); at += width)
+      right += values_NC[at] == 1 ? 1 : 0;
+    return right;
+  }
+  void add(TaskOutcome& outcome, const std::string& metric, std::int64_t right) const {
+    const Share01 share = share_of_ones(right, file_->items());
+    outcome.results.push_back({name(), metric, share.mean, share.standard_error, file_->items()});
+    outcome.facts[metric] = share.mean;
+    outcome.facts[metric + "_stderr"] = nullptr;
+    if (share.standard_error) outcome.facts[metric + "_stderr"] = *share.standard_error;
+  }
+
+  std::int64_t max_new_tokens_;
+  bool with_tokens_ = false;
+  std::optional<GenerationFile> file_;
+  std::vector<std::int64_t> rows_;
+  PromptBatch batch_;
+};
 
 }  // namespace
 
-std::vector<std::vector<std::int64_t>> prompt_batches(
-    const std::vector<std::int32_t>& prompt_tokens, std::int64_t max_new_tokens,
-    std::int64_t micro_batch_tokens) {
-  const auto tokens_of = [&](std::int64_t item) {
-    return prompt_tokens[static_cast<std::size_t>(item)];
-  };
-  std::vector<std::int64_t> order(prompt_tokens.size());
-  std::iota(order.begin(), order.end(), std::int64_t{0});
-  std::stable_sort(order.begin(), order.end(),
-                   [&](std::int64_t a, std::int64_t b) { return tokens_of(a) > tokens_of(b); });
-  std::vector<std::vector<std::int64_t>> batches;
-  for (std::size_t begin = 0; begin < order.size();) {
-    const std::int64_t rows = sequences_per_micro_batch(micro_batch_tokens,
-                                                        tokens_of(order[begin]) + max_new_tokens);
-    const std::size_t end = std::min(order.size(), begin + static_cast<std::size_t>(rows));
-    batches.emplace_back(order.begin() + static_cast<std::ptrdiff_t>(begin),
-                         order.begin() + static_cast<std::ptrdiff_t>(end));
-    begin = end;
-  }
-  return batches;
-}
-
-ExactMatch evaluate_exact_match(const CausalLM& model, const ExactMatchConfig& config,
-                                std::int64_t micro_batch_tokens, const ProcessGrid& grid,
-                                const RoundHooks& hooks, std::vector<GeneratedAnswer>* answers) {
-  std::optional<GenerationFile> file;
-  std::vector<std::vector<std::int64_t>> batches;
-  together(grid.world(), "evaluate", [&] {
-    file = GenerationFile::open(config.tokens, model.config().vocabulary);
-    batches = prompt_batches(file->prompt_tokens(), config.max_new_tokens, micro_batch_tokens);
-  });
-  const auto count = static_cast<std::int64_t>(batches.size());
-  std::array<std::int64_t, 2> right{0, 0};  // strict, flexible
-  std::vector<std::int64_t> items;
-  PromptBatch batch;
-  const auto read = [&](std::int64_t j) {
-    items = batches[static_cast<std::size_t>(j)];
-    batch = read_prompts(*file, items, config.max_new_tokens, model.options().device);
-    batch.origin = fmt::format("micro-batch {} of {}, evaluation '{}', data rank {}", j + 1, count,
-                               config.name, grid.data_index());
-  };
-  const auto compute = [&] {
-    std::vector<Answer> texts(items.size(), Answer(*file));
-    Continuations continued = continue_greedily(
-        model, batch,
-        [&](std::size_t prompt, std::int64_t token) { return texts[prompt].ends_with(token); },
-        grid.tensor());
-    for (std::size_t i = 0; i < items.size(); ++i) {
-      GeneratedAnswer answer = scored(items[i], std::move(continued.tokens[i]), texts[i].text(),
-                                      file->answer(items[i]));
-      right[0] += answer.strict ? 1 : 0;
-      right[1] += answer.flexible ? 1 : 0;
-      if (answers != nullptr) answers->push_back(std::move(answer));
-    }
-    return std::move(continued.problems);
-  };
-  std::int64_t done = 0;
-  deal_rounds(grid, "evaluate", count, done, read, compute, hooks);
-  grid.data().control().all_reduce_sum(std::span<std::int64_t>(right));
-  const auto all = static_cast<double>(file->items());
-  const double strict = static_cast<double>(right[0]) / all;
-  const double flexible = static_cast<double>(right[1]) / all;
-  return {config.name, strict,        standard_error(strict, file->items()),
-          flexible,    standard_error(flexible, file->items()), file->items()};
+std::unique_ptr<Evaluation> make_exact_match(const ExactMatchConfig& config) {
+  return std::make_unique<ExactMatch>(config);
 }
 
 }  // namespace espalier

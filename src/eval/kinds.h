@@ -10,5 +10,6 @@ namespace espalier {
 std::unique_ptr<Evaluation> make_perplexity(const NamedTokens& data);
 /// acc and acc_norm over the items of a file of options (docs/method.md).
 std::unique_ptr<Evaluation> make_multiple_choice(const NamedTokens& data);
+std::unique_ptr<Evaluation> make_exact_match(const ExactMatchConfig& config);
 
 }  // namespace espalier

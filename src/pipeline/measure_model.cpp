@@ -199,7 +199,8 @@ void require_evaluations(const RunConfig& config) {
   if (make_evaluations(config.evaluation).empty())
     throw Error(ExitCode::config, "the lists of evaluation are empty",
                 "there is nothing to evaluate",
-                "List token files under evaluation.perplexity or evaluation.multiple_choice.",
+                "List token files under evaluation.perplexity, evaluation.multiple_choice or "
+                "evaluation.exact_match.",
                 config.source.string());
 }
 

@@ -30,6 +30,7 @@ std::string gib(std::int64_t bytes) {
 struct Extent {
   std::int64_t tokens = 0;
   std::int64_t sequence = 1;
+  std::int64_t cached_tokens = 0;
 
   void add(std::int64_t micro_batch_tokens, std::int64_t row, std::int64_t rows) {
     const std::int64_t sequences = sequences_per_micro_batch(micro_batch_tokens, row);
@@ -59,8 +60,28 @@ Extent evaluation_extent(const RunConfig& config, std::int64_t vocabulary) {
   return extent;
 }
 
+/// Prompts are read together, their answers token by token.
+Extent generation_extent(const RunConfig& config, const ExactMatchConfig& data,
+                         std::int64_t vocabulary) {
+  const std::int64_t bound = config.calibration.micro_batch_tokens;
+  std::int64_t prompt = std::max<std::int64_t>(1, bound - data.max_new_tokens);
+  std::int64_t rows = 1;
+  if (path_exists(data.tokens)) {
+    const TokenFile file = TokenFile::open(data.tokens, vocabulary, Counting::nothing);
+    prompt = file.longest_row();
+    rows = std::min(file.rows(), sequences_per_micro_batch(bound, prompt + data.max_new_tokens));
+  }
+  const std::int64_t sequence = prompt + data.max_new_tokens;
+  return {rows * prompt, sequence, rows * sequence};
+}
+
 bool would_fit(const MemoryForecast& forecast, const ModelConfig& model, const PassShape& pass) {
   return memory_for_tensors(memory_need(model, pass).total()) <= forecast.available;
+}
+
+/// What calibration.micro_batch_tokens bounds of a pass.
+std::int64_t micro_batch_tokens(const PassShape& pass) {
+  return std::max(pass.tokens, pass.cached_tokens);
 }
 
 std::string with_need(const ModelConfig& model, const PassShape& pass, const std::string& change) {
@@ -74,7 +95,7 @@ Error too_little(const MemoryForecast& forecast, const ModelConfig& model, std::
       fmt::format("not enough memory on {}: a rank needs {} GiB and can have {}", host_name(),
                   gib(forecast.need.total()), gib(forecast.available)),
       fmt::format("{}, with micro-batches of {}{}", memory_text(forecast),
-                  counted(forecast.pass.tokens, "token"),
+                  counted(micro_batch_tokens(forecast.pass), "token"),
                   sharing > 1 ? fmt::format("; {} ranks share what is free here", sharing) : ""),
       changes.empty()
           ? "No single change is enough: combine a smaller calibration.micro_batch_tokens with "
@@ -100,6 +121,7 @@ MemoryForecast forecast_memory(const RunConfig& config, ConfigUse use, const Mod
   MemoryForecast forecast;
   const auto consider = [&](const Extent& extent) {
     pass.tokens = extent.tokens;
+    pass.cached_tokens = extent.cached_tokens;
     const MemoryNeed need = memory_need(model, pass);
     if (need.total() <= forecast.need.total()) return;
     forecast.pass = pass;
@@ -108,7 +130,10 @@ MemoryForecast forecast_memory(const RunConfig& config, ConfigUse use, const Mod
   };
   if (use != ConfigUse::eval) consider(calibration_extent(config.calibration, model.vocabulary));
   pass.criterion = Criterion::magnitude;  // an evaluation only wants losses
-  if (use != ConfigUse::score) consider(evaluation_extent(config, model.vocabulary));
+  if (use == ConfigUse::score) return forecast;
+  consider(evaluation_extent(config, model.vocabulary));
+  for (const ExactMatchConfig& data : config.evaluation.exact_match)
+    consider(generation_extent(config, data, model.vocabulary));
   return forecast;
 }
 
@@ -126,10 +151,14 @@ std::vector<std::string> fitting_changes(const MemoryForecast& forecast, const M
     return true;
   };
   PassShape pass = forecast.pass;
-  for (std::int64_t rows = pass.tokens / forecast.sequence; rows > 1;) {
+  const std::int64_t most_rows = micro_batch_tokens(pass) / forecast.sequence;
+  for (std::int64_t rows = most_rows; rows > 1;) {
     rows = (rows + 1) / 2;
-    pass.tokens = rows * forecast.sequence;
-    if (offer(pass, fmt::format("calibration.micro_batch_tokens: {}", pass.tokens))) break;
+    const std::int64_t tokens = rows * forecast.sequence;
+    const bool generates = pass.cached_tokens > 0;
+    pass.tokens = generates ? forecast.pass.tokens / most_rows * rows : tokens;
+    pass.cached_tokens = generates ? tokens : 0;
+    if (offer(pass, fmt::format("calibration.micro_batch_tokens: {}", tokens))) break;
   }
   pass = forecast.pass;
   for (std::int64_t tensor = 2LL * pass.tensor; tensor <= model.heads; tensor *= 2) {
@@ -153,9 +182,10 @@ std::vector<std::string> fitting_changes(const MemoryForecast& forecast, const M
 std::string memory_text(const MemoryForecast& forecast) {
   const MemoryNeed& need = forecast.need;
   const bool gradients = forecast.pass.criterion == Criterion::taylor;
-  return fmt::format("{} GiB a rank: weights {}, {} {}, hidden states {}, working set {}",
+  return fmt::format("{} GiB a rank: weights {}, {} {}, hidden states {}, working set {}{}",
                      gib(need.total()), gib(need.weights), gradients ? "sums of gradients" : "sums",
-                     gib(need.statistics), gib(need.hidden_states), gib(need.working));
+                     gib(need.statistics), gib(need.hidden_states), gib(need.working),
+                     need.cache > 0 ? fmt::format(", keys and values {}", gib(need.cache)) : "");
 }
 
 nlohmann::ordered_json to_json(const MemoryForecast& forecast, const ModelConfig& model) {
@@ -164,11 +194,12 @@ nlohmann::ordered_json to_json(const MemoryForecast& forecast, const ModelConfig
                               {"ranks", forecast.ranks},
                               {"dtype", std::string(torch_name(to_dtype(forecast.pass.dtype)))},
                               {"criterion", name_of(forecast.pass.criterion)},
-                              {"micro_batch_tokens", forecast.pass.tokens},
+                              {"micro_batch_tokens", micro_batch_tokens(forecast.pass)},
                               {"weight_bytes", need.weights},
                               {"statistics_bytes", need.statistics},
                               {"hidden_state_bytes", need.hidden_states},
                               {"working_bytes", need.working},
+                              {"cache_bytes", need.cache},
                               {"total_bytes", need.total()}};
   if (forecast.available > 0) {
     json["available_bytes"] = forecast.available;

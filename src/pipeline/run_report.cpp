@@ -30,6 +30,23 @@ std::string count_text(std::int64_t n) {
   return fmt::format("{}", n);
 }
 
+/// A share of items that were right, as a line of metrics.jsonl has it.
+struct Accuracy {
+  std::string name;
+  std::string metric;
+  double value = 0;
+};
+
+std::vector<Accuracy> accuracies(const nlohmann::ordered_json& row) {
+  std::vector<Accuracy> all;
+  for (const char* kind : {"multiple_choice", "exact_match"})
+    if (row.contains(kind))
+      for (const auto& [name, facts] : row.at(kind).items())
+        for (const char* metric : {"acc", "acc_norm", "strict", "flexible"})
+          if (facts.contains(metric)) all.push_back({name, metric, facts.at(metric).get<double>()});
+  return all;
+}
+
 /// What was removed has a minus, nothing has none.
 std::string removed(const nlohmann::ordered_json& row, const char* field) {
   const std::string text = percent(row.at(field).get<double>());
@@ -184,10 +201,13 @@ std::string table_row(const nlohmann::ordered_json& row, std::int64_t last, std:
       removed(row, "sparsity_structures"), removed(row, "sparsity_parameters"),
       removed(row, "sparsity_total_parameters"), mean, worst, json_text(row.at("heads_kept")),
       count_text(row.at("channels_kept").get<std::int64_t>()), time, speed, memory, left, end);
-  if (row.at("perplexity").empty()) return text;
-  text += "\n        perplexity";
+  if (!row.at("perplexity").empty()) text += "\n        perplexity";
   for (const auto& [name, value] : row.at("perplexity").items())
     text += fmt::format("  {} {:.3f}", one_line(name), value.get<double>());
+  const std::vector<Accuracy> shares = accuracies(row);
+  if (!shares.empty()) text += "\n        right     ";
+  for (const Accuracy& share : shares)
+    text += fmt::format("  {} {} {:.3f}", one_line(share.name), share.metric, share.value);
   return text;
 }
 
@@ -218,6 +238,8 @@ std::optional<double> print_iteration(const nlohmann::ordered_json& row, std::in
     line += fmt::format(" loss[{}] {:.4f}", name, loss.get<double>());
   for (const auto& [name, value] : row.at("perplexity").items())
     line += fmt::format(" ppl[{}] {:.3f}", name, value.get<double>());
+  for (const Accuracy& share : accuracies(row))
+    line += fmt::format(" {}[{}] {:.3f}", share.metric, share.name, share.value);
   line += fmt::format(" heads {} ch {}", json_text(row.at("heads_kept")),
                       count_text(row.at("channels_kept").get<std::int64_t>()));
   std::optional<double> eta;
@@ -273,6 +295,26 @@ std::vector<BeforeAfter> perplexities(const std::vector<nlohmann::ordered_json>&
   return result;
 }
 
+/// The shares at the first and the last state that was evaluated.
+void add_accuracies(log::Block& block, const std::vector<nlohmann::ordered_json>& rows) {
+  std::vector<std::vector<Accuracy>> evaluated;
+  for (const auto& row : rows)
+    if (std::vector<Accuracy> shares = accuracies(row); !shares.empty())
+      evaluated.push_back(std::move(shares));
+  if (evaluated.empty()) return;
+  for (const Accuracy& after : evaluated.back()) {
+    const auto before = std::find_if(
+        evaluated.front().begin(), evaluated.front().end(), [&](const Accuracy& share) {
+          return share.name == after.name && share.metric == after.metric;
+        });
+    if (before == evaluated.front().end()) continue;
+    block.text += fmt::format("  right         {:<12} {:.3f} -> {:.3f}   ({})\n", after.name,
+                              before->value, after.value, after.metric);
+    block.facts["right"][after.name][after.metric] = {{"before", before->value},
+                                                      {"after", after.value}};
+  }
+}
+
 std::map<std::string, double> seconds_of_phases(const std::vector<nlohmann::ordered_json>& rows) {
   std::map<std::string, double> phases;
   for (const auto& row : rows)
@@ -323,6 +365,7 @@ void print_end(const Source& source, const RunConfig& config, const PruneRules& 
     block.facts["perplexity"][p.name] = {
         {"before", p.before}, {"after", p.after}, {"window_tokens", p.window}};
   }
+  add_accuracies(block, rows);
   block.text += "  seconds      ";
   for (const auto& [phase, value] : seconds_of_phases(rows)) {
     block.text += fmt::format(" {} {:.1f}", phase, value);

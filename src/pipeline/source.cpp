@@ -134,6 +134,8 @@ InputFiles input_files(const RunConfig& config, const Source& source) {
     files["evaluation/" + data.name] = data.tokens;
   for (const NamedTokens& data : config.evaluation.multiple_choice)
     files["evaluation/" + data.name] = data.tokens;
+  for (const ExactMatchConfig& data : config.evaluation.exact_match)
+    files["evaluation/" + data.name] = data.tokens;
   return files;
 }
 

@@ -4,6 +4,7 @@
 
 #include <c10/core/ScalarType.h>
 
+#include "espalier/model/kv_cache.h"
 #include "espalier/model/vocabulary_loss.h"
 #include "espalier/prune/unit_tensors.h"
 #include "espalier/score/unit_sums.h"
@@ -45,6 +46,7 @@ class RankNeed {
       if (with_weight_gradients() && is_scored_tensor(spec)) need.statistics += n * accumulator();
     }
     need.statistics += summed_numbers() * pass_.domains * size_of(at::kDouble);
+    need.cache = cache_bytes();
     // Inputs of halves are let go on the way back, so the height is where both together are most.
     const std::int64_t first = with_gradients() ? lowest_half(pass_.scored) : 2 * config_.layers;
     const auto consider = [&](std::int64_t inputs, std::int64_t working) {
@@ -113,6 +115,19 @@ class RankNeed {
     if (!with_inputs() || !is_scored(pass_.scored, layer, half)) return 0;
     const std::int64_t entries = gate_entries(widths(layer), half, config_);
     return pass_.tokens * entries * entry_ + input_sums_bytes(pass_.tokens, entries);
+  }
+
+  std::int64_t cache_bytes() const {
+    std::int64_t all = 0, largest = 0;
+    for (std::int64_t layer = 0; layer < config_.layers; ++layer) {
+      const std::int64_t bytes =
+          pass_.cached_tokens * entry_ *
+          cached_per_token(static_cast<std::int64_t>(widths(layer).kv_heads.size()),
+                           config_.head_dim);
+      all += bytes;
+      largest = std::max(largest, bytes);
+    }
+    return all + largest;
   }
 
   const LayerWidths& widths(std::int64_t layer) const {

@@ -76,3 +76,16 @@ def from_text(path, tokenizer_directory, text_file, rows, width, vocabulary):
             if len(ids) >= rows * width:
                 break
     write(path, numpy.asarray(ids[: rows * width]).reshape(rows, width), vocabulary)
+
+
+def write_prompts(path, prompts, answers, pieces, vocabulary, stop=(), eos=()):
+    """Prompts with answers; `pieces` are the bytes of every token."""
+    tokens = numpy.zeros((len(prompts), max(2, *map(len, prompts))), dtype="int32")
+    for row, prompt in zip(tokens, prompts):
+        row[: len(prompt)] = prompt
+    write(path, tokens, vocabulary, [len(p) for p in prompts])
+    with h5py.File(path, "r+") as file:
+        file.create_dataset("answer", data=list(answers), dtype=h5py.string_dtype("utf-8"))
+        file["piece_bytes"] = numpy.frombuffer(b"".join(pieces), dtype="uint8")
+        file["piece_ends"] = numpy.cumsum([len(p) for p in pieces], dtype="int64")
+        file.attrs.update({"task": "exact_match", "stop": json.dumps(list(stop)), "eos_ids": numpy.asarray(eos, dtype="int32")})

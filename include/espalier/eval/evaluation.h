@@ -67,6 +67,8 @@ class Evaluation {
   /// earlier start.
   virtual nlohmann::ordered_json settings() const { return nlohmann::ordered_json::object(); }
 
+  /// Items will be asked for: what they need is to be among the numbers. Before open().
+  virtual void want_items() {}
   /// Opens the file on this rank for a vocabulary. Throws what TokenFile::open does. Not
   /// collective; first of all.
   virtual void open(std::int64_t vocabulary) = 0;

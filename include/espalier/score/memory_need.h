@@ -26,6 +26,8 @@ struct PassShape {
   std::int64_t domains = 1;
   /// Of the largest micro-batch: B x T.
   std::int64_t tokens = 0;
+  /// Slots of keys and values that a generation keeps, of all rows together; 0 = none is kept.
+  std::int64_t cached_tokens = 0;
 };
 
 /// Bytes of tensors that one rank holds at the height of a pass that keeps no graphs
@@ -43,8 +45,11 @@ struct MemoryNeed {
   /// The graph of one half layer with the gradients on their way through it, or the loss, whichever
   /// is more (loss_bytes; a graph: what RMSNorm, the projections, silu or attention keep).
   std::int64_t working = 0;
+  /// Keys and values of the rank's KV heads in all layers, and a second copy of the largest layer's
+  /// while rows leave.
+  std::int64_t cache = 0;
 
-  std::int64_t total() const { return weights + statistics + hidden_states + working; }
+  std::int64_t total() const { return weights + statistics + hidden_states + working + cache; }
 };
 
 /// Of the tensor rank that needs most. Pure arithmetic: no tensor is made.

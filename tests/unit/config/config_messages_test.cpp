@@ -263,6 +263,12 @@ const std::vector<Row> kRows{
         "config.yaml:4:50: evaluation.multiple_choice[0].tokens: 'q.h5' does not exist (looked in: "
         "the config's directory). Write it with launch/tokenize.py or check the path.",
         66),
+    rest("evaluation: {exact_match: [{name: e, tokens: wiki.h5}, {name: e, tokens: web.h5}]}",
+         "config.yaml:4:63: evaluation.exact_match[1].name = e (evaluation.exact_match[0] has this "
+         "name already)"),
+    rest("evaluation: {exact_match: [{name: e, tokens: wiki.h5, max_new_tokens: 0}]}",
+         "config.yaml:4:71: evaluation.exact_match[0].max_new_tokens = 0 (a whole number between 1 "
+         "and 1048576 is needed)"),
     rest("export: [{format: exact, path: a/b}, {format: uniform, path: a/./b/}]",
          "config.yaml:4:62: export[1].path = a/b (another export goes to the same path)"),
     // the command line

@@ -15,7 +15,7 @@ class ConfigSchema : public ConfigTest {
   static std::string base() {
     return minimal() +
            "evaluation: {perplexity: [{name: p, tokens: wiki.h5}], multiple_choice: [{name: m, "
-           "tokens: wiki.h5}]}\n"
+           "tokens: wiki.h5}], exact_match: [{name: e, tokens: wiki.h5}]}\n"
            "export: [{format: exact, path: export/exact}]\n";
   }
 };
@@ -68,6 +68,10 @@ const std::map<std::string, std::string> kOtherValues{
     {"evaluation.multiple_choice", "[]"},
     {"evaluation.multiple_choice[].name", "q"},
     {"evaluation.multiple_choice[].tokens", "web.h5"},
+    {"evaluation.exact_match", "[]"},
+    {"evaluation.exact_match[].name", "q"},
+    {"evaluation.exact_match[].tokens", "web.h5"},
+    {"evaluation.exact_match[].max_new_tokens", "7"},
     {"checkpoint.keep_last", "1"},
     {"checkpoint.keep_every", "3"},
     {"export", "[]"},
@@ -78,9 +82,8 @@ const std::map<std::string, std::string> kOtherValues{
 // What a resumed run may change ; everything else is frozen.
 bool is_free(const std::string& key) {
   return key == "device" || key == "calibration.micro_batch_tokens" ||
-         key == "calibration.overlap" ||
-         key.starts_with("parallel.") || key.starts_with("execution.") ||
-         key.starts_with("checkpoint.");
+         key == "calibration.overlap" || key.starts_with("parallel.") ||
+         key.starts_with("execution.") || key.starts_with("checkpoint.");
 }
 
 TEST_F(ConfigSchema, EveryKeyCanBeSetAndIsFreeOrFrozen) {
@@ -189,18 +192,20 @@ TEST_F(ConfigSchema, TheReferenceHoldsTheDefaults) {
 TEST_F(ConfigSchema, TheCommentedElementsOfTheReferenceAreValid) {
   std::filesystem::create_directories(directory_ / "data");
   std::filesystem::create_directories(directory_ / "models" / "my-model");
-  for (const char* name : {"web.h5", "wikitext2.h5", "arc_easy.h5"})
+  for (const char* name : {"web.h5", "wikitext2.h5", "arc_easy.h5", "gsm8k.h5"})
     std::ofstream(directory_ / "data" / name) << "x";
-  std::string text = std::regex_replace(reference_yaml(),
-                                        std::regex("(perplexity|multiple_choice): \\[\\]"), "$1:");
+  std::string text = std::regex_replace(
+      reference_yaml(), std::regex("(perplexity|multiple_choice|exact_match): \\[\\]"), "$1:");
   text = std::regex_replace(text, std::regex("export: \\[\\]"), "export:");
   text = std::regex_replace(text, std::regex("# - "), "- ");
-  text = std::regex_replace(text, std::regex("#   (tokens|path): "), "  $1: ");
+  text = std::regex_replace(text, std::regex("#   (tokens|path|max_new_tokens): "), "  $1: ");
   const RunConfig c = read(text);
   ASSERT_EQ(c.evaluation.perplexity.size(), 1u);
   EXPECT_EQ(c.evaluation.perplexity[0].name, "wikitext2");
   ASSERT_EQ(c.evaluation.multiple_choice.size(), 1u);
   EXPECT_EQ(c.evaluation.multiple_choice[0].name, "arc_easy");
+  ASSERT_EQ(c.evaluation.exact_match.size(), 1u);
+  EXPECT_EQ(c.evaluation.exact_match[0].max_new_tokens, 256);
   ASSERT_EQ(c.exports.size(), 1u);
   EXPECT_EQ(c.exports[0].path, "export/exact");
 }

@@ -38,6 +38,7 @@ evaluation:
   every: 3
   perplexity: [{name: wikitext2, tokens: wiki.h5}]
   multiple_choice: []
+  exact_match: [{name: gsm8k, tokens: wiki.h5, max_new_tokens: 32}]
 checkpoint: {keep_last: 5, keep_every: 0}
 export: [{format: exact, path: export/exact, schema: own}, {format: uniform, path: ../u/}]
 )";
@@ -130,6 +131,9 @@ TEST_F(RunConfigTest, ReadsEveryKeyOfACompleteFile) {
   ASSERT_EQ(c.evaluation.perplexity.size(), 1u);
   EXPECT_EQ(c.evaluation.perplexity[0].name, "wikitext2");
   EXPECT_EQ(c.evaluation.perplexity[0].tokens, directory_ / "wiki.h5");
+  ASSERT_EQ(c.evaluation.exact_match.size(), 1u);
+  EXPECT_EQ(c.evaluation.exact_match[0].name, "gsm8k");
+  EXPECT_EQ(c.evaluation.exact_match[0].max_new_tokens, 32);
   EXPECT_EQ(c.keep_last, 5);
   EXPECT_EQ(c.keep_every, 0);
   ASSERT_EQ(c.exports.size(), 2u);
