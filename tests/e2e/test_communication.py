@@ -60,17 +60,27 @@ class Counted(Case):
             with self.subTest(dtype):
                 found = self.counted(dtype, 1, 2, model={"path": "model", "dtype": dtype})
                 collectives, size = gradients(number)
-                self.assertEqual(found["data"], (collectives + 2, size + 2 * 8 + 8))
+                self.assertEqual(found["data"], (collectives + 3, size + 2 * 2 * 8 + 8))
                 self.assertEqual(found["tensor"], (0, 0))
                 self.assertEqual(found["world"], world_group(2))
 
-    def test_gates_send_sums_only(self):
-        found = self.counted("gates", 1, 2, importance={"criterion": "taylor_gate"})
-        self.assertEqual(found["data"], (1 + 2, 8 * SCORED * (HEADS + CHANNELS) + 24))
+    def test_sums_of_each_domain_cross_together(self):
+        """What is additive per unit or per feature is sent once for all domains, however they are combined."""
+        heads, channels = HEADS, CHANNELS
+        features = HEADS * HEAD_DIM
+        for criterion, numbers in [("taylor_gate", heads + channels), ("taylor_gate_sample", heads + channels),
+                                   ("wanda_sp", features + channels), ("flap", 2 * (features + channels))]:
+            for combine in ("pooled", "weighted_mean"):
+                with self.subTest(criterion, combine=combine):
+                    change = {"importance": {"criterion": criterion, "normalization": "none"},
+                              "calibration": {"combine": combine}}
+                    found = self.counted(f"{criterion} {combine}", 1, 2, **change)
+                    size = 8 * len(DOMAINS) * SCORED * numbers
+                    self.assertEqual(found["data"], (1 + 3, size + 2 * 16 + 8))
 
     def test_reduced_scores(self):
         found = self.counted("scores", 1, 2, importance={"reduction": "scores"})
-        self.assertEqual(found["data"], (1 + 2, 8 * SCORED * (HEADS + CHANNELS) + 24))
+        self.assertEqual(found["data"], (1 + 3, 8 * SCORED * (HEADS + CHANNELS) + 2 * 16 + 8))
 
     def test_domains_by_themselves(self):
         found = self.counted("domains", 2, 1, calibration={"combine": "weighted_mean"})

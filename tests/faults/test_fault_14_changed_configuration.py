@@ -21,6 +21,7 @@ FREE = {
     "parallel.tensor": 2,
     "parallel.rebalance": 1.5,
     "calibration.micro_batch_tokens": 48,
+    "calibration.overlap": "[4]",
     "execution.order": "sample_major",
     "execution.recompute": "all",
     "execution.attention": "math",
@@ -37,6 +38,7 @@ FROZEN = {
     "calibration.domains[].objective": "sft",
     "calibration.combine": "weighted_mean",
     "calibration.resample": "true",
+    "calibration.adapt": "loss_gap",
     "calibration.seed": 5,
     "calibration.non_finite": "skip-batch",
     "calibration.max_skipped": 3,
@@ -64,7 +66,12 @@ FROZEN = {
 }
 # Of another criterion there is nothing to reduce: changed in a start of its own.
 BY_ITSELF = {"importance.criterion": "taylor_gate"}
-# Lists change by their elements, above.
+# Elements of lists that the run has none of: the list is then what changes, from none to one.
+FIRST_ELEMENTS = {
+    "evaluation.multiple_choice": "[{{name: other, tokens: {folder}/options.h5}}]",
+    "evaluation.exact_match": "[{{name: other, tokens: {folder}/prompts.h5, max_new_tokens: 7}}]",
+}
+# Other lists change by their elements, above.
 LISTS = {"calibration.domains", "evaluation.perplexity", "export"}
 
 
@@ -91,7 +98,8 @@ class ChangedConfiguration(Finished):
 
     def test_every_key_is_known_as_free_or_frozen(self):
         keys = self.keys()
-        known = {*FREE, *FROZEN, *BY_ITSELF, *LISTS}
+        known = {*FREE, *FROZEN, *BY_ITSELF, *LISTS, *FIRST_ELEMENTS}
+        known |= {key for key in keys if key.partition("[].")[0] in FIRST_ELEMENTS}
         self.assertEqual(sorted(set(keys) ^ known), [], "keys that this test does not know, or that are gone")
         self.assertEqual(sorted(key for key, free in keys.items() if free), sorted(FREE))
 
@@ -119,6 +127,15 @@ class ChangedConfiguration(Finished):
         self.refused(run_dir, BY_ITSELF)
         self.assertEqual({path: path.read_bytes() for path in before}, before, "a refused command changes nothing")
 
+    def test_a_list_that_was_empty(self):
+        run_dir = self.copy()
+        for name in ("options.h5", "prompts.h5"):
+            (self.folder / name).symlink_to(self.bench.folder / "eval.h5")
+        for key, value in FIRST_ELEMENTS.items():
+            with self.subTest(key):
+                result = run("resume", run_dir, *self.settings({key: value}))
+                self.fails(result, 78, [f"{key} was [] and is now ", f"--allow-change {key} "])
+
     def test_one_that_is_not_allowed_is_refused_alone(self):
         run_dir = self.copy()
         others = [key.replace("[]", "[0]") for key in FROZEN if key != "calibration.seed"]
@@ -136,7 +153,7 @@ class ChangedConfiguration(Finished):
         self.assertIn("continuing with iteration 4", result.text)
         resolved = self.succeeds("config", run_dir / "config.resolved.yaml").out
         for key, value in FREE.items():
-            self.assertRegex(resolved, rf"(?m)^ *{key.rpartition('.')[2]}: {value}$")
+            self.assertRegex(resolved, rf"(?m)^ *{key.rpartition('.')[2]}: {re.escape(str(value))}$")
 
     def test_other_configuration(self):
         run_dir = self.copy()

@@ -206,6 +206,54 @@ Content drawn_tokens(TextMutator& random) {
   return content;
 }
 
+/// Tokens with what each row is an option of: items of two or three options, the last one right.
+Content drawn_options(TextMutator& random) {
+  std::vector<std::int64_t> item, option, correct;
+  const std::size_t items = 1 + random.below(3);
+  for (std::size_t i = 0; i < items; ++i) {
+    const std::size_t options = 2 + random.below(2);
+    for (std::size_t k = 0; k < options; ++k) {
+      item.push_back(static_cast<std::int64_t>(10 + i));
+      option.push_back(static_cast<std::int64_t>(k));
+      correct.push_back(k + 1 == options ? 1 : 0);
+    }
+  }
+  const hsize_t n = item.size(), S = 2 + random.below(6);
+  Content content;
+  content.datasets["/tokens"] =
+      integers(H5T_STD_I32LE, {n, S}, std::vector<std::int64_t>(n * S, 7));
+  content.datasets["/loss_mask"] =
+      integers(H5T_STD_U8LE, {n, S}, std::vector<std::int64_t>(n * S, 1));
+  content.datasets["/item"] = integers(H5T_STD_I32LE, {n}, item);
+  content.datasets["/option"] = integers(H5T_STD_I16LE, {n}, option);
+  content.datasets["/correct"] = integers(H5T_STD_U8LE, {n}, correct);
+  if (random.below(2) == 0)
+    content.datasets["/normalizer"] =
+        integers(H5T_STD_I32LE, {n}, std::vector<std::int64_t>(n, 12));
+  content.attributes["format"].value = std::string("espalier-tokens");
+  content.attributes["version"].value = std::int64_t{1};
+  content.attributes["vocab_size"].value = kVocabulary;
+  return content;
+}
+
+std::string broken_options(const OptionRows& options, std::size_t rows) {
+  if (options.item.size() != rows || options.option.size() != rows ||
+      options.correct.size() != rows)
+    return "options of another number of rows";
+  if (options.first.front() != 0 || options.first.back() != static_cast<std::int64_t>(rows))
+    return "rows that are of no item";
+  for (std::size_t i = 0; i + 1 < options.first.size(); ++i) {
+    std::int64_t right = 0;
+    for (std::int64_t row = options.first[i]; row < options.first[i + 1]; ++row)
+      right += options.correct[static_cast<std::size_t>(row)];
+    if (right < 1 || right >= options.first[i + 1] - options.first[i])
+      return "an item without a right or a wrong option";
+  }
+  for (const std::int32_t characters : options.normalizer)
+    if (characters < 1) return "a normaliser below 1";
+  return {};
+}
+
 std::string broken_rows(const TokenRows& rows, std::size_t n) {
   const auto S = static_cast<std::size_t>(rows.sequence_tokens);
   if (rows.tokens.size() != n * S || rows.length.size() != n || rows.counted.size() != n * S)
@@ -267,13 +315,15 @@ class FormatFuzzer final : public fuzz::Fuzzer {
   ~FormatFuzzer() override { std::filesystem::remove_all(scratch_); }
 
   std::string once(Trial& trial) override {
-    switch (random_.below(4)) {
+    switch (random_.below(5)) {
       case 0:
         return plan(trial);
       case 1:
         return scores(trial);
       case 2:
         return tokens(trial);
+      case 3:
+        return options(trial);
       default:
         return sums(trial);
     }
@@ -348,6 +398,15 @@ class FormatFuzzer final : public fuzz::Fuzzer {
       for (std::int64_t i = 0; i < std::min<std::int64_t>(file.rows(), 5); ++i)
         numbers.push_back(file.rows() - 1 - i);
       return broken_rows(file.read(numbers), numbers.size());
+    });
+  }
+
+  std::string options(Trial& trial) {
+    Content content = drawn_options(random_);
+    const bool changed = write(content, trial);
+    return read(trial, changed, "options", [&] {
+      const TokenFile file = TokenFile::open(path_, kVocabulary, Counting::options);
+      return broken_options(file.options(), static_cast<std::size_t>(file.rows()));
     });
   }
 

@@ -264,9 +264,9 @@ class Transformers(Template):
         for record, row, n, mask in zip(
             records, data["tokens"], data["length"], data["loss_mask"], strict=True
         ):
-            ids = theirs.apply_chat_template(record["messages"], tools=record.get("tools"))[
-                "input_ids"
-            ]
+            ids = theirs.apply_chat_template(
+                record["messages"], tools=record.get("tools"), return_dict=True
+            )["input_ids"]
             self.assertEqual(row[:n].tolist(), ids, record)
             yield theirs, mask[:n].tolist(), ids
 

@@ -1,6 +1,5 @@
 #include "espalier/eval/answers.h"
 
-#include <filesystem>
 #include <fstream>
 #include <iterator>
 
@@ -12,10 +11,9 @@ namespace espalier {
 namespace {
 
 TEST(Answers, ArePythonsRegularExpressions) {
-  const auto path = std::filesystem::path(__FILE__).parent_path() / "answer_cases.json";
-  std::ifstream file(path);
+  std::ifstream file(ESPALIER_ANSWER_CASES);
   const std::string text{std::istreambuf_iterator<char>(file), {}};
-  const nlohmann::ordered_json cases = parse_json(text, path.string());
+  const nlohmann::ordered_json cases = parse_json(text, ESPALIER_ANSWER_CASES);
   ASSERT_GT(cases.size(), 1000u);
   int invalid = 0;
   for (const auto& one : cases) {
