@@ -264,8 +264,13 @@ class Transformers(Template):
         for record, row, n, mask in zip(
             records, data["tokens"], data["length"], data["loss_mask"], strict=True
         ):
+            # transformers gives templates `reasoning` under the name they know from version 5 on.
+            messages = [
+                {"reasoning_content": m["reasoning"], **m} if "reasoning" in m else m
+                for m in record["messages"]
+            ]
             ids = theirs.apply_chat_template(
-                record["messages"], tools=record.get("tools"), return_dict=True
+                messages, tools=record.get("tools"), return_dict=True
             )["input_ids"]
             self.assertEqual(row[:n].tolist(), ids, record)
             yield theirs, mask[:n].tolist(), ids
