@@ -91,7 +91,15 @@ std::vector<std::int64_t> draw_rows(std::int64_t rows, std::int64_t wanted, std:
 }  // namespace
 
 Counting counting_of(Objective objective) {
-  return objective == Objective::sft ? Counting::loss_mask : Counting::every_token;
+  switch (objective) {
+    case Objective::causal_lm:
+      break;
+    case Objective::sft:
+      return Counting::loss_mask;
+    case Objective::margin:
+      return Counting::options;
+  }
+  return Counting::every_token;
 }
 
 std::int64_t sequences_per_micro_batch(std::int64_t micro_batch_tokens,
@@ -99,7 +107,7 @@ std::int64_t sequences_per_micro_batch(std::int64_t micro_batch_tokens,
   return std::max<std::int64_t>(1, micro_batch_tokens / sequence_tokens);
 }
 
-TokenBatch make_batch(const TokenRows& rows, double sequence_weight, at::Device device,
+TokenBatch make_batch(const TokenRows& rows, std::span<const double> row_weights, at::Device device,
                       std::vector<std::int64_t>& predictions) {
   const std::int64_t S = rows.sequence_tokens;
   const auto B = static_cast<std::int64_t>(rows.length.size());
@@ -117,7 +125,8 @@ TokenBatch make_batch(const TokenRows& rows, double sequence_weight, at::Device 
     }
     const std::size_t count = positions.size() - first;
     predictions.push_back(static_cast<std::int64_t>(count));
-    weights.insert(weights.end(), count, sequence_weight / static_cast<double>(count));
+    weights.insert(weights.end(), count,
+                   row_weights[static_cast<std::size_t>(b)] / static_cast<double>(count));
   }
   const at::Tensor tokens_BS = at::tensor(rows.tokens, at::kInt).view({B, S});
   TokenBatch batch{tokens_BS.narrow(1, 0, T).to(at::kLong).contiguous().to(device),
@@ -128,6 +137,93 @@ TokenBatch make_batch(const TokenRows& rows, double sequence_weight, at::Device 
     batch.real_BT =
         (at::arange(T, at::kInt) < at::tensor(rows.length, at::kInt).unsqueeze(1)).to(device);
   return batch;
+}
+
+namespace {
+
+/// The rows of the drawn items, whole.
+void take_items(DomainDraw& domain, const OptionRows& options,
+                const std::vector<std::int64_t>& items) {
+  for (const std::int64_t item : items) {
+    domain.begins.push_back(domain.rows.size());
+    for (std::int64_t row = options.first[static_cast<std::size_t>(item)];
+         row < options.first[static_cast<std::size_t>(item) + 1]; ++row) {
+      domain.rows.push_back(row);
+      domain.right.push_back(options.correct[static_cast<std::size_t>(row)]);
+    }
+  }
+}
+
+void take_rows(DomainDraw& domain, std::vector<std::int64_t> rows) {
+  domain.rows = std::move(rows);
+  domain.begins.resize(domain.rows.size());
+  std::iota(domain.begins.begin(), domain.begins.end(), std::size_t{0});
+}
+
+void set_shares(DomainDraw& domain) {
+  const auto rows = static_cast<double>(domain.rows.size());
+  domain.shares.assign(domain.rows.size(), 1 / rows);
+  if (domain.objective != Objective::margin) return;
+  const auto right =
+      static_cast<double>(std::count(domain.right.begin(), domain.right.end(), std::uint8_t{1}));
+  for (std::size_t i = 0; i < domain.rows.size(); ++i)
+    domain.shares[i] = domain.right[i] == 1 ? 1 / right : -1 / (rows - right);
+}
+
+/// The entries whose place is kept.
+template <class T>
+std::vector<T> kept_of(const std::vector<T>& values, const std::vector<bool>& kept) {
+  std::vector<T> left;
+  for (std::size_t i = 0; i < values.size(); ++i)
+    if (kept[i]) left.push_back(values[i]);
+  return left;
+}
+
+void keep_rows(DomainDraw& domain, const std::vector<bool>& kept) {
+  std::vector<bool> begins(domain.rows.size(), false);
+  for (const std::size_t begin : domain.begins) begins[begin] = true;
+  begins = kept_of(begins, kept);
+  domain.begins.clear();
+  for (std::size_t i = 0; i < begins.size(); ++i)
+    if (begins[i]) domain.begins.push_back(i);
+  domain.rows = kept_of(domain.rows, kept);
+  if (!domain.right.empty()) domain.right = kept_of(domain.right, kept);
+  set_shares(domain);
+}
+
+/// [items, rows] of a micro-batch: 1 where the row is of the item.
+at::Tensor samples_of(const DomainDraw& domain, const MicroBatch& micro_batch) {
+  std::vector<std::int64_t> item_of_row;
+  std::int64_t item = -1;
+  for (std::size_t row = micro_batch.begin; row < micro_batch.end; ++row) {
+    if (std::binary_search(domain.begins.begin(), domain.begins.end(), row)) ++item;
+    item_of_row.push_back(item);
+  }
+  const at::Tensor items_S1 = at::arange(item + 1, at::kLong).unsqueeze(1);
+  return (items_S1 == at::tensor(item_of_row, at::kLong)).to(at::kDouble);
+}
+
+}  // namespace
+
+DomainDraw Calibration::drawn(const DomainConfig& domain, const TokenFile& file, std::int64_t seed,
+                              std::int64_t draw, std::size_t place) {
+  const bool items = domain.objective == Objective::margin;
+  const OptionRows options = items ? file.options() : OptionRows();
+  const std::int64_t all = items ? options.items() : file.rows();
+  const std::int64_t wanted = domain.sequences.value_or(all);
+  if (wanted > all)
+    throw Error(
+        ExitCode::config, fmt::format("calibration.domains[{}].sequences = {}", place, wanted),
+        fmt::format("{} has {}", domain.tokens.string(), counted(all, items ? "item" : "sequence")),
+        fmt::format("Use at most {}, or leave it out to take all.", all));
+  const std::vector<std::int64_t> taken = draw_rows(all, wanted, seed, domain.name, draw);
+  DomainDraw result{domain.name, domain.weight, domain.objective, {}, {}, {}, {}};
+  if (items)
+    take_items(result, options, taken);
+  else
+    take_rows(result, taken);
+  set_shares(result);
+  return result;
 }
 
 Calibration Calibration::draw(const CalibrationConfig& config, std::int64_t iteration,
@@ -145,33 +241,32 @@ Calibration Calibration::draw(const CalibrationConfig& config, std::int64_t iter
       for (const Problem& problem : error.problems()) problems.add(problem);
       continue;
     }
-    const std::int64_t rows = calibration.files_.back().rows();
-    const std::int64_t wanted = domain.sequences.value_or(rows);
-    if (wanted > rows) {
-      problems.add(ExitCode::config,
-                   fmt::format("calibration.domains[{}].sequences = {}", d, wanted),
-                   fmt::format("{} has {}", domain.tokens.string(), counted(rows, "sequence")),
-                   fmt::format("Use at most {}, or leave it out to take all.", rows));
-      continue;
-    }
-    calibration.domains_.push_back(
-        {domain.name, domain.weight, domain.objective,
-         draw_rows(rows, wanted, config.seed, domain.name,
-                   config.resample ? std::max<std::int64_t>(iteration - 1, 0) : 0)});
+    problems.add(problems_of([&] {
+      calibration.domains_.push_back(
+          drawn(domain, calibration.files_.back(), config.seed,
+                config.resample ? std::max<std::int64_t>(iteration - 1, 0) : 0, d));
+    }));
   }
   problems.throw_if_any();
   return calibration;
 }
 
 std::vector<std::pair<double, MicroBatch>> Calibration::placed(std::size_t domain) const {
-  const std::size_t rows = domains_[domain].rows.size();
+  const DomainDraw& draw = domains_[domain];
   const auto size = static_cast<std::size_t>(
       sequences_per_micro_batch(micro_batch_tokens_, files_[domain].sequence_tokens()));
-  const std::size_t count = (rows + size - 1) / size;
+  std::vector<MicroBatch> cut;
+  for (std::size_t i = 0; i < draw.begins.size(); ++i) {
+    const std::size_t begin = draw.begins[i];
+    const std::size_t end = i + 1 < draw.begins.size() ? draw.begins[i + 1] : draw.rows.size();
+    if (cut.empty() || end - cut.back().begin > size)
+      cut.push_back({domain, begin, end});
+    else
+      cut.back().end = end;
+  }
   std::vector<std::pair<double, MicroBatch>> batches;
-  for (std::size_t i = 0; i < count; ++i)
-    batches.emplace_back((static_cast<double>(i) + 0.5) / static_cast<double>(count),
-                         MicroBatch{domain, i * size, std::min(rows, (i + 1) * size)});
+  for (std::size_t i = 0; i < cut.size(); ++i)
+    batches.emplace_back((static_cast<double>(i) + 0.5) / static_cast<double>(cut.size()), cut[i]);
   return batches;
 }
 
@@ -203,8 +298,11 @@ void Calibration::exclude(const std::vector<MicroBatch>& micro_batches) {
   std::vector<std::set<std::int64_t>> excluded(domains_.size());
   for (const MicroBatch& batch : micro_batches)
     for (const std::int64_t row : rows_of(batch)) excluded[batch.domain].insert(row);
-  for (std::size_t d = 0; d < domains_.size(); ++d)
-    std::erase_if(domains_[d].rows, [&](std::int64_t row) { return excluded[d].contains(row); });
+  for (std::size_t d = 0; d < domains_.size(); ++d) {
+    std::vector<bool> kept;
+    for (const std::int64_t row : domains_[d].rows) kept.push_back(!excluded[d].contains(row));
+    keep_rows(domains_[d], kept);
+  }
 }
 
 CalibrationBatch Calibration::read(const MicroBatch& micro_batch, Differentiated objective,
@@ -212,16 +310,22 @@ CalibrationBatch Calibration::read(const MicroBatch& micro_batch, Differentiated
   const DomainDraw& domain = domains_[micro_batch.domain];
   const std::span<const std::int64_t> rows(domain.rows.data() + micro_batch.begin,
                                            micro_batch.end - micro_batch.begin);
-  double weight = 1.0 / static_cast<double>(domain.rows.size());
+  double weight = 1;
   if (objective == Differentiated::pooled_loss) {
     double total = 0;
     for (const DomainDraw& other : domains_) total += other.weight;
-    weight *= domain.weight / total;
+    weight = domain.weight / total;
   }
   CalibrationBatch result;
   result.domain = micro_batch.domain;
+  result.shares.assign(domain.shares.begin() + static_cast<std::ptrdiff_t>(micro_batch.begin),
+                       domain.shares.begin() + static_cast<std::ptrdiff_t>(micro_batch.end));
+  std::vector<double> weights = result.shares;
+  for (double& row_weight : weights) row_weight *= weight;
   const TokenRows read = files_[micro_batch.domain].read(rows);
-  result.batch = make_batch(read, weight, device, result.predictions);
+  result.batch = make_batch(read, weights, device, result.predictions);
+  if (domain.objective == Objective::margin)
+    result.batch.samples_SB = samples_of(domain, micro_batch).to(device);
   result.real_tokens = std::accumulate(read.length.begin(), read.length.end(), std::int64_t{0});
   return result;
 }

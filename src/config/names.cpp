@@ -15,6 +15,12 @@ const char* name_in(const Names<E>& names, E value) {
 
 }  // namespace
 
+const Names<Objective>& objective_names() {
+  static const Names<Objective> names{
+      {"causal_lm", Objective::causal_lm}, {"sft", Objective::sft}, {"margin", Objective::margin}};
+  return names;
+}
+
 const Names<Criterion>& criterion_names() {
   static const Names<Criterion> names{{"taylor", Criterion::taylor},
                                       {"taylor_gate", Criterion::taylor_gate},
@@ -38,6 +44,9 @@ const Names<Normalization>& normalization_names() {
 
 }  // namespace config_detail
 
+const char* name_of(Objective value) {
+  return config_detail::name_in(config_detail::objective_names(), value);
+}
 const char* name_of(Criterion value) {
   return config_detail::name_in(config_detail::criterion_names(), value);
 }

@@ -11,6 +11,7 @@ namespace espalier::config_detail {
 template <class E>
 using Names = std::vector<std::pair<const char*, E>>;
 
+const Names<Objective>& objective_names();
 const Names<Criterion>& criterion_names();
 const Names<Normalization>& normalization_names();
 

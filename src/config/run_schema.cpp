@@ -42,10 +42,10 @@ Rows<DomainConfig> domain_rows() {
           "a number of at least 0 is needed",
           "Weight w of the domain. Its number of sequences does not weigh."),
       choice_row<D, Objective>(
-          "objective", [](auto& d) -> auto& { return d.objective; },
-          {{"causal_lm", Objective::causal_lm}, {"sft", Objective::sft}},
-          "causal_lm: cross-entropy of every next token; sft: of the answer's tokens "
-          "only (the file's loss mask)."),
+          "objective", [](auto& d) -> auto& { return d.objective; }, objective_names(),
+          "causal_lm: cross-entropy of every next token; sft: of the answer's tokens only (the "
+          "file's loss mask); margin: that of right options minus that of wrong ones (a file of "
+          "options; sequences counts items)."),
   };
 }
 

@@ -19,7 +19,8 @@ void RowLosses::open(std::int64_t vocabulary) {
 
 void RowLosses::read(std::span<const std::int64_t> rows, const CausalLM& model,
                      const std::string& origin) {
-  batch_ = make_batch(file_->read(rows), 1.0, model.options().device, predictions_);
+  batch_ = make_batch(file_->read(rows), std::vector<double>(rows.size(), 1.0),
+                      model.options().device, predictions_);
   batch_.origin = origin;
 }
 

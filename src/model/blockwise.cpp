@@ -178,7 +178,7 @@ class LossScale {
  public:
   LossScale(const TokenBatch& batch, at::ScalarType dtype) : narrow_(dtype == at::kHalf) {
     if (!narrow_ || batch.weights_N.numel() == 0) return;
-    const double largest = batch.weights_N.max().item<double>();
+    const double largest = batch.weights_N.abs().max().item<double>();
     if (largest > 0) exponent_ = std::max(0, -std::ilogb(largest));
   }
   double factor() const { return std::ldexp(1.0, exponent_); }
@@ -449,6 +449,7 @@ class Attempt {
     if (half >= unobserved) return;
     if (scale.may_overflow() && watch_.first_step() != FiniteWatch::kNever) return;
     observed.scale = scale.factor();
+    observed.samples_SB = batch_.samples_SB;
     observer_.observe(half / 2, kind_of(half), observed);
     unobserved = half;
   }

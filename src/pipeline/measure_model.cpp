@@ -179,7 +179,8 @@ void add_logits(Hdf5Writer& file, const CausalLM& model, const NamedTokens& data
   std::iota(numbers.begin(), numbers.end(), std::int64_t{0});
   std::vector<std::int64_t> predictions;
   const TokenBatch batch =
-      make_batch(tokens.read(numbers), 1.0, model.options().device, predictions);
+      make_batch(tokens.read(numbers), std::vector<double>(numbers.size(), 1.0),
+                 model.options().device, predictions);
   const at::Tensor x_BTD = forward_hidden(model, batch.tokens_BT, grid.tensor());
   const at::Tensor positions = at::arange(batch.tokens_BT.numel(), batch.tokens_BT.options());
   const at::Tensor logits_NV = logits_at(model, x_BTD, positions, grid.tensor());

@@ -45,10 +45,27 @@ struct Extent {
   }
 };
 
+/// Rows of the item with most options.
+std::int64_t largest_item(const OptionRows& options) {
+  std::int64_t largest = 1;
+  for (std::size_t i = 1; i < options.first.size(); ++i)
+    largest = std::max(largest, options.first[i] - options.first[i - 1]);
+  return largest;
+}
+
 Extent calibration_extent(const CalibrationConfig& config, std::int64_t vocabulary) {
   Extent extent;
-  for (const DomainConfig& domain : config.domains)
-    extent.add_file(config.micro_batch_tokens, domain.tokens, vocabulary, domain.sequences);
+  for (const DomainConfig& domain : config.domains) {
+    if (domain.objective != Objective::margin || !path_exists(domain.tokens)) {
+      extent.add_file(config.micro_batch_tokens, domain.tokens, vocabulary, domain.sequences);
+      continue;
+    }
+    // Items go through the model whole.
+    const TokenFile file = TokenFile::open(domain.tokens, vocabulary, Counting::options);
+    const std::int64_t row = file.sequence_tokens();
+    extent.add(std::max(config.micro_batch_tokens, largest_item(file.options()) * row), row,
+               file.rows());
+  }
   return extent;
 }
 

@@ -129,10 +129,11 @@ void print_start(const Source& source, const RunConfig& config, const PruneRules
   for (const DomainConfig& domain : config.calibration.domains) {
     const TokenFile file =
         TokenFile::open(domain.tokens, m.vocabulary, counting_of(domain.objective));
+    const bool items = domain.objective == Objective::margin;
+    const std::int64_t all = items ? file.options().items() : file.rows();
     log::info("domain   {}: {} of up to {}, weight {}, {}", domain.name,
-              counted(domain.sequences.value_or(file.rows()), "sequence"),
-              counted(file.sequence_tokens(), "token"), domain.weight,
-              domain.objective == Objective::sft ? "sft" : "causal_lm");
+              counted(domain.sequences.value_or(all), items ? "item" : "sequence"),
+              counted(file.sequence_tokens(), "token"), domain.weight, name_of(domain.objective));
   }
   if (directory.start())
     log::info("resume   {} (verified), continuing with iteration {}",

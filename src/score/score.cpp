@@ -293,11 +293,11 @@ class Pass {
   /// Adds each sequence's mean loss to its domain.
   void account(const CalibrationBatch& batch, const at::Tensor& nll_N) {
     const double* nll = nll_N.const_data_ptr<double>();
-    const auto sequences = static_cast<double>(data_.domains()[batch.domain].rows.size());
-    for (const std::int64_t count : batch.predictions) {
+    for (std::size_t row = 0; row < batch.predictions.size(); ++row) {
+      const std::int64_t count = batch.predictions[row];
       double sum = 0;
       for (std::int64_t i = 0; i < count; ++i) sum += *nll++;
-      loss_[batch.domain] += sum / static_cast<double>(count) / sequences;
+      loss_[batch.domain] += sum / static_cast<double>(count) * batch.shares[row];
       tokens_ += count;
     }
     real_tokens_[batch.domain] += static_cast<double>(batch.real_tokens);

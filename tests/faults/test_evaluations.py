@@ -8,29 +8,11 @@ import shutil
 import signal
 import sys
 
-import h5py
-import numpy as np
-
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
 from interrupted import EXPORT, Interrupted, frozen, is_pending, kill, wait_for
-from workbench import main, metrics_of, run, write_tokens
+from workbench import main, metrics_of, run, write_options
 
-OPTIONS = [3, 2, 4, 2]  # of each item
-
-
-def write_options(path, vocab=64):
-    generator = np.random.default_rng(9)
-    rows = sum(OPTIONS)
-    lengths = generator.integers(5, 13, rows)
-    mask = np.zeros((rows, 12))
-    for row, length in enumerate(lengths):
-        mask[row, length - 3 : length] = 1
-    write_tokens(path, rows=rows, vocab=vocab, seed=8, lengths=lengths, mask=mask)
-    with h5py.File(path, "a") as file:
-        file["item"] = np.repeat(np.arange(len(OPTIONS), dtype="int32"), OPTIONS)
-        file["option"] = np.concatenate([np.arange(n, dtype="int16") for n in OPTIONS])
-        file["correct"] = np.concatenate([np.eye(n, dtype="uint8")[n - 1] for n in OPTIONS])
-        file["normalizer"] = generator.integers(1, 30, rows).astype("int32")
+OPTIONS = (3, 2, 4, 2)  # of each item
 
 
 class Evaluations(Interrupted):
@@ -39,7 +21,7 @@ class Evaluations(Interrupted):
 
     @classmethod
     def prepare(cls):
-        write_options(cls.bench.folder / "options.h5")
+        write_options(cls.bench.folder / "options.h5", OPTIONS)
 
     def is_gold(self, run_dir, result=None, set_aside=()):
         super().is_gold(run_dir, result, set_aside)

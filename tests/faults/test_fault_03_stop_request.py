@@ -16,7 +16,7 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
 from interrupted import LAYOUTS, Interrupted, frozen, is_pending, is_stopped, kill, phase_of, wait_for
 from killed import SLOW, side_by_side, slow_in, wait_for_phase
-from workbench import FULL, main, metrics_of, run, status_of
+from workbench import FULL, main, metrics_of, run, status_of, write_options
 
 
 class Stops(Interrupted):
@@ -213,6 +213,28 @@ class PausedInputs(PausesPasses):
 
     def test_the_pass_goes_on_with_the_next_micro_batch(self):
         self.goes_on("run", (2, 2), (3, 1))
+
+
+class PausedMargin(PausesPasses):
+    """The same where a sample is an item of several options, and every iteration draws others with other weights."""
+
+    change = {
+        "importance": {"criterion": "taylor_gate_sample"},
+        "calibration": {
+            "domains": [{"name": "a", "tokens": "a.h5"},
+                        {"name": "options", "tokens": "options.h5", "objective": "margin", "sequences": 7, "weight": 2.0}],
+            "micro_batch_tokens": 24,
+            "resample": True,
+            "adapt": "loss_gap",
+        },
+    }
+
+    @classmethod
+    def prepare(cls):
+        write_options(cls.bench.folder / "options.h5", (3, 2, 4, 2, 5, 2, 3, 2, 2))
+
+    def test_the_pass_goes_on_with_the_next_micro_batch(self):
+        self.goes_on("run", (1, 2), (2, 1))
 
 
 class Paused(PausesPasses):

@@ -157,7 +157,7 @@ def compare_scores(case, table, dtype, criterion, unit, layouts, normalization="
                           1e-9 * wanted[kind].abs().max().item())
         if dtype == "float64":
             worst = max(abs(a - b) for a, b in zip(losses, true_losses))
-            table.row(f"{dtype} {layout[0]}x{layout[1]} {criterion} {unit} losses", worst, 1e-9 * max(true_losses))
+            table.row(f"{dtype} {layout[0]}x{layout[1]} {criterion} {unit} losses", worst, 1e-9 * max(map(abs, true_losses)))
 
 
 def compare_combined(case, table, criterion, combine, layouts, normalization="param_mean"):
@@ -181,7 +181,7 @@ def parse():
     parser.add_argument("--espalier", required=True, help="the program")
     parser.add_argument("--model", required=True, help="checkpoint directory")
     parser.add_argument("--tokens", nargs="+", required=True, help="token files, one domain each")
-    parser.add_argument("--objectives", nargs="+", help="causal_lm or sft, one per token file")
+    parser.add_argument("--objectives", nargs="+", help="causal_lm, sft or margin, one per token file")
     parser.add_argument("--criteria", default=",".join(CRITERIA))
     parser.add_argument("--units", default="query_head,kv_group")
     parser.add_argument("--dtypes", default="float64,float32")

@@ -54,11 +54,25 @@ def sequence_loss(model, row, mask):
 
 
 class Domain:
+    """Rows with their counted tokens; `shares`, by which each row's loss counts in the domain's; `samples`, the rows that are
+    one sample of the data: under margin the options of an item."""
+
     def __init__(self, path, weight=1.0, objective="causal_lm"):
         tokens, length, mask = read_tokens(path)
-        use_mask = objective == "sft"
+        use_mask = objective != "causal_lm"
         self.weight = weight
         self.rows = [(tokens[i, : length[i]], mask[i, : length[i]] if use_mask else None) for i in range(len(tokens))]
+        self.shares = [1 / len(self.rows)] * len(self.rows)
+        self.samples = [[i] for i in range(len(self.rows))]
+        if objective == "margin":
+            self._read_items(path)
+
+    def _read_items(self, path):
+        with h5py.File(path) as file:
+            item, correct = file["item"][:].tolist(), file["correct"][:].tolist()
+        right, wrong = correct.count(1), correct.count(0)
+        self.shares = [1 / right if c else -1 / wrong for c in correct]
+        self.samples = [[row for row, i in enumerate(item) if i == one] for one in dict.fromkeys(item)]
 
 
 class Gates:
@@ -175,11 +189,14 @@ def raw_scores(model, domains, criterion, unit="query_head", pooled=True):
     for domain in domains:
         losses.append(0.0)
         weight = domain.weight / total if pooled else 1.0
-        for row, mask in domain.rows:
-            loss, _ = sequence_loss(model, row, mask)
-            (loss * weight / len(domain.rows)).backward()
-            losses[-1] += loss.item() / len(domain.rows)
-            one = stack([gate_sums(model, gates, l, unit) for l in layers])
+        for sample in domain.samples:
+            one = None
+            for number in sample:
+                loss, _ = sequence_loss(model, *domain.rows[number])
+                (loss * weight * domain.shares[number]).backward()
+                losses[-1] += loss.item() * domain.shares[number]
+                sums = stack([gate_sums(model, gates, l, unit) for l in layers])
+                one = sums if one is None else {k: one[k] + sums[k] for k in sums}
             signed = one if signed is None else {k: signed[k] + one[k] for k in one}
             size = {k: one[k].abs() for k in one}
             absolute = size if absolute is None else {k: absolute[k] + size[k] for k in one}
@@ -235,7 +252,7 @@ def row_gate_sums(model, gates, layer_index, unit, scale):
 
 def domain_loss(model, domain):
     with torch.no_grad():
-        return sum(sequence_loss(model, row, mask)[0].item() for row, mask in domain.rows) / len(domain.rows)
+        return sum(sequence_loss(model, *row)[0].item() * share for row, share in zip(domain.rows, domain.shares))
 
 
 def combined(rows, weights, combine):

@@ -185,6 +185,29 @@ def write_tokens(path, rows=6, length=12, vocab=64, seed=0, lengths=None, mask=N
     return pathlib.Path(path)
 
 
+def write_options(path, options=(3, 2, 4, 2), vocab=64, length=12):
+    """A file of items with so many options each, of different lengths with a common begin; the last one is right."""
+    generator = np.random.default_rng(9)
+    rows = sum(options)
+    lengths = generator.integers(5, length + 1, rows)
+    mask = np.zeros((rows, length))
+    tokens = generator.integers(0, vocab, (rows, length))
+    first = 0
+    for n in options:
+        common = lengths[first : first + n].min() - 3  # the prompt; what is more of a longer one is the answer's
+        tokens[first : first + n, :common] = tokens[first, :common]
+        for row in range(first, first + n):
+            mask[row, common : lengths[row]] = 1
+        first += n
+    write_tokens(path, vocab=vocab, tokens=tokens, lengths=lengths, mask=mask)
+    with h5py.File(path, "a") as file:
+        file["item"] = np.repeat(np.arange(len(options), dtype="int32"), options)
+        file["option"] = np.concatenate([np.arange(n, dtype="int16") for n in options])
+        file["correct"] = np.concatenate([np.eye(n, dtype="uint8")[n - 1] for n in options])
+        file["normalizer"] = generator.integers(1, 30, rows).astype("int32")
+    return pathlib.Path(path)
+
+
 def merged(base, change):
     result = dict(base)
     for key, value in change.items():

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -19,6 +20,13 @@ struct DomainDraw {
   Objective objective = Objective::causal_lm;
   /// Rows of the file, ascending.
   std::vector<std::int64_t> rows;
+  /// Of each row, the coefficient of its mean loss in the domain's loss: 1 / rows; under `margin` 1
+  /// / right rows for a right one, -1 / wrong rows for a wrong one.
+  std::vector<double> shares;
+  /// Under `margin`, whether each row is a right option.
+  std::vector<std::uint8_t> right;
+  /// Places in `rows` where what is drawn as a whole begins: an item under `margin`, else a row.
+  std::vector<std::size_t> begins;
 };
 
 /// A run of rows of one domain that goes through the model at once.
@@ -35,6 +43,8 @@ struct CalibrationBatch {
   std::size_t domain = 0;
   /// Counted predictions of each sequence, in order.
   std::vector<std::int64_t> predictions;
+  /// Coefficient of each sequence's mean loss in its domain's loss.
+  std::vector<double> shares;
   /// Tokens that are no padding.
   std::int64_t real_tokens = 0;
 };
@@ -55,7 +65,9 @@ enum class Differentiated { pooled_loss, domain_loss };
 ///
 /// The objective that is differentiated over all micro-batches is the pooled loss sum_d w_d L_d /
 /// sum_d w_d, L_d the mean over the domain's sequences of the sequence's mean loss over counted
-/// tokens (arXiv 2601.02674); over those of one domain it is L_d alone.
+/// tokens (arXiv 2601.02674); over those of one domain it is L_d alone. Under `margin` L_d is the
+/// mean over the rows of right options minus the mean over those of wrong ones (arXiv 2510.18030);
+/// items are drawn, and go through the model, whole.
 class Calibration {
  public:
   /// Opens the token files for what their objectives count and draws. Throws every problem of
@@ -83,6 +95,9 @@ class Calibration {
   void check(Share share) const;
 
  private:
+  /// The rows of a domain that one draw takes, with what is known of them.
+  static DomainDraw drawn(const DomainConfig& domain, const TokenFile& file, std::int64_t seed,
+                          std::int64_t draw, std::size_t place);
   /// Place in (0, 1) of every micro-batch of a domain, in its own order.
   std::vector<std::pair<double, MicroBatch>> placed(std::size_t domain) const;
 
@@ -96,9 +111,9 @@ class Calibration {
 Counting counting_of(Objective objective);
 
 /// Turns rows into a batch: trims padding that no row needs, collects counted predictions with the
-/// weight of their sequence (weight / counted tokens of the sequence). `predictions` receives their
-/// count per sequence.
-TokenBatch make_batch(const TokenRows& rows, double sequence_weight, at::Device device,
+/// weight of their row (row_weights[row] / counted tokens of the row). `predictions` receives their
+/// count per row.
+TokenBatch make_batch(const TokenRows& rows, std::span<const double> row_weights, at::Device device,
                       std::vector<std::int64_t>& predictions);
 
 /// Sequences per micro-batch: max(1, micro_batch_tokens / sequence_tokens).

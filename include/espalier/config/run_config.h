@@ -19,15 +19,7 @@ enum class Objective { causal_lm, sft, margin };
 enum class NonFinite { fail, skip_batch };
 enum class Combine { pooled, weighted_mean, max, rank_mean, worst_domain };
 enum class Adapt { none, loss_gap };
-enum class Criterion {
-  taylor,
-  taylor_gate,
-  taylor_gate_sample,
-  wanda_sp,
-  flap,
-  magnitude,
-  random
-};
+enum class Criterion { taylor, taylor_gate, taylor_gate_sample, wanda_sp, flap, magnitude, random };
 enum class Normalization { gisp, param_mean, block_mean, block_l2, block_standardize, none };
 enum class Reduction { gradients, scores };
 enum class Accumulate { automatic, float32, float64, bfloat16 };
@@ -146,6 +138,7 @@ struct RunConfig {
 };
 
 /// The word of the configuration for a value.
+const char* name_of(Objective value);
 const char* name_of(Criterion value);
 const char* name_of(Normalization value);
 

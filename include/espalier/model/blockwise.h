@@ -27,6 +27,9 @@ struct TokenBatch {
   at::Tensor weights_N;
   /// bool, false where a token is padding; undefined where none is.
   at::Tensor real_BT{};
+  /// float64, 1 where row b belongs to sample s of the data, where a sample has several rows (the
+  /// options of an item); undefined where each row is one.
+  at::Tensor samples_SB{};
   /// For messages: "micro-batch 3 of 12, domain 'a', data rank 0".
   std::string origin{};
 };
@@ -42,6 +45,8 @@ struct HalfGradients {
   /// Of this micro-batch, in the weights' dtype.
   std::vector<std::pair<TensorRole, at::Tensor>> weight_gradients;
   double scale = 1.0;
+  /// TokenBatch::samples_SB.
+  at::Tensor samples_SB{};
 };
 
 /// Receives gradients as the backward pass meets them; knows what they are for, which the pass does

@@ -9,10 +9,10 @@
 namespace espalier::criteria {
 namespace {
 
-/// Sums over a sequence's tokens of h dh, added up over sequences with their signs or without.
+/// Sums over a sample's tokens of h dh, added up over samples with their signs or without.
 class GateSums final : public SumsByDomain {
  public:
-  enum class Signs { kept, dropped_per_sequence };
+  enum class Signs { kept, dropped_per_sample };
 
   GateSums(const CausalLM& model, const StatisticsOptions& options, Signs signs)
       : SumsByDomain(model, options), signs_(signs) {}
@@ -28,7 +28,10 @@ class GateSums final : public SumsByDomain {
     const at::Tensor product_BTU = gradients.gate.to(wide) * gradients.gate_gradient.to(wide);
     const at::Tensor entry_BU = product_BTU.sum(1).to(at::kDouble).mul_(1 / gradients.scale);
     at::Tensor units_BU = half == UnitKind::mlp ? entry_BU : sum_heads(layer, entry_BU);
-    if (signs_ == Signs::dropped_per_sequence) units_BU = units_BU.abs();
+    if (signs_ == Signs::dropped_per_sample) {
+      if (gradients.samples_SB.defined()) units_BU = at::mm(gradients.samples_SB, units_BU);
+      units_BU = units_BU.abs();
+    }
     add(layer, half, units_BU.sum(0));
   }
 
@@ -56,7 +59,7 @@ std::unique_ptr<Statistics> taylor_gate(const CausalLM& model, const StatisticsO
 }
 std::unique_ptr<Statistics> taylor_gate_sample(const CausalLM& model,
                                                const StatisticsOptions& options) {
-  return std::make_unique<GateSums>(model, options, GateSums::Signs::dropped_per_sequence);
+  return std::make_unique<GateSums>(model, options, GateSums::Signs::dropped_per_sample);
 }
 
 }  // namespace espalier::criteria

@@ -37,6 +37,39 @@ std::filesystem::path token_file(const TemporaryDirectory& directory, const std:
   return path;
 }
 
+/// Items of so many options each, rows of 6 tokens, of which the last ones are the answer; the last
+/// option is right, and of the second item the first one too. Row i holds i everywhere.
+std::filesystem::path option_file(const TemporaryDirectory& directory, const std::string& name,
+                                  const std::vector<std::int64_t>& options) {
+  constexpr std::int64_t S = 6;
+  std::vector<std::int32_t> tokens, length, item, option;
+  std::vector<std::uint8_t> mask, correct;
+  for (std::size_t i = 0; i < options.size(); ++i)
+    for (std::int64_t k = 0; k < options[i]; ++k) {
+      const auto row = static_cast<std::int64_t>(item.size());
+      item.push_back(static_cast<std::int32_t>(i));
+      option.push_back(static_cast<std::int32_t>(k));
+      correct.push_back(k + 1 == options[i] || (i == 1 && k == 0) ? 1 : 0);
+      length.push_back(static_cast<std::int32_t>(4 + row % 3));
+      tokens.insert(tokens.end(), S, static_cast<std::int32_t>(row));
+      for (std::int64_t t = 0; t < S; ++t) mask.push_back(t >= 2 && t < length.back() ? 1 : 0);
+    }
+  const auto n = static_cast<std::int64_t>(item.size());
+  Hdf5Writer file;
+  file.write("/tokens", std::span<const std::int32_t>(tokens), {n, S});
+  file.write("/length", std::span<const std::int32_t>(length), {n});
+  file.write("/loss_mask", std::span<const std::uint8_t>(mask), {n, S});
+  file.write("/item", std::span<const std::int32_t>(item), {n});
+  file.write("/option", std::span<const std::int32_t>(option), {n});
+  file.write("/correct", std::span<const std::uint8_t>(correct), {n});
+  file.attribute("/", "format", std::string("espalier-tokens"));
+  file.attribute("/", "version", std::int64_t{1});
+  const std::vector<std::byte> image = file.finish();
+  const std::filesystem::path path = directory.path() / name;
+  write_new_file(path, std::span<const std::byte>(image), WriteScope::other);
+  return path;
+}
+
 CalibrationConfig config_of(std::vector<DomainConfig> domains, std::int64_t micro_batch_tokens) {
   CalibrationConfig config;
   config.domains = std::move(domains);
@@ -138,6 +171,100 @@ TEST(Calibration, WeightsMakeThePooledMeanOfDomainMeans) {
   EXPECT_EQ(short_row.predictions, std::vector<std::int64_t>{2});
   EXPECT_DOUBLE_EQ(short_row.batch.weights_N[0].item<double>(), 0.5 / 2)
       << "1 / sequences / counted tokens";
+}
+
+TEST(Calibration, RightAndWrongOptionsAreAveragedByThemselves) {
+  const TemporaryDirectory directory;
+  const auto path = option_file(directory, "a.h5", {2, 5, 3, 4});
+  const Calibration data =
+      Calibration::draw(config_of({{"a", path, {}, 2.0, Objective::margin}}, 18), 1, 100);
+  // 14 rows: 5 right ones, 9 wrong ones.
+  const DomainDraw& draw = data.domains()[0];
+  for (std::size_t i = 0; i < draw.rows.size(); ++i)
+    EXPECT_DOUBLE_EQ(draw.shares[i], draw.right[i] == 1 ? 1.0 / 5 : -1.0 / 9) << i;
+  double right = 0, wrong = 0;
+  for (const MicroBatch& m : data.micro_batches()) {
+    const CalibrationBatch read = data.read(m, Differentiated::pooled_loss, at::kCPU);
+    std::int64_t n = 0;
+    for (std::size_t row = 0; row < read.predictions.size(); ++row)
+      for (std::int64_t i = 0; i < read.predictions[row]; ++i, ++n) {
+        const double weight = read.batch.weights_N[n].item<double>();
+        EXPECT_DOUBLE_EQ(weight, read.shares[row] / static_cast<double>(read.predictions[row]));
+        (weight > 0 ? right : wrong) += weight;
+      }
+    EXPECT_EQ(n, read.batch.weights_N.numel());
+  }
+  EXPECT_NEAR(right, 1, 1e-15);
+  EXPECT_NEAR(wrong, -1, 1e-15);
+}
+
+TEST(Calibration, ItemsAreDrawnAndGoThroughTheModelWhole) {
+  const TemporaryDirectory directory;
+  const std::vector<std::int64_t> options{2, 5, 3, 4, 2, 2, 5, 3};
+  const auto path = option_file(directory, "a.h5", options);
+  // Three rows of six tokens at once: less than some items have.
+  CalibrationConfig config = config_of({{"a", path, 5, 1.0, Objective::margin}}, 18);
+  config.resample = true;
+  std::map<std::int64_t, int> times;
+  for (std::int64_t iteration = 1; iteration <= 8; ++iteration) {
+    const Calibration data = Calibration::draw(config, iteration, 100);
+    ASSERT_EQ(data.domains()[0].begins.size(), 5u);
+    std::vector<std::int64_t> rows;
+    for (const MicroBatch& m : data.micro_batches()) {
+      const std::vector<std::int64_t> batch = data.rows_of(m);
+      const at::Tensor samples_SB =
+          data.read(m, Differentiated::domain_loss, at::kCPU).batch.samples_SB;
+      ASSERT_EQ(samples_SB.size(1), static_cast<std::int64_t>(batch.size()));
+      EXPECT_TRUE(batch.size() <= 3 || samples_SB.size(0) == 1) << "more than fits, of one item";
+      EXPECT_TRUE(at::equal(samples_SB.sum(0), at::ones(samples_SB.size(1), at::kDouble)));
+      rows.insert(rows.end(), batch.begin(), batch.end());
+      // Whole: the rows of each sample are those of an item of the file.
+      std::int64_t row = 0;
+      for (std::int64_t s = 0; s < samples_SB.size(0); ++s) {
+        const auto size = samples_SB[s].sum().item<double>();
+        std::int64_t first = 0;
+        std::size_t item = 0;
+        while (first < batch[static_cast<std::size_t>(row)]) first += options[item++];
+        EXPECT_EQ(first, batch[static_cast<std::size_t>(row)]);
+        EXPECT_EQ(size, options[item]);
+        ++times[static_cast<std::int64_t>(item)];
+        row += static_cast<std::int64_t>(size);
+      }
+    }
+    EXPECT_EQ(rows, data.domains()[0].rows);
+  }
+  // 8 draws of 5 of 8 items: each has been there five times.
+  for (const auto& [item, count] : times) EXPECT_EQ(count, 5) << "item " << item;
+  EXPECT_EQ(times.size(), options.size());
+}
+
+TEST(Calibration, WithoutAMicroBatchTheRestIsAveragedAnew) {
+  const TemporaryDirectory directory;
+  const auto path = option_file(directory, "a.h5", {2, 5, 3, 4});
+  Calibration data =
+      Calibration::draw(config_of({{"a", path, {}, 1.0, Objective::margin}}, 18), 1, 100);
+  const std::vector<MicroBatch> all = data.micro_batches();
+  ASSERT_EQ(all.size(), 4u);
+  const MicroBatch second = all[1];  // the item with two right options of five
+  data.exclude(std::vector<MicroBatch>{second});
+  const DomainDraw& draw = data.domains()[0];
+  EXPECT_EQ(draw.rows, (std::vector<std::int64_t>{0, 1, 7, 8, 9, 10, 11, 12, 13}));
+  EXPECT_EQ(draw.begins, (std::vector<std::size_t>{0, 2, 5}));
+  EXPECT_DOUBLE_EQ(draw.shares[0], -1.0 / 6);
+  EXPECT_DOUBLE_EQ(draw.shares[1], 1.0 / 3);
+}
+
+TEST(Calibration, MoreItemsThanThereAreNamesBoth) {
+  const TemporaryDirectory directory;
+  const auto path = option_file(directory, "a.h5", {2, 5, 3});
+  try {
+    Calibration::draw(config_of({{"a", path, 4, 1.0, Objective::margin}}, 8), 1, 100);
+    FAIL() << "accepted";
+  } catch (const Error& e) {
+    EXPECT_EQ(e.code(), ExitCode::config);
+    EXPECT_NE(std::string(e.what()).find("sequences = 4"), std::string::npos) << e.what();
+    EXPECT_NE(std::string(e.what()).find("3 items"), std::string::npos) << e.what();
+  }
 }
 
 TEST(Calibration, ChecksEveryRowThatAnyIterationMayDraw) {

@@ -222,8 +222,9 @@ const std::vector<Row> kRows{
     calibration("calibration: {overlap: 3, domains: [{name: web, tokens: web.h5}]}",
                 "config.yaml:2:24: calibration.overlap = 3 (a list of integers is needed)"),
     calibration(
-        "calibration: {domains: [{name: web, tokens: web.h5, objective: margin}]}",
-        "config.yaml:2:64: calibration.domains[0].objective = margin (permitted: causal_lm, sft)"),
+        "calibration: {domains: [{name: web, tokens: web.h5, objective: ranking}]}",
+        "config.yaml:2:64: calibration.domains[0].objective = ranking (permitted: causal_lm, sft, "
+        "margin)"),
     prune("prune: {target: 0.5, attention_unit: group}",
           "config.yaml:3:38: prune.attention_unit = group (permitted: query_head, equal_per_group, "
           "kv_group)"),
@@ -267,8 +268,8 @@ const std::vector<Row> kRows{
          "config.yaml:4:63: evaluation.exact_match[1].name = e (evaluation.exact_match[0] has this "
          "name already)"),
     rest("evaluation: {exact_match: [{name: e, tokens: wiki.h5, max_new_tokens: 0}]}",
-         "config.yaml:4:71: evaluation.exact_match[0].max_new_tokens = 0 (a whole number between 1 "
-         "and 1048576 is needed)"),
+         "config.yaml:4:71: evaluation.exact_match[0].max_new_tokens = 0 (an integer from 1 to "
+         "1048576 is needed)"),
     rest("export: [{format: exact, path: a/b}, {format: uniform, path: a/./b/}]",
          "config.yaml:4:62: export[1].path = a/b (another export goes to the same path)"),
     // the command line
