@@ -8,6 +8,7 @@
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 
+#include "espalier/calib/shared_prompts.h"
 #include "espalier/core/error.h"
 #include "espalier/core/hash.h"
 #include "espalier/core/text.h"
@@ -191,16 +192,27 @@ void keep_rows(DomainDraw& domain, const std::vector<bool>& kept) {
   set_shares(domain);
 }
 
+/// The rows of a micro-batch at which its items begin, from its first one.
+std::vector<std::size_t> begins_of(const DomainDraw& domain, const MicroBatch& micro_batch) {
+  std::vector<std::size_t> begins;
+  for (auto begin = std::lower_bound(domain.begins.begin(), domain.begins.end(), micro_batch.begin);
+       begin != domain.begins.end() && *begin < micro_batch.end; ++begin)
+    begins.push_back(*begin - micro_batch.begin);
+  return begins;
+}
+
 /// [items, rows] of a micro-batch: 1 where the row is of the item.
 at::Tensor samples_of(const DomainDraw& domain, const MicroBatch& micro_batch) {
-  std::vector<std::int64_t> item_of_row;
-  std::int64_t item = -1;
-  for (std::size_t row = micro_batch.begin; row < micro_batch.end; ++row) {
-    if (std::binary_search(domain.begins.begin(), domain.begins.end(), row)) ++item;
-    item_of_row.push_back(item);
+  const std::vector<std::size_t> begins = begins_of(domain, micro_batch);
+  const auto rows = static_cast<std::int64_t>(micro_batch.end - micro_batch.begin);
+  at::Tensor samples_SB = at::zeros({static_cast<std::int64_t>(begins.size()), rows}, at::kDouble);
+  for (std::size_t i = 0; i < begins.size(); ++i) {
+    const auto begin = static_cast<std::int64_t>(begins[i]);
+    const std::int64_t end =
+        i + 1 < begins.size() ? static_cast<std::int64_t>(begins[i + 1]) : rows;
+    samples_SB[static_cast<std::int64_t>(i)].narrow(0, begin, end - begin).fill_(1);
   }
-  const at::Tensor items_S1 = at::arange(item + 1, at::kLong).unsqueeze(1);
-  return (items_S1 == at::tensor(item_of_row, at::kLong)).to(at::kDouble);
+  return samples_SB;
 }
 
 }  // namespace
@@ -306,7 +318,7 @@ void Calibration::exclude(const std::vector<MicroBatch>& micro_batches) {
 }
 
 CalibrationBatch Calibration::read(const MicroBatch& micro_batch, Differentiated objective,
-                                   at::Device device) const {
+                                   at::Device device, Prompts prompts) const {
   const DomainDraw& domain = domains_[micro_batch.domain];
   const std::span<const std::int64_t> rows(domain.rows.data() + micro_batch.begin,
                                            micro_batch.end - micro_batch.begin);
@@ -323,9 +335,17 @@ CalibrationBatch Calibration::read(const MicroBatch& micro_batch, Differentiated
   std::vector<double> weights = result.shares;
   for (double& row_weight : weights) row_weight *= weight;
   const TokenRows read = files_[micro_batch.domain].read(rows);
-  result.batch = make_batch(read, weights, device, result.predictions);
-  if (domain.objective == Objective::margin)
-    result.batch.samples_SB = samples_of(domain, micro_batch).to(device);
+  std::optional<TokenBatch> packed;
+  if (domain.objective == Objective::margin && prompts == Prompts::shared)
+    packed =
+        share_prompts(read, begins_of(domain, micro_batch), weights, device, result.predictions);
+  if (packed) {
+    result.batch = std::move(*packed);
+  } else {
+    result.batch = make_batch(read, weights, device, result.predictions);
+    if (domain.objective == Objective::margin)
+      result.batch.samples_SB = samples_of(domain, micro_batch).to(device);
+  }
   result.real_tokens = std::accumulate(read.length.begin(), read.length.end(), std::int64_t{0});
   return result;
 }

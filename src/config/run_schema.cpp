@@ -336,6 +336,11 @@ Rows<C> remaining_rows() {
           "Half layers that run forward a second time in the backward pass. auto: as few as memory "
           "allows, each rank by itself; all: every one, which needs the least memory. Both give "
           "the same bits.")),
+      free_at_resume(boolean_row<C>(
+          "execution.share_prompts", [](auto& c) -> auto& { return c.share_prompts; },
+          "true: under objective margin the options of an item share the computation of their "
+          "prompt, for the criteria that work with gradients. The scores are the same up to "
+          "rounding.")),
       free_at_resume(trivial_row<C>("execution.cache_prefix", {"auto"})),
       free_at_resume(choice_row<C, AttentionBackend>(
           "execution.attention", [](auto& c) -> auto& { return c.attention; },

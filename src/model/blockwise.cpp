@@ -25,8 +25,9 @@ namespace {
 
 UnitKind kind_of(std::int64_t half) { return half % 2 == 0 ? UnitKind::attention : UnitKind::mlp; }
 
-HalfOutput run_half(const CausalLM& model, std::int64_t half, const at::Tensor& x_BTD) {
-  return kind_of(half) == UnitKind::attention ? model.attention_half(half / 2, x_BTD)
+HalfOutput run_half(const CausalLM& model, std::int64_t half, const at::Tensor& x_BTD,
+                    const PackedRows* packed = nullptr) {
+  return kind_of(half) == UnitKind::attention ? model.attention_half(half / 2, x_BTD, packed)
                                               : model.mlp_half(half / 2, x_BTD);
 }
 
@@ -246,13 +247,13 @@ class GradientScope {
 class HalfGraph {
  public:
   HalfGraph(const CausalLM& model, std::int64_t half, const at::Tensor& x_BTD,
-            const BackwardObserver& observer)
+            const PackedRows* packed, const BackwardObserver& observer)
       : wants_gate_(observer.wants_gate(half / 2, kind_of(half))),
         roles_(observer.wants_weights(half / 2, kind_of(half))),
         weights_(model.layer(half / 2), roles_),
         leaf_BTD_(x_BTD.detach().requires_grad_(true)) {
     const c10::AutoGradMode mode(true);
-    out_ = run_half(model, half, leaf_BTD_);
+    out_ = run_half(model, half, leaf_BTD_, packed);
   }
 
   at::Tensor partial_BTD() const { return out_.partial_BTD.detach(); }
@@ -303,9 +304,10 @@ class HalfGraph {
 /// again, the same operations run on the same numbers, so every rank may decide for itself.
 class Tape {
  public:
-  Tape(const CausalLM& model, std::int64_t lowest_half, std::int64_t bytes,
-       const BackwardObserver& observer)
+  Tape(const CausalLM& model, const PackedRows* packed, std::int64_t lowest_half,
+       std::int64_t bytes, const BackwardObserver& observer)
       : model_(model),
+        packed_(packed),
         lowest_(lowest_half),
         room_(bytes),
         observer_(observer),
@@ -313,7 +315,7 @@ class Tape {
 
   /// This rank's part of the half's output.
   at::Tensor forward(std::int64_t half, const at::Tensor& x_BTD) {
-    if (half < lowest_) return run_half(model_, half, x_BTD).partial_BTD;
+    if (half < lowest_) return run_half(model_, half, x_BTD, packed_).partial_BTD;
     Entry& entry = at(half);
     entry.input_BTD = x_BTD;
     // The inputs of all halves are held whatever becomes of the graphs, and two more of their size:
@@ -321,7 +323,7 @@ class Tape {
     if (half == lowest_)
       room_ -= (2 * model_.layers() - half + 2) * static_cast<std::int64_t>(x_BTD.nbytes());
     const MemoryMeter meter;
-    auto graph = std::make_unique<HalfGraph>(model_, half, x_BTD, observer_);
+    auto graph = std::make_unique<HalfGraph>(model_, half, x_BTD, packed_, observer_);
     at::Tensor partial_BTD = graph->partial_BTD();
     // What is left must hold one more graph, of any half so far: that of a half run again, or what
     // the gradients of one need.
@@ -338,7 +340,7 @@ class Tape {
     at(half) = {};
     if (entry.graph) return std::move(entry.graph);
     ++repeated_;
-    return std::make_unique<HalfGraph>(model_, half, entry.input_BTD, observer_);
+    return std::make_unique<HalfGraph>(model_, half, entry.input_BTD, packed_, observer_);
   }
 
   /// Halves that ran twice.
@@ -352,6 +354,7 @@ class Tape {
   Entry& at(std::int64_t half) { return halves_[static_cast<std::size_t>(half)]; }
 
   const CausalLM& model_;
+  const PackedRows* packed_;
   std::int64_t lowest_;
   std::int64_t room_;
   std::int64_t largest_graph_ = 0;
@@ -370,7 +373,7 @@ class Attempt {
         lowest_(scope.lowest_half),
         observer_(observer),
         tensor_(tensor),
-        tape_(model, lowest_,
+        tape_(model, batch.packed.get(), lowest_,
               scope.graph_bytes - loss_bytes(model.config(), tensor.size(), model.options().dtype,
                                              batch.targets_N.numel(), true),
               observer) {}
@@ -485,7 +488,7 @@ TokenLosses observed_losses(const CausalLM& model, const TokenBatch& batch, Inpu
   const at::Tensor x_BTD =
       through_layers(model, batch.tokens_BT, tensor.reducer(), watch,
                      [&](std::int64_t half, const at::Tensor& in_BTD) {
-                       HalfOutput out = run_half(model, half, in_BTD);
+                       HalfOutput out = run_half(model, half, in_BTD, batch.packed.get());
                        if (observer.wants_input(half / 2, kind_of(half)))
                          observer.observe_input(half / 2, kind_of(half), out.gate, batch.real_BT);
                        return out.partial_BTD;

@@ -146,7 +146,7 @@ RotaryTable CausalLM::rotary(std::int64_t tokens) const {
 }
 
 at::Tensor CausalLM::attention(std::int64_t layer, const at::Tensor& q_BHTE, at::Tensor k_BKTE,
-                               at::Tensor v_BKTE) const {
+                               at::Tensor v_BKTE, const PackedRows* packed) const {
   const LayerWidths& w = widths(layer);
   const std::int64_t tokens = q_BHTE.size(2);
   const bool grouped = w.query_heads.size() != w.kv_heads.size();
@@ -156,13 +156,15 @@ at::Tensor CausalLM::attention(std::int64_t layer, const at::Tensor& q_BHTE, at:
     v_BKTE = repeat_groups(v_BKTE, heads_K);
   }
   const bool shared_kv = q_BHTE.size(1) != k_BKTE.size(1);
-  const std::int64_t window = config_.sliding_window[static_cast<std::size_t>(layer)];
   const double scale = 1.0 / std::sqrt(static_cast<double>(config_.head_dim));
-  if (window == 0 || window >= tokens)
+  std::int64_t window = config_.sliding_window[static_cast<std::size_t>(layer)];
+  if (window >= (packed == nullptr ? tokens : packed->positions())) window = 0;
+  if (packed == nullptr && window == 0)
     return at::scaled_dot_product_attention(q_BHTE, k_BKTE, v_BKTE, {}, 0.0, /*is_causal=*/true,
                                             scale, shared_kv);
-  return at::scaled_dot_product_attention(q_BHTE, k_BKTE, v_BKTE, visible(tokens, window), 0.0,
-                                          false, scale, shared_kv);
+  return at::scaled_dot_product_attention(
+      q_BHTE, k_BKTE, v_BKTE, packed == nullptr ? visible(tokens, window) : packed->visible(window),
+      0.0, false, scale, shared_kv);
 }
 
 at::Tensor CausalLM::visible(std::int64_t tokens, std::int64_t window) const {
@@ -225,10 +227,13 @@ HalfOutput CausalLM::attention_output(std::int64_t l, const at::Tensor& a_BHTE) 
   return {at::linear(gate, layer(l).o_DHE), gate};
 }
 
-HalfOutput CausalLM::attention_half(std::int64_t l, const at::Tensor& x_BTD) const {
+HalfOutput CausalLM::attention_half(std::int64_t l, const at::Tensor& x_BTD,
+                                    const PackedRows* packed) const {
   if (widths(l).query_heads.empty()) return no_units(x_BTD);
-  const Projections p = project(l, x_BTD, rotary(x_BTD.size(1)));
-  return attention_output(l, attention(l, p.q_BHTE, p.k_BKTE, p.v_BKTE));
+  const RotaryTable table =
+      packed == nullptr ? rotary(x_BTD.size(1)) : packed->rotary(rotary(packed->positions()));
+  const Projections p = project(l, x_BTD, table);
+  return attention_output(l, attention(l, p.q_BHTE, p.k_BKTE, p.v_BKTE, packed));
 }
 
 HalfOutput CausalLM::attention_half(std::int64_t l, const at::Tensor& x_BTD, KvCache& cache) const {

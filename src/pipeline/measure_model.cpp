@@ -311,6 +311,7 @@ void score_model(CommRuntime& runtime, const RunConfig& config, const ModelChoic
   request.iteration = chosen.iteration + 1;
   request.max_skipped = max_skipped(config.calibration);
   request.spare_bytes = spare_memory(config, chosen.model->options(), runtime);
+  request.share_prompts = config.share_prompts;
   const ScorePass pass = score(*chosen.model, std::move(*data), request, grid, monitor.hooks());
   monitor.leave();
   together(grid.world(), "save", [&] {

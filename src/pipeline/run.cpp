@@ -364,6 +364,7 @@ class PruningRun {
     request.iteration = i;
     request.max_skipped = max_skipped(config_.calibration);
     request.spare_bytes = spare_memory(config_, options_, runtime_);
+    request.share_prompts = config_.share_prompts;
     request.each_domain = wants_overlap(i);
     return request;
   }

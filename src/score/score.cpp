@@ -76,6 +76,10 @@ class Pass {
   }
 
  private:
+  Prompts prompts() const {
+    return request_.share_prompts && statistics_->sums_over_tokens() ? Prompts::shared
+                                                                     : Prompts::repeated;
+  }
   bool looks_at_data() const { return statistics_->needs() != Needs::weights; }
   /// A value for each domain, in place of one of the pooled data.
   bool has_row_per_domain() const { return request_.combine != Combine::pooled && looks_at_data(); }
@@ -115,8 +119,8 @@ class Pass {
         grid_, "calibrate", static_cast<std::int64_t>(order.size()), done_,
         [&](std::int64_t j) {
           current = j;
-          batch =
-              data_.read(order[static_cast<std::size_t>(j)], objective, model_.options().device);
+          batch = data_.read(order[static_cast<std::size_t>(j)], objective, model_.options().device,
+                             prompts());
           batch.batch.origin =
               fmt::format("micro-batch {} of {}, domain '{}', data rank {}", j + 1, order.size(),
                           data_.domains()[batch.domain].name, grid_.data_index());

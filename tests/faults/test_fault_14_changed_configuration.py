@@ -25,6 +25,7 @@ FREE = {
     "execution.order": "sample_major",
     "execution.recompute": "all",
     "execution.attention": "math",
+    "execution.share_prompts": "false",
     "checkpoint.keep_last": 1,
     "checkpoint.keep_every": 2,
 }

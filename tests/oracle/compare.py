@@ -54,7 +54,8 @@ class Case:
     def domains(self):
         return [reference.Domain(t, w, o) for t, w, o in zip(self.tokens, self.weights, self.objectives)]
 
-    def config(self, dtype, criterion="taylor", unit="query_head", normalization="none", combine="pooled", extra=None):
+    def config(self, dtype, criterion="taylor", unit="query_head", normalization="none", combine="pooled", extra=None,
+               execution=None):
         value = {
             "model": {"path": str(self.model.absolute()), "dtype": dtype},
             "device": "cpu",
@@ -66,6 +67,7 @@ class Case:
             },
             "importance": {"criterion": criterion, "normalization": normalization, **(extra or {})},
             "prune": {"attention_unit": unit},
+            "execution": execution or {},
             "evaluation": {"perplexity": [{"name": f"d{i}", "tokens": str(t)} for i, t in enumerate(self.tokens)]},
         }
         self.count += 1

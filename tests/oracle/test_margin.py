@@ -71,6 +71,19 @@ class Margin:
         self.compare(self.mixed, "wanda_sp", "query_head", ((1, 2),))
         self.compare(self.mixed, "flap", "query_head", ((2, 1),))
 
+    def test_prompts_may_be_shared(self):
+        """Once or for each option, a prompt is the same computation: the scores differ by rounding of float64."""
+        for criterion, layout in (("taylor", (1, 1)), ("taylor", (2, 2)), ("taylor_gate", (1, 2)), ("taylor_gate_sample", (2, 1))):
+            raw, losses = {}, {}
+            for shared in (True, False):
+                raw[shared], _, losses[shared] = self.mixed.scores(layout, dtype="float64", criterion=criterion,
+                                                                   execution={"share_prompts": shared})
+            for kind, values in raw[True].items():
+                self.table.row(f"{layout[0]}x{layout[1]} {criterion} {kind} shared", compare.difference(values, raw[False][kind]),
+                               1e-12 * values.abs().max().item())
+            worst = max(abs(a - b) for a, b in zip(losses[True], losses[False]))
+            self.table.row(f"{layout[0]}x{layout[1]} {criterion} losses shared", worst, 1e-12 * max(map(abs, losses[True])))
+
     def test_combined_domains(self):
         compare.compare_combined(self.mixed, self.table, "taylor", "weighted_mean", ((1, 2),))
         compare.compare_combined(self.mixed, self.table, "taylor_gate_sample", "worst_domain", ((2, 1),))

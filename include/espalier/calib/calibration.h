@@ -52,6 +52,8 @@ struct CalibrationBatch {
 /// Whose coefficients a micro-batch carries: of the pooled loss over all domains, or of its own
 /// domain's.
 enum class Differentiated { pooled_loss, domain_loss };
+/// Whether a prompt is computed for each option of its item, or once for all of them.
+enum class Prompts { repeated, shared };
 
 /// The calibration data of one iteration: which rows, in which order. The same value on every rank;
 /// each data rank then reads only its own micro-batches.
@@ -80,9 +82,10 @@ class Calibration {
   std::vector<MicroBatch> micro_batches() const;
   std::vector<MicroBatch> micro_batches_of(std::size_t domain) const;
   /// Reads one micro-batch and moves it to `device`, with the coefficients of the objective that is
-  /// differentiated.
-  CalibrationBatch read(const MicroBatch& micro_batch, Differentiated objective,
-                        at::Device device) const;
+  /// differentiated. With Prompts::shared the options of an item become one packed row where that
+  /// makes fewer tokens (calib/shared_prompts.h).
+  CalibrationBatch read(const MicroBatch& micro_batch, Differentiated objective, at::Device device,
+                        Prompts prompts = Prompts::repeated) const;
   /// Takes the rows of these micro-batches out, as if they had not been drawn: all others are cut
   /// and weighted anew. A domain may be left without rows.
   void exclude(const std::vector<MicroBatch>& micro_batches);

@@ -125,6 +125,7 @@ struct RunConfig {
   PruneConfig prune;
   Order order = Order::automatic;
   Recompute recompute = Recompute::automatic;
+  bool share_prompts = true;
   AttentionBackend attention = AttentionBackend::automatic;
   EvaluationConfig evaluation;
   std::int64_t keep_last = 2;

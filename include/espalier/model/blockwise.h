@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -15,7 +16,7 @@
 namespace espalier {
 
 /// One micro-batch on the model's device. N counts predictions: logits at flat position b*T + t are
-/// compared with the token at t + 1.
+/// compared with the next token of the sequence.
 struct TokenBatch {
   /// int64.
   at::Tensor tokens_BT;
@@ -27,6 +28,8 @@ struct TokenBatch {
   at::Tensor weights_N;
   /// bool, false where a token is padding; undefined where none is.
   at::Tensor real_BT{};
+  /// Where tokens stand, when rows are not plain sequences.
+  std::shared_ptr<const PackedRows> packed{};
   /// float64, 1 where row b belongs to sample s of the data, where a sample has several rows (the
   /// options of an item); undefined where each row is one.
   at::Tensor samples_SB{};

@@ -11,6 +11,7 @@
 #include "espalier/config/model_config.h"
 #include "espalier/config/run_config.h"
 #include "espalier/model/kv_cache.h"
+#include "espalier/model/packed_rows.h"
 #include "espalier/model/rotary.h"
 #include "espalier/prune/tensor_catalog.h"
 #include "espalier/prune/widths.h"
@@ -77,8 +78,10 @@ class CausalLM {
   /// Rows of the embedding for tokens of this rank's vocabulary, zero elsewhere: [B, T, D] to be
   /// summed over tensor ranks. Not collective.
   at::Tensor embed_partial(const at::Tensor& tokens_BT) const;
-  /// Attention half: norm, q/k/v, rotary, softmax attention, o. Differentiable; not collective.
-  HalfOutput attention_half(std::int64_t layer, const at::Tensor& x_BTD) const;
+  /// Attention half: norm, q/k/v, rotary, softmax attention, o. Rows are sequences, or packed ones.
+  /// Differentiable; not collective.
+  HalfOutput attention_half(std::int64_t layer, const at::Tensor& x_BTD,
+                            const PackedRows* packed = nullptr) const;
   /// The same for tokens that look back into a cache, which also keeps their keys and values: whole
   /// prompts, then [B, 1, D] a token of each row. Not differentiable; not collective.
   HalfOutput attention_half(std::int64_t layer, const at::Tensor& x_BTD, KvCache& cache) const;
@@ -111,7 +114,7 @@ class CausalLM {
   /// Of a half without units on this rank.
   static HalfOutput no_units(const at::Tensor& x_BTD);
   at::Tensor attention(std::int64_t layer, const at::Tensor& q_BHTE, at::Tensor k_BKTE,
-                       at::Tensor v_BKTE) const;
+                       at::Tensor v_BKTE, const PackedRows* packed = nullptr) const;
   /// One token of each row, looking back into the cache.
   at::Tensor attention(std::int64_t layer, const at::Tensor& q_BH1E, const KvCache& cache) const;
   /// Angles of positions 0 .. tokens - 1.

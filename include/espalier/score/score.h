@@ -33,6 +33,8 @@ struct ScoreRequest {
   std::optional<PausedPass> paused;
   /// Also score every domain alone, where no further pass is needed for it.
   bool each_domain = false;
+  /// Compute the prompt of an item once for all its options, where the criterion allows it.
+  bool share_prompts = true;
   /// The criterion's statistics.
   StatisticsMaker make = make_statistics;
 };

@@ -18,7 +18,7 @@ class GateSums final : public SumsByDomain {
       : SumsByDomain(model, options), signs_(signs) {}
 
   Needs needs() const override { return Needs::gradients; }
-  bool sums_over_tokens() const override { return signs_ == Signs::kept; }
+  bool sums_over_tokens() const override { return true; }
   bool wants_gate(std::int64_t layer, UnitKind half) const override {
     return is_observed(layer, half);
   }

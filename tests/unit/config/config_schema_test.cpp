@@ -60,6 +60,7 @@ const std::map<std::string, std::string> kOtherValues{
     {"prune.protect.min_channels", "8"},
     {"execution.order", "sample_major"},
     {"execution.recompute", "all"},
+    {"execution.share_prompts", "false"},
     {"execution.attention", "flash"},
     {"evaluation.every", "2"},
     {"evaluation.perplexity", "[]"},
