@@ -1,114 +1,122 @@
-"""Multiple choice against lm-evaluation-harness itself: the same checkpoint, the same items, every option's log likelihood and
-every item's choice. Skipped where it is not installed (launch/setup.sh --tests --harness) or ESPALIER_TEST_DATA is unset.
+"""Multiple choice and exact match against lm-evaluation-harness: the same checkpoint, the same records, every option's log
+likelihood and every item's choice, every answer and what is found in it. The harness's own figures are those of
+harness_figures.json, measured anew where it is installed (launch/setup.sh --tests --harness).
 """
 
+import hashlib
 import importlib.util
 import json
 import os
 import pathlib
+import subprocess
 import sys
 import unittest
 
 HERE = pathlib.Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "support")]
-HARNESS = pathlib.Path(sys.prefix) / "lm-eval-0.4.13"
-sys.path.append(str(HARNESS))
+sys.path[:0] = [str(HERE.parent / "support")]
 
 import numpy  # noqa: E402
 
-import token_files  # noqa: E402
-from workbench import Case, main  # noqa: E402
+from workbench import ROOT, Case, main  # noqa: E402
 
-DATA = os.environ.get("ESPALIER_TEST_DATA", "")
-ITEMS = 24  # of each task
-
-
-def question(doc):
-    """arc_easy, arc_challenge, piqa."""
-    return f"Question: {doc['question']}\nAnswer:", [f" {c}" for c in doc["choices"]]
-
-
-def continuation(doc):
-    """hellaswag, openbookqa."""
-    return doc.get("context", doc.get("question")), [f" {c}" for c in doc["choices"]]
+DATA = pathlib.Path(os.environ.get("ESPALIER_TEST_DATA", ""))
+FOLDER = pathlib.Path(sys.prefix) / "lm-eval-0.4.13"
+FIGURES = json.loads((HERE / "harness_figures.json").read_text(encoding="utf-8"))
+MODEL = DATA / "models/tri-qwen2"
+# Tokens of a row. The harness was told 1024: that many are read, and the last token of an option is only predicted.
+WIDTH = 1025
+# Two float32 forward passes that add up in other orders: 2 x terms x eps of sums of some dozen nats.
+TOLERANCE = 2e-5
 
 
-def passage(doc):
-    """boolq."""
-    return f"{doc['passage']}\nQuestion: {doc['question']}?\nAnswer:", [" no", " yes"]
-
-
-TASKS = {
-    "arc_easy": ("arc_easy_validation", question),
-    "piqa": ("piqa_validation", question),
-    "hellaswag": ("hellaswag_validation", continuation),
-    "openbookqa": ("openbookqa_validation", continuation),
-    "boolq": ("boolq_validation", passage),
-}
-
-
-def documents(name):
-    with open(pathlib.Path(DATA) / "data/mcq" / f"{name}.jsonl", encoding="utf-8") as lines:
-        return [json.loads(line) for _, line in zip(range(ITEMS), lines)]
-
-
-@unittest.skipUnless(DATA, "ESPALIER_TEST_DATA is not set: no items and no trained model")
-@unittest.skipUnless(importlib.util.find_spec("lm_eval"), "lm-evaluation-harness is not installed (launch/setup.sh --tests --harness)")
+@unittest.skipUnless(DATA.name, "ESPALIER_TEST_DATA is not set: no items and no trained model")
 class Harness(Case):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        os.environ["HF_HUB_OFFLINE"] = "1"
-        import torch
-        from lm_eval.api.instance import Instance
-        from lm_eval.models.huggingface import HFLM
+        digest = hashlib.sha256((MODEL / "model.safetensors").read_bytes()).hexdigest()
+        if digest != FIGURES["model_sha256"]:
+            raise unittest.SkipTest("ESPALIER_TEST_DATA holds another model than the stored figures are of")
 
-        torch.set_num_threads(2)
-        cls.model = str(pathlib.Path(DATA) / "models/tri-qwen2")
-        harness = HFLM(pretrained=cls.model, dtype="float32", device="cpu", batch_size=8, max_length=256)
-        vocabulary = json.loads((pathlib.Path(cls.model) / "config.json").read_text())["vocab_size"]
-        cls.expected, cls.lists = {}, []
-        for task, (name, form) in TASKS.items():
-            items, requests, written = documents(name), [], []
-            for number, doc in enumerate(items):
-                context, options = form(doc)
-                pairs = [harness._encode_pair(context, option) for option in options]
-                if max(len(a) + len(b) for a, b in pairs) > 256:
-                    continue  # the harness would cut its beginning off
-                right = int(doc["answer"])
-                written.append([(a, b, int(k == right), len(options[k]) - 1) for k, (a, b) in enumerate(pairs)])
-                requests += [Instance("loglikelihood", doc, (context, option), k, (task, number, 1)) for k, option in enumerate(options)]
-            path = cls.class_folder / f"{task}.h5"
-            token_files.write_options(path, written, vocabulary)
-            values = iter([value for value, _ in harness.loglikelihood(requests, disable_tqdm=True)])
-            cls.expected[task] = [([next(values) for _ in item], item) for item in written]
-            cls.lists.append({"name": task, "tokens": str(path)})
+    def tokenized(self, name, source, *words):
+        out = self.folder / f"{name}.h5"
+        done = subprocess.run([sys.executable, ROOT / "launch/tokenize.py", "--tokenizer", MODEL, "--sequence-tokens", str(WIDTH),
+                               "--out", out, "--quiet", *map(str, words), source], capture_output=True, text=True)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return str(out)
 
-    def test_every_option_and_item(self):
-        config = self.folder / "config.yaml"
-        config.write_text(json.dumps({"model": {"path": self.model, "dtype": "float32"}, "device": "cpu",
-                                      "calibration": {"micro_batch_tokens": 2048}, "evaluation": {"multiple_choice": self.lists}}))
-        out, items = self.folder / "eval.json", self.folder / "items.jsonl"
-        self.succeeds("eval", config, "--out", out, "--items", items, "--tensor", 2, ranks=2)
-        found = [json.loads(line) for line in items.read_text().splitlines()]
-        facts = json.loads(out.read_text())["multiple_choice"]
-        for task, expected in self.expected.items():
-            mine = [item for item in found if item["task"] == task]
-            self.assertEqual(len(mine), len(expected))
-            self.assertGreater(len(mine), ITEMS // 2, "most items were too long")
-            right = {"acc": [], "acc_norm": []}
-            for line, (sums, item) in zip(mine, expected, strict=True):
-                sums = numpy.array(sums)
-                # Two float32 forward passes that add up in other orders: 2 x terms x eps of sums of some dozen nats.
-                self.assertLess(numpy.abs(numpy.array(line["log_likelihoods"]) - sums).max(), 2e-5 * numpy.abs(sums).max(), (task, line))
-                lengths = numpy.array([characters for *_, characters in item])
-                for metric, values, key in (("acc", sums, "choice"), ("acc_norm", sums / lengths, "choice_norm")):
-                    self.assertEqual(line[key], int(numpy.argmax(values)), (task, metric, line))
-                    right[metric].append(item[line[key]][2])
-            for metric, values in right.items():
-                self.assertAlmostEqual(facts[task][metric], numpy.mean(values), delta=1e-12)
-                self.assertAlmostEqual(facts[task][f"{metric}_stderr"], numpy.std(values, ddof=1) / len(values) ** 0.5, delta=1e-12)
-            print(f"{task}: {len(mine)} items, acc {facts[task]['acc']:.4f}, acc_norm {facts[task]['acc_norm']:.4f}")
+    def evaluated(self, ranks, evaluation, *words):
+        config, out, items = (self.folder / name for name in ("config.yaml", "eval.json", "items.jsonl"))
+        config.write_text(json.dumps({"model": {"path": str(MODEL), "dtype": "float32"}, "device": "cpu",
+                                      "calibration": {"micro_batch_tokens": 4096}, "evaluation": evaluation}))
+        self.succeeds("eval", config, "--out", out, "--items", items, *words, ranks=ranks)
+        lines = [json.loads(line) for line in items.read_text().splitlines()]
+        return json.loads(out.read_text()), lambda task: [line for line in lines if line["task"] == task]
+
+    def first_lines(self, path, count):
+        out = self.folder / pathlib.Path(path).name
+        with open(DATA / "data" / path, encoding="utf-8") as lines:
+            out.write_text("".join(line for _, line in zip(range(count), lines)), encoding="utf-8")
+        return out
+
+    def test_multiple_choice(self):
+        tasks = FIGURES["multiple_choice"]
+        lists = [{"name": name, "tokens": self.tokenized(
+                     name, self.first_lines(f"mcq/{task['file']}.jsonl", len(task["items"])), "--task", "multiple_choice",
+                     "--layout", task["layout"], "--overlong", "truncate")} for name, task in tasks.items()]
+        result, found = self.evaluated(2, {"multiple_choice": lists}, "--tensor", 2)
+        for name, task in tasks.items():
+            self.assertEqual(len(found(name)), len(task["items"]))
+            for line, item in zip(found(name), task["items"], strict=True):
+                theirs = numpy.array(item["log_likelihoods"])
+                self.assertLess(numpy.abs(line["log_likelihoods"] - theirs).max(), TOLERANCE * numpy.abs(theirs).max(), (name, line))
+                self.assertEqual(line["right"], item["acc"] == 1, (name, line))
+                if "acc_norm" in item:
+                    self.assertEqual(line["right_norm"], item["acc_norm"] == 1, (name, line))
+            facts = result["multiple_choice"][name]
+            for metric in ("acc", "acc_norm"):
+                if metric in task:
+                    self.assertAlmostEqual(facts[metric], task[metric], delta=1e-12)
+
+    def test_exact_match(self):
+        task = FIGURES["gsm8k"]
+        questions = self.folder / "questions.jsonl"
+        questions.write_text("".join(json.dumps({"question": item["question"], "answer": item["answer"]}) + "\n" for item in task["items"]))
+        examples = self.first_lines("math/gsm8k_train.jsonl", task["train"])
+        tokens = self.tokenized("gsm8k", questions, "--task", "exact_match", "--shots", task["shots"], "--shots-from", examples)
+        lists = [{"name": "gsm8k", "tokens": tokens, "max_new_tokens": task["new_tokens"]}]
+        result, found = self.evaluated(2, {"exact_match": lists})
+        self.assertEqual(len(found("gsm8k")), len(task["items"]))
+        clear = 0
+        for line, item in zip(found("gsm8k"), task["items"], strict=True):
+            if not item["clear"]:
+                continue
+            clear += 1
+            self.assertEqual(line["text"], item["text"])
+            for name in ("strict", "flexible"):
+                self.assertEqual(line[name], item[f"{name}_right"] == 1, (name, line))
+        self.assertGreater(clear, len(task["items"]) // 2)
+        rights = {name: {item[f"{name}_right"] for item in task["items"] if item["clear"]} for name in ("strict", "flexible")}
+        self.assertEqual(rights["flexible"], {0, 1}, "right and wrong answers must both occur")
+        facts = result["exact_match"]["gsm8k"]
+        for name in ("strict", "flexible"):
+            self.assertAlmostEqual(facts[name], numpy.mean([line[name] for line in found("gsm8k")]), delta=1e-12)
+
+    @unittest.skipUnless(importlib.util.find_spec("lm_eval") or FOLDER.is_dir(), "lm-evaluation-harness is not installed (launch/setup.sh --tests --harness)")
+    def test_stored_figures_are_the_harness_s(self):
+        done = subprocess.run([sys.executable, HERE / "harness_figures.py", FOLDER, DATA], capture_output=True, text=True,
+                              env={**os.environ, "HF_HOME": str(self.folder), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"})
+        self.assertEqual(done.returncode, 0, done.stderr[-3000:])
+        fresh = json.loads(done.stdout)
+        self.assertEqual(fresh["multiple_choice"].keys(), FIGURES["multiple_choice"].keys())
+        for name, task in fresh["multiple_choice"].items():
+            stored = FIGURES["multiple_choice"][name]
+            for one, other in zip(task.pop("items"), stored["items"], strict=True):
+                numpy.testing.assert_allclose(one.pop("log_likelihoods"), other["log_likelihoods"], rtol=TOLERANCE)
+                self.assertEqual(one, {key: value for key, value in other.items() if key != "log_likelihoods"})
+            self.assertEqual(task, {key: value for key, value in stored.items() if key != "items"})
+        pairs = list(zip(fresh["gsm8k"]["items"], FIGURES["gsm8k"]["items"], strict=True))
+        self.assertEqual([one for one, other in pairs if other["clear"]], [other for _, other in pairs if other["clear"]])
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+from published_records import published
 from tokenize_case import ROOT, Case, byte_bpe, llama_like
 
 from espalier_tokens import choices, documents  # noqa: E402
@@ -195,33 +196,6 @@ class Layouts(unittest.TestCase):
         for name in records:
             for record, ask, expected in zip(records[name], ours[name], theirs[name], strict=True):
                 self.assertEqual(ask, expected, record)
-
-
-def published(name, record):
-    """A record of the tests' data in the fields of the published data set."""
-    texts, answer = record["choices"], record["answer"]
-    if name == "boolq":
-        return {
-            "passage": record["passage"],
-            "question": record["question"],
-            "label": int(texts[answer] == "yes"),
-        }
-    if name == "piqa":
-        return {"goal": record["question"], "sol1": texts[0], "sol2": texts[1], "label": answer}
-    if name == "winogrande":
-        return {
-            "sentence": record["sentence"],
-            "option1": texts[0],
-            "option2": texts[1],
-            "answer": str(answer + 1),
-        }
-    stem = "question_stem" if name == "openbookqa" else "question"
-    labels = [chr(ord("A") + i) for i in range(len(texts))]
-    return {
-        stem: record["question"],
-        "choices": {"text": texts, "label": labels},
-        "answerKey": labels[answer],
-    }
 
 
 class Rows(Case):
