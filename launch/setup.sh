@@ -234,6 +234,7 @@ if [ -n "$torch" ]; then
 fi
 
 want tokenize.txt
+want report.txt
 if [ $with_tests = yes ] || { [ $with_cuda = yes ] && ! [ -e "$tools/torch-dir" ]; }; then
   want torch-full.txt
 elif ! [ -e "$tools/torch-dir" ]; then

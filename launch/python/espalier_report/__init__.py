@@ -1,0 +1,1 @@
+"""A run as one page, and the pictures of it."""
