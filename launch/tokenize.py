@@ -16,10 +16,10 @@ _HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:] = [p for p in sys.path if os.path.abspath(p or os.curdir) != _HERE]
 sys.path.insert(0, os.path.join(_HERE, "python"))
 
-import signal  # noqa: E402
 import time  # noqa: E402
-import traceback  # noqa: E402
 
+from espalier_launch import program, stop  # noqa: E402
+from espalier_launch.stop import Stop  # noqa: E402
 from espalier_tokens import (  # noqa: E402
     chat,
     contents,
@@ -30,11 +30,9 @@ from espalier_tokens import (  # noqa: E402
     prompts,
     rows,
     sources,
-    stop,
 )
 from espalier_tokens.arguments import make_parser, settle  # noqa: E402
 from espalier_tokens.coder import Coder  # noqa: E402
-from espalier_tokens.stop import Stop  # noqa: E402
 
 
 def summary(args, out, counts, streams, left, seconds):
@@ -194,12 +192,7 @@ def run(args, out):
         import numpy  # noqa: F401
         import tokenizers
     except ImportError as error:
-        raise Stop(
-            stop.UNAVAILABLE,
-            "a Python package is missing",
-            str(error),
-            "run launch/setup.sh and use .venv/bin/python",
-        )
+        raise stop.missing_package("a Python package is missing", error)
     bos = "none" if args.chat and args.bos == "auto" else args.bos  # the template writes it
     open_end = args.chat or args.task != "text"
     coder = Coder(args.tokenizer, bos, args.eos, args.pack, args.vocab_size, open_end)
@@ -212,55 +205,23 @@ def run(args, out):
     for note in filter(None, (part.note() for part in (*streams, *left))):
         print(f"tokenize: note: {note}", file=sys.stderr)
     if not args.quiet:
-        say(summary(args, out, counts, streams, left, time.monotonic() - begin), args)
-
-
-def say(text, args):
-    encoding = sys.stdout.encoding or "utf-8"
-    try:
-        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
-    except OSError as error:
-        # Python would try again to write what is left of it when it ends.
-        sys.stdout = open(os.devnull, "w")
-        raise Stop(
-            stop.WRITE_FAILED,
-            "the summary could not be printed",
-            error.strerror,
-            f"nothing: '{args.out}' is complete",
-        )
-
-
-def interrupted(number, _frame):
-    raise KeyboardInterrupt(number)
+        seconds = time.monotonic() - begin
+        program.say(summary(args, out, counts, streams, left, seconds), args.out)
 
 
 def main(argv=None):
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
-            signal.signal(number, interrupted)
-    out = None
-    try:
+    files = []
+
+    def work():
         args = settle(make_parser().parse_args(argv))
-        out = output.TokenFile(args.out, args.force)
-        run(args, out)
-    except Stop as problem:
-        print(problem.block(), file=sys.stderr)
-        return problem.code
-    except KeyboardInterrupt as interrupt:
-        left = f"'{out.path}' is complete" if out and out.complete else "nothing was written"
-        print(f"tokenize: interrupted, {stop.printable(left)}", file=sys.stderr)
-        return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
-    except Exception as error:
-        traceback.print_exc()
-        bug = Stop(
-            stop.BUG,
-            "this is a bug",
-            f"{type(error).__name__}: {error}",
-            "please report it with the lines above and the command",
-        )
-        print(bug.block(), file=sys.stderr)
-        return stop.BUG
-    return 0
+        files.append(output.TokenFile(args.out, args.force))
+        run(args, files[0])
+
+    def left():
+        done = [f"'{file.path}' is complete" for file in files if file.complete]
+        return done[0] if done else "nothing was written"
+
+    return program.finish("tokenize", work, left)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Pictures of numbers, drawn by matplotlib without a display: the same numbers give the same SVG, byte by byte.
+"""Pictures of numbers, drawn by matplotlib without a display: the same numbers give the same bytes.
 
-Nothing here knows what a run is. A function takes what a picture shows and returns a figure; svg() makes it text.
-Arrays are drawn as wholes, so that a picture of millions of numbers takes as long as its pixels.
+Nothing here knows what a run is. A function takes what a picture shows and returns a figure; svg()
+makes it text. Arrays are drawn as wholes, so a picture of millions of numbers takes as long as its
+pixels.
 """
 
 import io
@@ -164,9 +165,8 @@ def _axes(panels, height, columns=None, width=WIDTH):
 
 def _looks(names):
     """{name: (colour, dashes)}: one name looks the same in all panels of a figure."""
-    distinct = list(dict.fromkeys(names))
-    count = len(COLOURS)
-    return {n: (COLOURS[i % count], DASHES[i // count % len(DASHES)]) for i, n in enumerate(distinct)}
+    looks = [(colour, dashes) for dashes in DASHES for colour in COLOURS]
+    return {name: looks[i % len(looks)] for i, name in enumerate(dict.fromkeys(names))}
 
 
 def _legend(figure, handles):
@@ -261,13 +261,20 @@ def histograms(panels, columns=None, height=2.7):
     for panel, axes in zip(panels, grid):
         for name, counts in panel.counts.items():
             colour = looks[name][0]
-            handles.setdefault(name, axes.stairs(counts, panel.edges, fill=True, color=colour, alpha=0.55))
+            area = axes.stairs(counts, panel.edges, fill=True, color=colour, alpha=0.55)
+            handles.setdefault(name, area)
             axes.stairs(counts, panel.edges, color=colour, linewidth=0.9)
         for value, words in panel.cuts:
             axes.axvline(value, color=INK, linewidth=1.0, linestyle="--")
             axes.annotate(
-                shortened(words), (value, 1.0), xycoords=("data", "axes fraction"), xytext=(3, -2),
-                textcoords="offset points", va="top", fontsize=7.5, color=INK,
+                shortened(words),
+                (value, 1.0),
+                xycoords=("data", "axes fraction"),
+                xytext=(3, -2),
+                textcoords="offset points",
+                va="top",
+                fontsize=7.5,
+                color=INK,
             )
         axes.margins(x=0.01)
         axes.set_xlabel(shortened(panel.x, LABEL))
@@ -280,7 +287,8 @@ def matrices(panels, columns=None, height=None):
     """Matrices of numbers from 0 to 1, each number in its cell; not a number: a dash."""
     cells = max(len(panel.names) for panel in panels)
     side = min(4.6, max(2.4, 0.55 * cells + 1.4))
-    figure, grid = _axes(panels, height or side, columns, width=min(WIDTH, 1.5 * side * len(panels)))
+    width = min(WIDTH, 1.5 * side * len(panels))
+    figure, grid = _axes(panels, height or side, columns, width)
     for panel, axes in zip(panels, grid):
         values = np.asarray(panel.values, float)
         names = [shortened(name, 16) for name in panel.names]
@@ -292,5 +300,6 @@ def matrices(panels, columns=None, height=None):
             continue
         for (row, column), value in np.ndenumerate(values):
             text = "–" if math.isnan(value) else f"{value:.2f}"
-            axes.text(column, row, text, ha="center", va="center", color="white" if value > 0.6 else INK)
+            colour = "white" if value > 0.6 else INK
+            axes.text(column, row, text, ha="center", va="center", color=colour)
     return figure

@@ -4,9 +4,12 @@ import argparse
 import datetime
 import sys
 
-from . import chat, choices, mix, prompts, stop, template
+from espalier_launch import stop
+from espalier_launch.program import Parser
+from espalier_launch.stop import Stop
+
+from . import chat, choices, mix, prompts, template
 from .coder import MOST_IDS
-from .stop import Stop
 
 MOST_ROW = 1 << 24
 EXAMPLES = """\
@@ -47,13 +50,6 @@ Directories are searched through, links followed; what is passed over (hidden, o
 met before) is counted and named at the end. What is not text (NaN, null, lists, bytes that are no
 UTF-8) ends the program with file and line; numbers fill a template as they are written.
 """
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise Stop(
-            stop.USAGE, "the command line is wrong", message, "see launch/tokenize.py --help"
-        )
 
 
 def integer(least, most):

@@ -5,8 +5,9 @@ import hashlib
 import json
 import os
 
+from espalier_launch.stop import BAD_CONTENT, NO_INPUT, UNAVAILABLE, Stop
+
 from .documents import Literal, NoNumber, name_of, plain_text, read_json
-from .stop import BAD_CONTENT, NO_INPUT, UNAVAILABLE, Stop
 
 MESSAGES = ("messages", "conversations", "conversation", "dialog", "dialogue")
 PAIRS = (

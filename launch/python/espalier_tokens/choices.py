@@ -6,8 +6,9 @@ import re
 import string
 from dataclasses import dataclass
 
+from espalier_launch.stop import BAD_CONTENT, Stop
+
 from .documents import Literal, name_of, plain_text
-from .stop import BAD_CONTENT, Stop
 
 MOST_CHOICES = (1 << 15) - 1  # /option is int16
 ANSWERS = ("answerKey", "answer_key", "answer", "label", "gold", "answer_index", "answer_idx")

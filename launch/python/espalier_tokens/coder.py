@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 
-from .stop import BAD_CONTENT, NO_INPUT, USAGE, Stop, stop_of
+from espalier_launch.stop import BAD_CONTENT, NO_INPUT, USAGE, Stop, stop_of
 
 NO_TOKEN = (1 << 32) - 1  # ids of the library are unsigned, ours of token files are int32
 MOST_IDS = (1 << 31) - 1

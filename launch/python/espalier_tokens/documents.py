@@ -4,8 +4,9 @@ import codecs
 import json
 import random
 
+from espalier_launch.stop import BAD_CONTENT, Stop, printable, stop_of
+
 from . import sources as _sources
-from .stop import BAD_CONTENT, Stop, printable, stop_of
 
 
 class Literal(str):

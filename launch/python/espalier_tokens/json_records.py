@@ -2,7 +2,7 @@
 
 import re
 
-from .stop import BAD_CONTENT, Stop
+from espalier_launch.stop import BAD_CONTENT, Stop
 
 MARK = re.compile(rb'["{}\[\]]')
 IN_STRING = re.compile(rb'["\\]')

@@ -4,7 +4,7 @@ import copy
 import sys
 from fractions import Fraction
 
-from .stop import BAD_CONTENT, USAGE, Stop, printable
+from espalier_launch.stop import BAD_CONTENT, USAGE, Stop, printable
 
 
 class Part:

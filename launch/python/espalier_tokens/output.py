@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 
-from .stop import CANNOT_CREATE, NO_PERMISSION, WRITE_FAILED, Stop
+from espalier_launch.stop import CANNOT_CREATE, NO_PERMISSION, WRITE_FAILED, Stop
 
 BLOCK_TOKENS = 1 << 18  # tokens handed to HDF5 at once
 CHUNK_TOKENS = 1 << 14  # tokens of a chunk in the file

@@ -6,7 +6,7 @@ followed in that: a generated text begins in the middle of one.
 
 import re
 
-from .stop import BAD_CONTENT, Stop
+from espalier_launch.stop import BAD_CONTENT, Stop
 
 BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>\Z")
 

@@ -4,10 +4,11 @@
 import copy
 import random
 
+from espalier_launch.stop import BAD_CONTENT, Stop
+
 from . import documents, sources
 from .documents import value_of
 from .rows import BATCH_CHARACTERS, BATCH_TEXTS, padded
-from .stop import BAD_CONTENT, Stop
 
 FIELDS = ("question", "answer")
 STOP = ["Question:", "</s>", "<|im_end|>"]  # texts at which the harness ends an answer

@@ -5,8 +5,9 @@ A unit is what is written whole or not at all: a row, or the rows of an item of 
 
 import sys
 
+from espalier_launch.stop import BAD_CONTENT, Stop
+
 from .mix import merged
-from .stop import BAD_CONTENT, Stop
 
 PIECE_CHARACTERS = 1 << 18  # longer documents are packed in pieces, each encoded on its own
 BATCH_CHARACTERS = 1 << 20  # text encoded in one call of the tokenizer

@@ -8,9 +8,18 @@ import stat
 import tempfile
 import zlib
 
+from espalier_launch.stop import (
+    BAD_CONTENT,
+    NO_INPUT,
+    UNAVAILABLE,
+    USAGE,
+    Stop,
+    printable,
+    stop_of,
+)
+
 from . import tables
 from .json_records import BOM, JsonRecords
-from .stop import BAD_CONTENT, NO_INPUT, UNAVAILABLE, USAGE, Stop, printable, stop_of
 
 CHUNK_BYTES = 1 << 20  # of a file, read at once
 MOST_LINE_BYTES = 1 << 30

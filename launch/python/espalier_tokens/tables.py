@@ -2,7 +2,7 @@
 
 import json
 
-from .stop import BAD_CONTENT, UNAVAILABLE, Stop
+from espalier_launch.stop import BAD_CONTENT, Stop, missing_package
 
 BATCH_ROWS = 256
 BUFFER_BYTES = 1 << 20  # of a column, read at once
@@ -10,12 +10,7 @@ PIECE_BYTES = 1 << 12  # of a zstd stream, unpacked at once: at most 32,768 time
 
 
 def missing(path, package):
-    return Stop(
-        UNAVAILABLE,
-        f"'{path}' cannot be read",
-        f"the Python package {package} is missing",
-        "run launch/setup.sh and use .venv/bin/python",
-    )
+    return missing_package(f"'{path}' cannot be read", f"the Python package {package} is missing")
 
 
 class Zstd:

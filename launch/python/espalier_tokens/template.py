@@ -2,7 +2,7 @@
 
 import string
 
-from .stop import USAGE, Stop
+from espalier_launch.stop import USAGE, Stop
 
 
 def unescape(template):

@@ -27,9 +27,15 @@ class Stop(Exception):
         super().__init__(what)
         self.code, self.what, self.why, self.do = code, what, why, do
 
-    def block(self):
+    def block(self, program):
         what, why, do = map(printable, (self.what, self.why, self.do))
-        return f"tokenize: stopped: {what} (exit {self.code})\n  why  {why}\n  do   {do}"
+        return f"{program}: stopped: {what} (exit {self.code})\n  why  {why}\n  do   {do}"
+
+
+def missing_package(what, error):
+    """The Stop where a package that launch/setup.sh installs is not there."""
+    do = "run launch/setup.sh and use .venv/bin/python"
+    return Stop(UNAVAILABLE, what, str(error), do)
 
 
 def stop_of(error, path, writing=False):
