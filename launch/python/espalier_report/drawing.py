@@ -86,6 +86,7 @@ class Panel:
     x: str = ""
     y: str = ""
     marks: list = field(default_factory=list)
+    log: bool = False  # the axis of y
 
 
 @dataclass(frozen=True)
@@ -194,9 +195,21 @@ def lines(panels, columns=None, height=2.7):
             axes.axvline(place, color=FAINT, linewidth=0.8, linestyle=":")
         axes.set_xlabel(shortened(panel.x, LABEL))
         axes.set_ylabel(shortened(panel.y, LABEL))
-        axes.margins(x=0.03)
+        _span(axes, [x for line in panel.lines for x in line.x])
+        if panel.log:
+            axes.set_yscale("log")
+        if all(np.equal(np.mod(line.x, 1), 0).all() for line in panel.lines):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     _legend(figure, handles)
     return figure
+
+
+def _span(axes, x):
+    """All of x, also where a line has a gap."""
+    if len(x):
+        low, high = min(x), max(x)
+        room = 0.03 * (high - low) or 0.5
+        axes.set_xlim(low - room, high + room)
 
 
 def heatmap(grids, top, label, kept="kept", height=2.9, columns=None):
@@ -206,7 +219,10 @@ def heatmap(grids, top, label, kept="kept", height=2.9, columns=None):
     scale = matplotlib.colors.Normalize(1, max(top, 1 + 1e-9))
     for grid, axes in zip(grids, places):
         values = np.asarray(grid.values, float)
-        span = (0, grid.extent or values.shape[1], values.shape[0] - 0.5, -0.5)
+        rows, width = values.shape
+        # A column that is one unit has its number below its middle.
+        begin, end = (-0.5, width - 0.5) if grid.extent in (0, width) else (0, grid.extent)
+        span = (begin, end, rows - 0.5, -0.5)
         axes.imshow(values, colours, scale, aspect="auto", interpolation="nearest", extent=span)
         axes.set_xlabel(shortened(grid.x, LABEL))
         axes.set_ylabel(shortened(grid.y, LABEL))
@@ -239,15 +255,19 @@ def bars(panels, columns=None, height=2.5):
 
 
 def stacks(title, x, parts, x_label="", y_label="", height=2.7):
-    """One bar for each x, made of the parts {name: values} on top of each other."""
+    """The parts {name: values} of each x on top of each other; x counts up by one."""
     figure, (axes,) = _axes([Panel(title, [])], height)
     looks, handles = _looks(parts), {}
+    x = np.asarray(x, float)
+    edges = np.append(x - 0.5, x[-1:] + 0.5)
     floor = np.zeros(len(x))
     for name, values in parts.items():
-        values = np.asarray(values, float)
-        handles[name] = axes.bar(x, values, bottom=floor, width=0.8, color=looks[name][0])
-        floor = floor + values
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=20))
+        top, colour = floor + np.asarray(values, float), looks[name][0]
+        handles[name] = axes.stairs(top, edges, baseline=floor, fill=True, color=colour)
+        floor = top
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=20, min_n_ticks=1))
+    if len(x):
+        axes.set_xlim(edges[0] - 0.1, edges[-1] + 0.1)
     axes.set_xlabel(shortened(x_label, LABEL))
     axes.set_ylabel(shortened(y_label, LABEL))
     _legend(figure, handles)
@@ -277,6 +297,7 @@ def histograms(panels, columns=None, height=2.7):
                 color=INK,
             )
         axes.margins(x=0.01)
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         axes.set_xlabel(shortened(panel.x, LABEL))
         axes.set_ylabel(shortened(panel.y, LABEL))
     _legend(figure, handles)
