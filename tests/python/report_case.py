@@ -8,6 +8,7 @@ import json
 import pathlib
 import tempfile
 import unittest
+from unittest import mock
 
 import h5py
 import numpy as np
@@ -81,7 +82,19 @@ def write_plan(file, removed_at, iteration=3):
     for kind, matrix in removed_at.items():
         file[f"{kind}/removed_at"] = matrix
         file[f"{kind}/order"] = matrix.astype("int64")
-    file.attrs.update(format="espalier-plan", version=1, digest="d" * 64, attention_unit="query_head", iteration=iteration)
+    file.attrs.update(format="espalier-plan", version=1, attention_unit="query_head", iteration=iteration)
+    sign(file)
+
+
+def sign(file):
+    """Writes the digest of what the file has (docs/file-formats.md)."""
+    digest = hashlib.sha256()
+    for kind in ("attention", "mlp"):
+        for name, width in (("removed_at", 4), ("order", 8)):
+            values = np.asarray(file[f"{kind}/{name}"][()])
+            digest.update(b"".join(int(n).to_bytes(8, "little") for n in values.shape))
+            digest.update(values.astype(f"<i{width}").tobytes())
+    file.attrs["digest"] = digest.hexdigest()
 
 
 def write_scores(file, removed_at, iteration=3, layers=2):
@@ -148,7 +161,12 @@ class Case(unittest.TestCase):
             code = report.main([str(word) for word in words])
         return code, out.getvalue(), err.getvalue()
 
-    def page(self, *words):
-        code, out, err = self.program(self.run_dir, *words)
+    def page(self, *words, drawn=False):
+        """The page's text; pictures are made but, as that takes longest, not drawn unless wanted."""
+        from espalier_report import drawing
+
+        empty = contextlib.nullcontext() if drawn else mock.patch.object(drawing, "svg", lambda figure: "<svg/>")
+        with empty:
+            code, out, err = self.program(self.run_dir, *words)
         self.assertEqual((code, err), (0, ""))
         return pathlib.Path(out.strip()).read_text(encoding="utf-8")

@@ -160,7 +160,7 @@ class Pictures(Case):
 
 class Page(Case):
     def test_sections_and_pictures(self):
-        text = self.page()
+        text = self.page(drawn=True)
         document = Document(text)
         titles = [title for _, title in page.SECTIONS]
         self.assertEqual(document.headings, ["run", *titles])
@@ -183,7 +183,7 @@ class Page(Case):
         self.assertEqual(len(ids), len([1 for _, a in document.tags if "id" in a]), "an id twice")
 
     def test_same_run_same_bytes(self):
-        self.assertEqual(self.page(), self.page("--out", self.folder / "again.html"))
+        self.assertEqual(self.page(drawn=True), self.page("--out", self.folder / "again.html", drawn=True))
 
     def test_text_of_the_user_is_text(self):
         evil = "<script>alert(1)</script>{{ 7 * 7 }}\"'&amp;\x1b[31m"
@@ -199,7 +199,7 @@ class Page(Case):
         (self.run_dir / "overlap.json").write_text(json.dumps({**overlap, "domains": [evil, "code"]}))
         moved = self.run_dir.rename(self.folder / "<b>x{{ 7 * 7 }}")
         self.run_dir = moved
-        text = self.page()
+        text = self.page(drawn=True)
         document = Document(text)
         self.assertEqual([tag for tag, _ in document.tags if tag in ("script", "b") and tag == "script"], [])
         self.assertNotIn("\x1b", text)
@@ -263,7 +263,7 @@ class Page(Case):
 
         write_commit(self.run_dir / "ckpt/iter-000100", fill)
         begin = time.process_time()
-        text = self.page()
+        text = self.page(drawn=True)
         seconds = time.process_time() - begin
         self.assertLess(seconds, 20)
         self.assertLess(len(text), 8 << 20)

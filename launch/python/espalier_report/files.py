@@ -7,6 +7,7 @@ import math
 import os
 
 import h5py
+import numpy as np
 from espalier_launch.stop import BAD_CONTENT, Stop, stop_of
 
 MOST_BYTES = 1 << 31  # of a file, and of a dataset: 128 layers of 65,536 channels need a tenth
@@ -156,10 +157,20 @@ class Arrays:
 
         return self._read(name, work)
 
-    def attribute(self, name):
-        """An attribute of the root: text, a number, or an array of either."""
+    def _attribute(self, name, kinds, wanted):
         value = self._read(f"attribute {name}", lambda: self.file.attrs[name])
-        return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
+        if isinstance(value, bytes):
+            value = value.decode("utf-8", "backslashreplace")
+        if not isinstance(value, kinds):
+            raise damaged(self.path, f"attribute {name} is no {wanted}")
+        return value
+
+    def text(self, name):
+        """A text attribute of the root."""
+        return self._attribute(name, str, "text")
+
+    def integer(self, name):
+        return int(self._attribute(name, np.integer, "whole number"))
 
 
 def sha256(content):

@@ -46,7 +46,6 @@ class Plan:
 
     iteration: int
     unit: str
-    digest: str
     removed_at: dict
 
 
@@ -205,18 +204,29 @@ def plan_of(path):
 
 
 def plan_in(arrays):
-    if arrays.attribute("format") != "espalier-plan" or arrays.attribute("version") != 1:
+    if arrays.text("format") != "espalier-plan" or arrays.integer("version") != 1:
         raise damaged(arrays.path, "it is no espalier-plan of version 1")
     removed_at = {kind: arrays.array(f"{kind}/removed_at", "i", 2) for kind in KINDS}
     layers = {matrix.shape[0] for matrix in removed_at.values()}
-    iteration = int(arrays.attribute("iteration"))
+    iteration = arrays.integer("iteration")
     if len(layers) != 1 or 0 in layers:
         raise damaged(arrays.path, f"its matrices have {sorted(layers)} layers")
     for kind, matrix in removed_at.items():
         if matrix.size and not (matrix.min() >= -1 and matrix.max() <= iteration):
             raise damaged(arrays.path, f"{kind}/removed_at is not between -1 and {iteration}")
-    unit, digest = (str(arrays.attribute(name)) for name in ("attention_unit", "digest"))
-    return Plan(iteration, unit, digest, removed_at)
+    if arrays.text("digest") != digest_of(arrays, removed_at):
+        raise damaged(arrays.path, "its content does not match its digest")
+    return Plan(iteration, arrays.text("attention_unit"), removed_at)
+
+
+def digest_of(arrays, removed_at):
+    """What docs/file-formats.md says of a plan's digest."""
+    parts = []
+    for kind in KINDS:
+        order = arrays.array(f"{kind}/order", "i", 2)
+        for matrix, type in ((removed_at[kind], "<i4"), (order, "<i8")):
+            parts += [np.array(matrix.shape, "<i8").tobytes(), matrix.astype(type).tobytes()]
+    return files.sha256(b"".join(parts))
 
 
 def scores_of(folder):
@@ -246,8 +256,8 @@ def commit_of(folder):
     lists = {kind: scores_in(arrays, kind, plan) for kind in KINDS}
     return Scores(
         plan.iteration,
-        str(arrays.attribute("criterion")),
-        str(arrays.attribute("normalization")),
+        arrays.text("criterion"),
+        arrays.text("normalization"),
         {kind: one for kind, one in lists.items() if len(one[2])},
         plan.removed_at,
     )
