@@ -96,5 +96,7 @@ else
   echo "  $python -c 'from transformers import AutoModelForCausalLM as M; print(M.from_pretrained(\"$export_dir\", trust_remote_code=True))'"
 fi
 
+report=$("$python" launch/report.py "$run")
 echo
+echo "report: $report (open it in a browser)"
 echo "pruned in $pruned s, everything in $(seconds_since "$begin") s. Results: $run (status: $espalier status $run)"

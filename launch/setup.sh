@@ -5,7 +5,8 @@
 # Does only what is missing, one line per step; says nothing when nothing is to be done.
 #
 #   --tests      also what launch/test.sh needs: all of torch, transformers in three versions, peft and
-#                quanto, strace, and where apt may install them slurm-wlm and munge (their services stay off)
+#                quanto, strace, playwright, and where apt may install them chromium, slurm-wlm and munge
+#                (their services stay off)
 #   --harness    also lm-evaluation-harness in a folder of its own (490 MB), which a test compares with; part of
 #                launch/test.sh --full
 #   --cuda       all of torch, for a program that runs on GPUs (the default where an NVIDIA driver is)
@@ -65,6 +66,7 @@ libopenmpi-dev|command mpicc
 "
 if [ $with_tests = yes ]; then packages="$packages
 strace|command strace|optional
+chromium|command chromium|optional
 munge|command munged|optional
 slurm-wlm|command slurmctld|optional
 "; fi

@@ -149,6 +149,19 @@ class Pictures(Case):
                 self.assertEqual(sum(int(c.sum()) for c in drawn.counts.values()), 3 - zeros)
                 self.assertTrue((np.diff(drawn.edges) > 0).all())
 
+    def test_many_pairs_of_domains_are_one_line(self):
+        chance = np.random.default_rng(3)
+        names = [str(n) for n in range(5)]
+        matrices = chance.random((4, 5, 5))
+        matrices[1] = np.nan
+        pairs = [(a, b) for a in range(5) for b in range(a + 1, 5)]
+        (line,) = pictures.pairs_panel("", names, pairs, matrices, "layer").lines
+        for layer in (0, 2, 3):
+            values = [matrices[layer, a, b] for a, b in pairs]
+            np.testing.assert_allclose([line.mean[layer], line.low[layer], line.high[layer]], [sum(values) / 10, min(values), max(values)])
+        self.assertTrue(np.isnan(line.mean[1]))
+        self.assertEqual(len(pictures.pairs_panel("", names, pairs[:6], matrices, "layer").lines), 6)
+
     def test_loss_is_that_of_the_model_before_the_pass(self):
         perplexity, loss, accuracy = pictures.curves(read_run(self.run_dir)).axes[:3]
         prose = loss.get_lines()[0].get_xydata()

@@ -90,6 +90,16 @@ class Drawing(unittest.TestCase):
         lines = drawing.lines([Panel("p", many)]).axes[0].get_lines()
         self.assertEqual(len({(line.get_color(), line.get_linestyle()) for line in lines}), 30)
 
+    def test_labels_of_axes_are_numbers(self):
+        x, values = [0, 1, 2], [3.0, 40.0, 5e6]
+        for log in (False, True):
+            axes = drawing.lines([Panel("p", [Line("a", x, values)], log=log)]).axes[0]
+            drawing.svg(axes.figure)
+            texts = [label.get_text() for label in axes.get_yticklabels()]
+            self.assertGreater(len(texts), 2)
+            for text in texts:
+                float(text.replace("\N{MINUS SIGN}", "-"))
+
     def test_what_cannot_be_drawn_leaves_a_picture(self):
         nothing = [np.nan, np.inf, -np.inf]
         drawing.svg(drawing.lines([Panel("", [Line("", [0, 1, 2], nothing)]), Panel("", []), Panel("", [Line("", [], [])])]))

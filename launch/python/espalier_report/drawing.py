@@ -17,7 +17,7 @@ logging.getLogger("matplotlib").setLevel(logging.ERROR)
 import matplotlib  # noqa: E402
 import numpy as np  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
-from matplotlib.ticker import MaxNLocator  # noqa: E402
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator  # noqa: E402
 
 WIDTH = 11.0  # inches; pages show it as wide as their text
 TOP = 0.35  # inches of a figure beside its rows of panels: the legend
@@ -198,6 +198,9 @@ def lines(panels, columns=None, height=2.7):
         _span(axes, [x for line in panel.lines for x in line.x])
         if panel.log:
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.yaxis.set_minor_locator(NullLocator())
         if all(np.equal(np.mod(line.x, 1), 0).all() for line in panel.lines):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     _legend(figure, handles)

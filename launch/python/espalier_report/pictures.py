@@ -11,7 +11,7 @@ from .run import KINDS, MEASURES
 
 BINS = 1024  # columns of a heat map at most
 STEPS = 80  # of a histogram
-MOST_PAIRS = 10  # of domains, each a line
+MOST_PAIRS = 6  # of domains, each a line; of more their mean
 UNITS = {"kv_group": "KV group"}
 
 
@@ -180,7 +180,7 @@ def overlap_matrices(run):
 def overlap_lines(run):
     """Pairs of domains over layers, and over iterations where several were recorded."""
     names, recorded = run.overlap["domains"], run.overlap["iterations"]
-    pairs = list(itertools.combinations(range(len(names)), 2))[:MOST_PAIRS]
+    pairs = list(itertools.combinations(range(len(names)), 2))
     iteration, last = recorded[-1]
     panels = []
     for kind, words in (("attention", "Attention"), ("mlp", "Channels")):
@@ -197,10 +197,15 @@ def overlap_lines(run):
 
 
 def pairs_panel(title, names, pairs, matrices, label, x=None):
-    """A line for each pair of domains over matrices [n, domain, domain]."""
+    """Pairs of domains over matrices [n, domain, domain]: a line each, or the mean of many with a
+    band from the least to the most alike."""
     x = np.arange(len(matrices)) if x is None else x
-    pairs = pairs if len(matrices) else []
-    lines = [Line(f"{names[a]}, {names[b]}", x, matrices[:, a, b]) for a, b in pairs]
+    values = [matrices[:, a, b] for a, b in pairs] if len(matrices) else []
+    lines = [Line(f"{names[a]}, {names[b]}", x, one) for (a, b), one in zip(pairs, values)]
+    if len(lines) > MOST_PAIRS:
+        known = np.ma.masked_invalid(values)
+        mean, low, high = (f(axis=0).filled(np.nan) for f in (known.mean, known.min, known.max))
+        lines = [Line(f"mean of {len(pairs)} pairs, least to most", x, mean, low, high)]
     return Panel(title, lines, label, "Jaccard index")
 
 
