@@ -52,6 +52,7 @@ def render(run):
         size_rows=size_rows(run),
         layer_rows=layer_rows(run),
         margins=margins(run),
+        most_pairs=pictures.MOST_PAIRS,
         phase_rows=phase_rows,
         total=total,
     )

@@ -205,7 +205,7 @@ def pairs_panel(title, names, pairs, matrices, label, x=None):
     if len(lines) > MOST_PAIRS:
         known = np.ma.masked_invalid(values)
         mean, low, high = (f(axis=0).filled(np.nan) for f in (known.mean, known.min, known.max))
-        lines = [Line(f"mean of {len(pairs)} pairs, least to most", x, mean, low, high)]
+        lines = [Line(f"mean of {len(pairs)} pairs", x, mean, low, high)]
     return Panel(title, lines, label, "Jaccard index")
 
 
