@@ -13,16 +13,34 @@ from unittest import mock
 
 import h5py
 import numpy as np
+import yaml
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 from report_case import SCRIPT, Case, make_run, plan_arrays, row, sign, write_commit, write_plan, write_scores
 from espalier_report import page
 
 
+def places_of(value, place=()):
+    """The paths to all members of a document but the whole."""
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in pairs:
+        yield (*place, key)
+        yield from places_of(inner, (*place, key))
+
+
+def with_value(document, place, value):
+    changed = json.loads(json.dumps(document))
+    inner = changed
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    return changed
+
+
 class Ends(Case):
     def setUp(self):
         super().setUp()
-        # These are about reading and writing.
+        # These are about reading and writing; drawing takes longest.
         names = ("curve-lines", "removal-map", "kept-bars", "score-histograms", "overlap-matrices", "overlap-lines", "phase-stacks")
         self.enterContext(mock.patch.object(page, "drawn", lambda run: dict.fromkeys(names)))
 
@@ -70,6 +88,29 @@ class Damage(Ends):
                     named = "state.h5" if name.endswith("MANIFEST.json") and content != b"{" else path.name
                     self.refused(65, named)
             path.write_bytes(whole)
+        self.assertEqual(self.program(self.run_dir)[0], 0)
+
+    def test_drawn_values(self):
+        """Any value of a JSON or YAML file may be another: a page or a message, never a bug."""
+        values = [0, -1, 1e299, -1e299, 5e-324, 1 << 61, True, None, "x", [], {}, [[]], {"a": [1]}]
+        for name in ("metrics.jsonl", "config.resolved.yaml", "overlap.json", "provenance.json", "status.json"):
+            path = self.run_dir / name
+            whole = path.read_text()
+            documents = [json.loads(line) for line in whole.splitlines()] if name == "metrics.jsonl" else [yaml.safe_load(whole)]
+            places = [(n, place) for n, document in enumerate(documents) for place in places_of(document)]
+            chance = np.random.default_rng(11)
+            for n, place in [places[i] for i in chance.permutation(len(places))[:40]]:
+                value = values[chance.integers(len(values))]
+                with self.subTest(name=name, place=place, value=value):
+                    path.write_text("\n".join(json.dumps(with_value(d, place, value) if i == n else d) for i, d in enumerate(documents)))
+                    code, _, err = self.program(self.run_dir)
+                    self.assertIn(code, (0, 65), err)
+            path.write_text(whole)
+
+    def test_names_that_grow_when_they_are_written(self):
+        bomb = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 60))
+        config = (self.run_dir / "config.resolved.yaml").read_text().replace("models/small", "*a59")
+        (self.run_dir / "config.resolved.yaml").write_text(bomb + config)
         self.assertEqual(self.program(self.run_dir)[0], 0)
 
     def test_plans(self):

@@ -62,12 +62,12 @@ def sizes_table(run):
 
 def shares_table(run):
     """[(what, before, after, definition)] of the three shares by which a size is named."""
-    kinds = run.setting("prune", "kinds", default=["attention", "mlp"])
+    kinds = run.setting(list, "prune", "kinds") or ["attention", "mlp"]
     units = {
         "kv_group": "KV groups",
         "equal_per_group": "query heads",
         "query_head": "query heads",
-    }.get(run.setting("prune", "attention_unit"), "heads")
+    }.get(run.word("prune", "attention_unit"), "heads")
     counted = " and ".join(
         words for kind, words in (("attention", units), ("mlp", "MLP channels")) if kind in kinds
     )
@@ -177,8 +177,8 @@ def on_calibration(run):
     if not passes:
         return []
     plain = {
-        domain.get("name")
-        for domain in run.setting("calibration", "domains", default=[])
+        str(domain.get("name"))
+        for domain in run.setting(list, "calibration", "domains") or []
         if isinstance(domain, dict) and domain.get("objective") != "margin"
     }
     first = passes[0][1]
@@ -256,11 +256,11 @@ def about(run):
     layout = layout if isinstance(layout, dict) else {}
     hosts = run.provenance.get("hosts")
     command = run.provenance.get("command")
-    score = run.setting("importance", "criterion"), run.setting("importance", "normalization")
+    score = run.word("importance", "criterion"), run.word("importance", "normalization")
     rows = [
-        ("model", run.setting("model", "path")),
-        ("criterion", " / ".join(str(part) for part in score if part)),
-        ("ranking", run.setting("prune", "ranking")),
+        ("model", run.word("model", "path")),
+        ("criterion", " / ".join(filter(None, score))),
+        ("ranking", run.word("prune", "ranking")),
         ("target", target_text(run)),
         ("program", " ".join(str(program[k]) for k in ("version", "git") if program.get(k))),
         ("started", run.provenance.get("started")),
@@ -276,10 +276,10 @@ def about(run):
 
 
 def target_text(run):
-    target = run.setting("prune", "target")
-    if not isinstance(target, (int, float)):
+    target = run.setting((int, float), "prune", "target")
+    iterations = run.setting(int, "prune", "iterations")
+    if target is None or iterations is None:
         return None
-    iterations = run.setting("prune", "iterations")
     return f"{percent(target)} of {MEASURES[run.measure][1]} in {iterations} iterations"
 
 

@@ -99,6 +99,12 @@ class Facts:
             raise self._wrong(name, "number")
         return value
 
+    def share(self, name):
+        value = self.number(name, Facts)
+        if not 0 <= value <= 1:
+            raise self._wrong(name, "share from 0 to 1")
+        return value
+
     def count(self, name, default=None):
         value = self.get(name, int, "whole number", default)
         if value is not default and not 0 <= value < 1 << 62:

@@ -119,7 +119,7 @@ def kept(run):
 def scores(run):
     """How scores are distributed, and where the cut went, in the oldest and the newest commit."""
     panels = []
-    one_list = run.setting("prune", "ranking") == "global"
+    one_list = run.word("prune", "ranking") == "global"
     for commit in run.scores:
         fallen = {kind: fell_now(commit, kind) for kind in commit.lists}
         highest = {k: s[f].max() for k, f in fallen.items() if (s := commit.lists[k][2])[f].size}

@@ -80,15 +80,18 @@ class Run:
 
     @property
     def measure(self):
-        found = self.setting("prune", "measure")
+        found = self.word("prune", "measure")
         return found if found in MEASURES else "structures"
 
-    def setting(self, *names, default=None):
-        """A value of the resolved configuration."""
+    def setting(self, kind, *names):
+        """A value of the resolved configuration; None where there is none of that kind."""
         value = self.config
         for name in names:
             value = value.get(name) if isinstance(value, dict) else None
-        return default if value is None else value
+        return value if isinstance(value, kind) else None
+
+    def word(self, *names):
+        return self.setting(str, *names) or ""
 
 
 def read_run(path, curves=()):
@@ -178,7 +181,7 @@ def state_of(row):
 
 
 def sparsity_of(row):
-    return {measure: row.number(member, Facts) for measure, (member, _) in MEASURES.items()}
+    return {measure: row.share(member) for measure, (member, _) in MEASURES.items()}
 
 
 def shares_of(row):
