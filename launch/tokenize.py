@@ -44,6 +44,7 @@ def summary(args, out, counts, streams, left, seconds):
     for number, words in (
         (counts.overlong, "overlong dropped"),
         (counts.truncated, "truncated"),
+        (counts.short, "too short for --window dropped"),
         (counts.empty, "empty skipped"),
         (counts.unlearned, "without a token to predict skipped"),
         (counts.rest, "tokens of rest dropped"),

@@ -7,9 +7,9 @@
 declare -A path_of=()
 flags=()
 
-# read_arguments NAMES ARGUMENTS...: MODEL OUT NAME=PATH... [-- FLAG...] of a recipe into model, out,
-# path_of and flags; every name of NAMES has to be there.
-read_arguments() {
+# read_some NAMES ARGUMENTS...: MODEL OUT NAME=PATH... [-- FLAG...] of a recipe into model, out, path_of and
+# flags; at least one of NAMES has to be there.
+read_some() {
   local names=$1 name
   shift
   case ${1-} in -h | --help)
@@ -29,9 +29,16 @@ read_arguments() {
     path_of[$name]=${1#*=}
     shift
   done
-  # shellcheck disable=SC2034  # used by the recipe
+  if [ ${#path_of[@]} = 0 ]; then die "$code_usage" "${names%% *}=PATH is missing. Try $0 --help."; fi
+  # shellcheck disable=SC2034  # used by the recipes
   flags=("${@:2}") # behind --
-  for name in $names; do
+}
+
+# read_arguments NAMES ARGUMENTS...: the same; every name of NAMES has to be there.
+read_arguments() {
+  local name
+  read_some "$@"
+  for name in $1; do
     if [ -z "${path_of[$name]-}" ]; then die "$code_usage" "$name=PATH is missing. Try $0 --help."; fi
   done
 }

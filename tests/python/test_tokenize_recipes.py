@@ -42,19 +42,67 @@ class Recipes(Case):
         return done.stdout
 
     def test_gisp_c4(self):
-        self.cook(
-            "gisp_c4",
-            self.out,
-            f"c4={self.text}",
-            "--",
-            "--tokens",
-            "700",
-            "--sequence-tokens",
-            "64",
-        )
+        self.cook("gisp_c4", self.out, f"c4={self.text}", "--", "--sequence-tokens", "16")
         with h5py.File(self.out) as file:
-            self.assertEqual(file["tokens"].shape, (10, 64))
-            self.assertEqual((file.attrs["seed"], file.attrs["token_limit"]), (0, 700))
+            self.assertEqual(file["tokens"].shape[1], 16)
+            self.assertEqual((file.attrs["seed"], file.attrs["window"]), (0, 1))
+
+    def test_gisp_c4_has_2000_rows_of_256_tokens(self):
+        text = self.write("long.jsonl", [{"text": text * 30} for text in CORPUS * 150])
+        self.cook("gisp_c4", self.out, f"c4={text}")
+        with h5py.File(self.out) as file:
+            self.assertEqual(file["tokens"].shape, (2000, 256))
+
+    def test_gisp_gsm8k(self):
+        path = self.write(
+            "gsm8k.jsonl", [{"question": "2 + 3?", "answer": f"it is {n}\n#### {n}"} for n in range(9)]
+        )
+        done = self.start("gisp_gsm8k", self.out, f"gsm8k={path}")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("ran out at", done.stderr)
+        with h5py.File(self.out) as file:
+            self.assertEqual(file["tokens"].shape, (9, 512))
+            self.assertEqual(file.attrs["token_limit"], 512000)
+            counted = [
+                self.tokenizer.decode(list(ids[mask == 1]))
+                for ids, mask in zip(file["tokens"], file["loss_mask"])
+            ]
+            self.assertEqual(set(counted), {f"it is {n}\n#### {n}" for n in range(9)})
+            whole = self.tokenizer.decode(list(file["tokens"][0][: file["length"][0]]))
+            self.assertTrue(whole.startswith("Question: 2 + 3?\nAnswer: it is "), whole)
+
+    def test_evaluation(self):
+        wiki = [{"text": text} for text in ("", " = Title = \n", "", *CORPUS * 20)]
+        gsm8k = [{"question": f"{n} + 1?", "answer": f"#### {n + 1}"} for n in range(12)]
+        self.cook(
+            "evaluation",
+            "set",
+            *self.choices,
+            f"wikitext2={self.write('wiki.jsonl', wiki)}",
+            f"gsm8k={self.write('test.jsonl', gsm8k[:4])}",
+            f"gsm8k_train={self.write('train.jsonl', gsm8k)}",
+            "--",
+            "--quiet",
+        )
+        files = {path.stem for path in (self.dir / "set").iterdir()}
+        self.assertEqual(files, {"wikitext2", "gsm8k", *SETS})
+        with h5py.File(self.dir / "set" / "wikitext2.h5") as file:
+            ids = self.tokenizer.encode("\n\n".join(line["text"] for line in wiki)).ids
+            self.assertEqual(file["tokens"].shape, (len(ids) // 128, 128))
+            self.assertEqual(
+                file["tokens"][()].ravel().tolist(), ids[: file["tokens"].size]
+            )
+        with h5py.File(self.dir / "set" / "gsm8k.h5") as file:
+            self.assertEqual((file.attrs["shots"], len(file["answer"])), (5, 4))
+        for name in SETS:
+            with h5py.File(self.dir / "set" / f"{name}.h5") as file:
+                self.assertEqual(file.attrs["layout"], name.partition("_")[0])
+                records = HARNESS["records"][name.partition("_")[0]]
+                self.assertEqual(len(np.unique(file["item"])), 30 * len(records))
+
+    def test_evaluation_of_what_is_named(self):
+        self.cook("evaluation", "set", self.choices[0], "--", "--quiet")
+        self.assertEqual([path.name for path in (self.dir / "set").iterdir()], ["boolq.h5"])
 
     def test_gisp_cmqa(self):
         self.cook("gisp_cmqa", "out.h5", *self.choices, "--", "--tokens", "7000")
@@ -110,6 +158,9 @@ class Recipes(Case):
             ("gisp_c4", [self.text], "is no input of this recipe"),
             ("gisp_cmqa", self.choices[:-1], "piqa=PATH is missing"),
             ("hybrid", self.choices, "web=PATH is missing"),
+            ("gisp_gsm8k", ["--", "--seed", "1"], "gsm8k=PATH is missing"),
+            ("evaluation", [], "wikitext2=PATH is missing"),
+            ("evaluation", [f"gsm8k={self.text}"], "gsm8k_train=PATH is missing"),
         ):
             with self.subTest(recipe=recipe, arguments=arguments):
                 done = self.start(recipe, self.out, *arguments)

@@ -193,6 +193,18 @@ def add_rows(group):
         help="packing: keep the last, unfilled row (it gets a length); otherwise it is dropped",
     )
     group.add_argument(
+        "--join",
+        metavar="TEXT",
+        help=r"packing: the documents of an input are one, with TEXT between them (\n and \t are "
+        "understood), as perplexities of a corpus are often measured",
+    )
+    group.add_argument(
+        "--window",
+        action="store_true",
+        help="one document a row: S tokens from a place drawn with --seed, of documents that have "
+        "more; the others are dropped",
+    )
+    group.add_argument(
         "--overlong",
         choices=("drop", "truncate"),
         default="drop",
@@ -392,9 +404,30 @@ def settle_inputs(args):
         )
 
 
+def settle_documents(args):
+    if args.join is not None and not args.pack:
+        raise Stop(
+            stop.USAGE,
+            "--join needs packing",
+            "a row of its own for each document leaves nothing to join",
+            "drop --join",
+        )
+    if not args.window:
+        return
+    what, why = "--window", "a row is a piece of one document of text, and all its tokens count"
+    exclude(args, ("loss_on", "chat", "task", "pack"), what, why)
+    if args.seed is None:
+        raise Stop(
+            stop.USAGE,
+            "--window needs --seed",
+            "places in documents are drawn",
+            "add for example --seed 0",
+        )
+
+
 def settle(args):
     """Checks what flags mean together and fills in what depends on others."""
-    for name in ("template", "field", "bos", "eos"):
+    for name in ("template", "field", "bos", "eos", "join"):
         require_text(name, getattr(args, name))
     if args.loss_on and not args.template:
         raise Stop(
@@ -413,7 +446,8 @@ def settle(args):
     args.parts = template.parse_template(args.template, args.loss_on) if args.template else None
     settle_task(args)
     settle_inputs(args)
-    args.pack = args.pack if args.pack is not None else args.template is None
+    if args.pack is None:
+        args.pack = args.template is None and not args.window
     if args.keep_rest and not args.pack:
         raise Stop(
             stop.USAGE,
@@ -421,6 +455,7 @@ def settle(args):
             "with one document a row there is no rest",
             "drop --keep-rest",
         )
+    settle_documents(args)
     if args.sequence_tokens < 2:
         raise Stop(
             stop.USAGE,

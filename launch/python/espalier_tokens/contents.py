@@ -81,6 +81,8 @@ def attributes_of(args, coder, finder, version):
         "token_limit": args.tokens or -1,
         "seed": -1 if args.seed is None else args.seed,
         "loss_on": ",".join(args.loss_on),
+        **({} if args.join is None else {"join": template.unescape(args.join)}),
+        **({"window": 1} if args.window else {}),
         "packed": int(args.pack),
         "tokenizers_version": version,
     }

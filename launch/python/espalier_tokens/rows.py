@@ -3,11 +3,13 @@
 A unit is what is written whole or not at all: a row, or the rows of an item of multiple choice.
 """
 
+import random
 import sys
 
 from espalier_launch.stop import BAD_CONTENT, Stop
 
 from .mix import merged
+from .template import unescape
 
 PIECE_CHARACTERS = 1 << 18  # longer documents are packed in pieces, each encoded on its own
 BATCH_CHARACTERS = 1 << 20  # text encoded in one call of the tokenizer
@@ -17,7 +19,7 @@ BATCH_TEXTS = 512
 class Counts:
     def __init__(self):
         self.documents = self.empty = self.overlong = self.truncated = self.unlearned = 0
-        self.rest = self.tokens = self.counted = self.units = 0
+        self.rest = self.tokens = self.counted = self.units = self.short = 0
         self.limited = False
 
     def take(self, unit):
@@ -59,11 +61,32 @@ def pieces_of(chunks):
     yield text, True
 
 
-def batches(reader, packed, counts):
-    """Texts worth one call of the tokenizer: [(text, spans, begins document, ends document)]."""
-    batch, size = [], 0
-    for chunks, spans in reader.documents():
+def counted(reader, counts):
+    for document in reader.documents():
         counts.documents += 1
+        yield document
+
+
+def joined(reader, between, counts):
+    """All documents as one, with `between` between them."""
+
+    def chunks():
+        for number, (text, _) in enumerate(counted(reader, counts)):
+            if number:
+                yield between
+            yield from text
+
+    yield chunks(), []
+
+
+def batches(reader, args, counts):
+    """Texts worth one call of the tokenizer: [(text, spans, begins document, ends document)]."""
+    batch, size, packed = [], 0, args.pack
+    if args.join is None:
+        documents = counted(reader, counts)
+    else:
+        documents = joined(reader, unescape(args.join), counts)
+    for chunks, spans in documents:
         first = True
         for text, last in pieces_of(chunks) if packed else (("".join(chunks), True),):
             if first and last and not text.strip():
@@ -105,6 +128,22 @@ def pack(batch, coder, width, carry, counts):
         for begin in range(0, full, width):
             yield {"tokens": carry[begin : begin + width], "length": width}
         del carry[:full]
+
+
+def windows(batch, coder, width, places, counts):
+    """Of each document that has more tokens a row from a place that is drawn."""
+    encodings = coder.encode([text for text, *_ in batch], offsets=False)
+    for (text, *_), encoding in zip(batch, encodings):
+        check_ids(encoding, coder, text)
+        if not encoding.ids:
+            counts.empty += 1
+            continue
+        ids = coder.prefix + encoding.ids + coder.suffix
+        if len(ids) <= width:
+            counts.short += 1
+            continue
+        begin = places.randrange(len(ids) - width)
+        yield {"tokens": ids[begin : begin + width], "length": width}
 
 
 def separate(batch, coder, args, counts):
@@ -149,9 +188,12 @@ def answer_mask(offsets, spans):
 
 def units_of_text(reader, coder, args, counts):
     carry, width = [], args.sequence_tokens
-    for batch in batches(reader, args.pack, counts):
+    places = random.Random(args.seed)
+    for batch in batches(reader, args, counts):
         if args.pack:
             rows = pack(batch, coder, width, carry, counts)
+        elif args.window:
+            rows = windows(batch, coder, width, places, counts)
         else:
             rows = separate(batch, coder, args, counts)
         yield from ([row] for row in rows)
@@ -188,10 +230,11 @@ def no_rows(args, counts, streams, passed, damaged):
         why = f"the input has {counts.rest} tokens, a row needs {args.sequence_tokens}"
         do = "use a smaller --sequence-tokens, more input, or --keep-rest"
     else:
+        short = f"{counts.short} too short for --window, " if args.window else ""
         why = (
             f"of {counts.documents} {args.units} {counts.overlong} were longer than "
             f"{args.sequence_tokens} tokens, "
-            f"{counts.empty} empty or blank, {counts.unlearned} without a token to predict"
+            f"{short}{counts.empty} empty or blank, {counts.unlearned} without a token to predict"
         )
         do = "use a larger --sequence-tokens, --overlong truncate, or other input"
     if damaged is not None and damaged.count:

@@ -161,19 +161,22 @@ TEST_F(ConfigSchema, TheCommittedReferenceIsTheGeneratedOne) {
       << "Write it anew: espalier config --reference > configs/reference.yaml";
 }
 
-TEST_F(ConfigSchema, TheCommittedExamplesAreValid) {
+TEST_F(ConfigSchema, TheCommittedConfigurationsAreValid) {
   const std::filesystem::path directory = std::filesystem::path(ESPALIER_SOURCE_DIR) / "configs";
-  std::size_t examples = 0;
-  for (const auto& entry : std::filesystem::directory_iterator(directory)) {
-    if (entry.path().extension() != ".yaml") continue;
+  std::map<std::string, std::size_t> found;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(directory)) {
+    if (!entry.is_regular_file()) continue;
     SCOPED_TRACE(entry.path().string());
-    ++examples;
+    EXPECT_EQ(entry.path().extension(), ".yaml");
+    ++found[entry.path().parent_path().lexically_relative(directory).string()];
     const RunConfig c = read_run_config(entry.path(), {}, ConfigUse::print);
     EXPECT_TRUE(c.prune.target.has_value());
     EXPECT_FALSE(c.calibration.domains.empty());
     EXPECT_TRUE(c.notes.empty()) << c.notes.front();
   }
-  EXPECT_GE(examples, 4u);
+  EXPECT_GE(found["."], 4u);
+  EXPECT_GE(found["gisp"], 12u);
+  EXPECT_GE(found["multi_domain"], 2u);
 }
 
 TEST_F(ConfigSchema, TheReferenceHoldsTheDefaults) {
