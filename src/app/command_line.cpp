@@ -147,7 +147,8 @@ void define_run(CLI::App& app, CommandOptions& o, Commands& commands) {
 
 void define_planning(CLI::App& app, CommandOptions& o, Commands& commands) {
   CLI::App* plan = add(
-      app, "plan", "The memory that a run needs, from config.json alone; 69 when it does not fit",
+      app, "plan",
+      "What a run will do and the memory it needs, from config.json alone; 69 when it does not fit",
       "  espalier plan configs/quickstart.yaml\n"
       "  espalier plan configs/quickstart.yaml --ranks 4 --tensor 2 --memory 16 --json");
   add_config(plan, o);

@@ -16,6 +16,7 @@
 #include "espalier/pipeline/family.h"
 #include "espalier/pipeline/memory_forecast.h"
 #include "espalier/pipeline/run_directory.h"
+#include "espalier/pipeline/run_outline.h"
 #include "espalier/pipeline/source.h"
 #include "espalier/pipeline/verify.h"
 #include "output.h"
@@ -214,10 +215,13 @@ int command_plan(const CommandOptions& options) {
     throw Error(ExitCode::unsuitable,
                 fmt::format("{} with --tensor {}", counted(forecast.ranks, "rank"), config.tensor),
                 "the ranks form groups of that many", "Give a multiple of it with --ranks.");
-  const nlohmann::ordered_json facts = to_json(forecast, model);
+  const RunOutline outline = outline_run(config, model);
+  nlohmann::ordered_json facts = to_json(forecast, model);
   if (options.json) {
+    facts["run"] = to_json(outline, config, model);
     output::put(json_text(facts, 2) + "\n");
   } else {
+    output::put(outline_text(outline, config, model));
     output::print("layout   {} = tensor {} x data {}, {}, {}\n", counted(forecast.ranks, "rank"),
                   config.tensor, forecast.ranks / config.tensor, facts["dtype"].get<std::string>(),
                   name_of(config.importance.criterion));

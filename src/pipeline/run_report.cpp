@@ -67,6 +67,22 @@ const char* measure_text(Measure measure) {
   return "?";
 }
 
+std::string model_text(const ModelConfig& m, const ModelWidths& widths) {
+  return fmt::format("{}, {}, hidden {}, {} query / {} of {}, {}, vocabulary {}, {} parameters",
+                     name_of(m.family), counted(m.layers, "layer"), m.hidden, m.heads,
+                     counted(m.kv_heads, "KV head"), m.head_dim, counted(m.channels, "channel"),
+                     m.vocabulary, count_text(count_parameters(m, widths).total));
+}
+
+std::string target_text(const PruneConfig& prune, const PruneRules& rules) {
+  const auto kept = std::count(rules.protected_layer.begin(), rules.protected_layer.end(), true);
+  const char* kinds = rules.attention ? (rules.mlp ? "heads and channels" : "heads") : "channels";
+  return fmt::format("{} of {}{} in {}; {} protected", percent(prune.target.value()),
+                     measure_text(prune.measure),
+                     prune.measure == Measure::structures ? fmt::format(" ({})", kinds) : "",
+                     counted(prune.iterations, "iteration"), counted(kept, "layer"));
+}
+
 nlohmann::ordered_json iteration_row(std::int64_t iteration, int attempt, const ModelConfig& config,
                                      const PruneRules& rules, const PruningPlan& plan) {
   const Sparsity sparsity = sparsity_of(config, rules, plan);
@@ -111,18 +127,10 @@ void print_start(const Source& source, const RunConfig& config, const PruneRules
   const ModelConfig& m = source.config;
   log::info("espalier {} ({})", version(), git_hash());
   if (fault::armed()) log::warning("fault injection is armed: {}", fault::specification());
-  log::info("model    {}: {}, {}, hidden {}, {} query / {} of {}, {}, vocabulary {}, {} parameters",
-            source.reader.directory().string(), name_of(m.family), counted(m.layers, "layer"),
-            m.hidden, m.heads, counted(m.kv_heads, "KV head"), m.head_dim,
-            counted(m.channels, "channel"), m.vocabulary,
-            count_text(count_parameters(m, source.widths).total));
+  log::info("model    {}: {}", source.reader.directory().string(), model_text(m, source.widths));
   for (const std::string& note : source.notes) log::info("note     {}", note);
   for (const std::string& warning : source.warnings) log::warning("model    {}", warning);
-  const auto kept = std::count(rules.protected_layer.begin(), rules.protected_layer.end(), true);
-  const bool structures = config.prune.measure == Measure::structures;
-  log::info("target   {} of {}{} in {}; {} protected", percent(*config.prune.target),
-            measure_text(config.prune.measure), structures ? " (heads and channels)" : "",
-            counted(config.prune.iterations, "iteration"), counted(kept, "layer"));
+  log::info("target   {}", target_text(config.prune, rules));
   log::info("layout   {} = tensor {} x data {}, {}, {}", counted(grid.world().size(), "rank"),
             grid.tensor_size(), grid.data_size(), device_name(options),
             at::toString(options.dtype));

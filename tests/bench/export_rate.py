@@ -19,15 +19,15 @@ import pathlib
 import platform
 import shutil
 import statistics
-import struct
 import subprocess
 import sys
 import tempfile
 import time
 
 HERE = pathlib.Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "oracle"))
+sys.path[:0] = [str(HERE.parent / "oracle"), str(HERE.parent / "support")]
 import plan_files  # noqa: E402
+import sparse_checkpoint  # noqa: E402
 
 CONFIG = {
     "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 3584, "intermediate_size": 18944,
@@ -39,69 +39,17 @@ BLOCK = mmap.mmap(-1, 16 << 20)  # page-aligned, as O_DIRECT wants it
 BLOCK.write(os.urandom(16 << 20))
 
 
-def layer_shapes(hidden, channels, heads, kv_heads):
-    width = CONFIG["hidden_size"] // CONFIG["num_attention_heads"]
-    projections = {"q": heads * width, "k": kv_heads * width, "v": kv_heads * width}
-    shapes = {f"self_attn.{name}_proj.weight": [rows, hidden] for name, rows in projections.items()}
-    shapes |= {f"self_attn.{name}_proj.bias": [rows] for name, rows in projections.items()}
-    shapes["self_attn.o_proj.weight"] = [hidden, heads * width]
-    shapes |= {f"mlp.{name}_proj.weight": [channels, hidden] for name in ("gate", "up")}
-    shapes["mlp.down_proj.weight"] = [hidden, channels]
-    shapes |= {f"{name}_layernorm.weight": [hidden] for name in ("input", "post_attention")}
-    return shapes
-
-
-def bytes_of(shape):
-    count = 2
-    for extent in shape:
-        count *= extent
-    return count
-
-
-def all_shapes(gigabytes):
-    """{name: shape} of as many layers as reach the size."""
-    hidden, vocabulary = CONFIG["hidden_size"], CONFIG["vocab_size"]
-    layer = layer_shapes(hidden, CONFIG["intermediate_size"], CONFIG["num_attention_heads"], CONFIG["num_key_value_heads"])
-    ends = {name: [vocabulary, hidden] for name in ("model.embed_tokens.weight", "lm_head.weight")} | {"model.norm.weight": [hidden]}
-    per_layer, rest = (sum(map(bytes_of, shapes.values())) for shapes in (layer, ends))
-    layers = max(1, -(-(int(gigabytes * 1e9) - rest) // per_layer))
-    shapes = dict(ends)
-    for index in range(layers):
-        shapes |= {f"model.layers.{index}.{name}": shape for name, shape in layer.items()}
-    return layers, shapes
-
-
-def write_sparse(path, shapes):
-    header, at = {"__metadata__": {"format": "pt"}}, 0
-    for name, shape in shapes.items():
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [at, at + bytes_of(shape)]}
-        at += bytes_of(shape)
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(8 + len(text) + at)
+def layers_for(gigabytes):
+    """As many layers as reach the size."""
+    rest = 2 * sparse_checkpoint.parameters_of(CONFIG | {"num_hidden_layers": 0})[0]
+    per_layer = 2 * sparse_checkpoint.parameters_of(CONFIG | {"num_hidden_layers": 1})[1]
+    return max(1, -(-(int(gigabytes * 1e9) - rest) // per_layer))
 
 
 def make_checkpoint(folder, gigabytes):
     """Returns the number of layers and of bytes."""
-    folder.mkdir()
-    layers, shapes = all_shapes(gigabytes)
-    (folder / "config.json").write_text(json.dumps(CONFIG | {"num_hidden_layers": layers}))
-    shards, size = [{}], 0
-    for name, shape in shapes.items():
-        if shards[-1] and size + bytes_of(shape) > SHARD_BYTES:
-            shards.append({})
-            size = 0
-        shards[-1][name] = shape
-        size += bytes_of(shape)
-    placed = {}
-    for index, part in enumerate(shards):
-        name = f"model-{index + 1:05}-of-{len(shards):05}.safetensors"
-        write_sparse(folder / name, part)
-        placed |= dict.fromkeys(part, name)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": placed}))
-    return layers, sum(map(bytes_of, shapes.values()))
+    layers = layers_for(gigabytes)
+    return layers, sparse_checkpoint.make(folder, CONFIG | {"num_hidden_layers": layers}, SHARD_BYTES)
 
 
 def write_plan(path, folder, layers):

@@ -13,6 +13,11 @@
 
 namespace espalier {
 
+/// "llama, 32 layers, hidden 4096, 32 query / 32 KV heads of 128, 11008 channels, ...".
+std::string model_text(const ModelConfig& config, const ModelWidths& widths);
+/// "70.0% of structures (heads and channels) in 112 iterations; 4 layers protected".
+std::string target_text(const PruneConfig& prune, const PruneRules& rules);
+
 /// The part of a metrics row that the plan alone determines.
 nlohmann::ordered_json iteration_row(std::int64_t iteration, int attempt, const ModelConfig& config,
                                      const PruneRules& rules, const PruningPlan& plan);
