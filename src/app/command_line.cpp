@@ -92,6 +92,11 @@ void add_choice(CLI::App* command, CommandOptions& o) {
       ->type_name("N");
 }
 
+void add_measure(CLI::App* command, CommandOptions& o) {
+  command->add_option("--measure", o.measure, "Of --sparsity (default: the run's prune.measure)")
+      ->check(CLI::IsMember({"structures", "parameters", "total_parameters"}));
+}
+
 void add_run_flags(CLI::App* command, CommandOptions& o) {
   command->add_option("--allow-change", o.allow_change, kFrozen)
       ->allow_extra_args(false)
@@ -189,6 +194,7 @@ void define_measuring(CLI::App& app, CommandOptions& o, Commands& commands) {
       ->allow_extra_args(false)
       ->transform(real_number(kRatio))
       ->type_name("RATIO,...");
+  add_measure(eval, o);
   add_path(eval, "--out", o.out,
            "JSON file to write; must not exist. With --sparsity a .csv beside it", "FILE");
   add_path(eval, "--items", o.items,
@@ -223,8 +229,7 @@ void define_reading(CLI::App& app, CommandOptions& o, Commands& commands) {
                    "Largest plan not above this, in --measure; not below what the source had lost")
       ->transform(real_number(kRatio))
       ->type_name("RATIO");
-  exported->add_option("--measure", o.measure, "Of --sparsity (default: the run's prune.measure)")
-      ->check(CLI::IsMember({"structures", "parameters", "total_parameters"}));
+  add_measure(exported, o);
   commands.emplace_back(exported, command_export);
 
   CLI::App* inspect =

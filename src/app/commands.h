@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "espalier/config/run_config.h"
+
 namespace espalier {
 
 /// Everything the command line can say; each command reads its own part.
@@ -47,6 +49,9 @@ struct CommandOptions {
   std::string log_format = "text";
   bool quiet = false;
 };
+
+/// What --measure says; empty = nothing.
+std::optional<Measure> measure_of(const std::string& name);
 
 /// A command returns the process's exit code, or throws Error.
 using Command = int (*)(const CommandOptions&);

@@ -26,13 +26,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-std::optional<Measure> measure_of(const std::string& name) {
-  if (name.empty()) return std::nullopt;
-  if (name == "structures") return Measure::structures;
-  if (name == "parameters") return Measure::parameters;
-  return Measure::total_parameters;
-}
-
 /// The model and the plan behind a run directory, a commit or a model directory.
 struct Inspected {
   ModelConfig config;
@@ -202,6 +195,13 @@ nlohmann::ordered_json schema_json() {
 }
 
 }  // namespace
+
+std::optional<Measure> measure_of(const std::string& name) {
+  if (name.empty()) return std::nullopt;
+  if (name == "structures") return Measure::structures;
+  if (name == "parameters") return Measure::parameters;
+  return Measure::total_parameters;
+}
 
 int command_plan(const CommandOptions& options) {
   std::vector<std::string> overrides = options.set;

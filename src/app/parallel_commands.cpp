@@ -214,7 +214,8 @@ void check_curve_options(Communicator& world, const CommandOptions& options, boo
 void evaluate_curve(CommRuntime& runtime, const CommandOptions& options, const fs::path& file) {
   const RunConfig config = read_config(runtime.world(), file, options, ConfigUse::eval);
   const nlohmann::ordered_json curve = evaluate_family(
-      runtime, config, {options.path, options.model, options.sparsities, options.out});
+      runtime, config,
+      {options.path, options.model, options.sparsities, measure_of(options.measure), options.out});
   together(runtime.world(), "print", [&] {
     if (runtime.world().rank() == 0) print_curve(curve);
   });
@@ -228,6 +229,9 @@ int command_eval(const CommandOptions& given) {
     const bool of_run = is_run_directory(options.path);
     const fs::path file =
         of_run ? fs::path(options.path) / "config.resolved.yaml" : fs::path(options.path);
+    if (options.sparsities.empty() && !options.measure.empty())
+      throw Error(ExitCode::usage, "--measure without --sparsity", "it says what --sparsity counts",
+                  "Give --sparsity RATIO,..., or leave --measure out.");
     if (!options.sparsities.empty()) {
       check_curve_options(runtime.world(), options, of_run);
       return evaluate_curve(runtime, options, file);

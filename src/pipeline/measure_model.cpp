@@ -23,6 +23,7 @@
 #include "espalier/pipeline/family.h"
 #include "espalier/pipeline/memory_forecast.h"
 #include "espalier/pipeline/monitor.h"
+#include "espalier/pipeline/run_report.h"
 #include "espalier/pipeline/source.h"
 #include "espalier/score/score.h"
 #include "espalier/store/files.h"
@@ -262,19 +263,6 @@ std::string csv_of(const nlohmann::ordered_json& points) {
   return text;
 }
 
-/// The value of prune.measure.
-const char* measure_key(Measure measure) {
-  switch (measure) {
-    case Measure::structures:
-      return "structures";
-    case Measure::parameters:
-      return "parameters";
-    case Measure::total_parameters:
-      return "total_parameters";
-  }
-  return "";
-}
-
 fs::path csv_beside(const fs::path& json) { return fs::path(json).replace_extension(".csv"); }
 
 /// The same sums as in a model that is loaded at this size: the cut between ranks is the same too.
@@ -389,6 +377,7 @@ nlohmann::ordered_json evaluate_family(CommRuntime& runtime, const RunConfig& co
   ChosenModel chosen = open_model(runtime, grid, config, ConfigUse::eval, monitor, [&] {
     PlanFamily family = family_of_run(request.run, request.model);
     require_continuation(family.source, family.plan, "the plan of " + request.run.string());
+    if (request.measure) family.rules.measure = *request.measure;
     measure = family.rules.measure;
     sizes = sizes_from(family, request.sparsities);
     return ChosenModel{std::move(family.source),

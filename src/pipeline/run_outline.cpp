@@ -40,19 +40,6 @@ std::int64_t units_per_layer(const PruneRules& rules, const PruningPlan& plan) {
          (rules.mlp ? plan.mlp_removed_at.units : 0);
 }
 
-/// The value of prune.measure.
-const char* value_of(Measure measure) {
-  switch (measure) {
-    case Measure::structures:
-      return "structures";
-    case Measure::parameters:
-      return "parameters";
-    case Measure::total_parameters:
-      return "total_parameters";
-  }
-  return "?";
-}
-
 std::string domain_text(const DomainOutline& domain) {
   const std::string name =
       fmt::format("domain   {}: {}", one_line(domain.name), name_of(domain.objective));
@@ -128,7 +115,7 @@ nlohmann::ordered_json to_json(const RunOutline& outline, const RunConfig& confi
       {"parameters", outline.parameters},
       {"decoder_parameters", outline.decoder_parameters},
       {"target", target},
-      {"measure", value_of(config.prune.measure)},
+      {"measure", measure_key(config.prune.measure)},
       {"iterations", config.prune.iterations},
       {"structures", outline.structures},
       {"protected_layers", outline.protected_layers},

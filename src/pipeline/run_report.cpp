@@ -67,6 +67,18 @@ const char* measure_text(Measure measure) {
   return "?";
 }
 
+const char* measure_key(Measure measure) {
+  switch (measure) {
+    case Measure::structures:
+      return "structures";
+    case Measure::parameters:
+      return "parameters";
+    case Measure::total_parameters:
+      return "total_parameters";
+  }
+  return "";
+}
+
 std::string model_text(const ModelConfig& m, const ModelWidths& widths) {
   return fmt::format("{}, {}, hidden {}, {} query / {} of {}, {}, vocabulary {}, {} parameters",
                      name_of(m.family), counted(m.layers, "layer"), m.hidden, m.heads,

@@ -160,6 +160,25 @@ class Family(Case):
         last = metrics_of(self.run_dir)[-1]
         self.assertEqual(curve["points"][-1]["sparsity_structures"], last["sparsity_structures"])
 
+    def test_the_curve_in_parameters(self):
+        """The plans that `export --measure` writes, whatever the run's own measure is."""
+        sparsities = (0.08, 0.2, 0.33)
+        for measure in ("parameters", "total_parameters"):
+            out = self.folder / f"{measure}.json"
+            self.succeeds("eval", self.run_dir, "--sparsity", ",".join(map(str, sparsities)), "--measure", measure, "--out", out)
+            curve = json.loads(out.read_text())
+            self.assertEqual(curve["measure"], measure)
+            for sparsity, point in zip(sparsities, curve["points"], strict=True):
+                export = self.folder / f"{measure}-{sparsity}"
+                self.succeeds("export", self.run_dir, "--sparsity", sparsity, "--measure", measure, "--out", export)
+                self.assertEqual(plan_of(export / "espalier_plan.h5")[0], point["plan_digest"])
+                self.assertLessEqual(point[f"sparsity_{measure}"], sparsity)
+                counts = json.loads(self.succeeds("inspect", export, "--json").out)
+                name = "decoder_parameters" if measure == "parameters" else "parameters"
+                dense = counts["dense"][name]
+                self.assertEqual(point[f"sparsity_{measure}"], (dense - counts[name]) / dense)
+        self.assertEqual(len({point["plan_digest"] for point in curve["points"]}), len(sparsities))
+
     def test_a_run_is_its_own_configuration(self):
         out = self.folder / "eval.json"
         self.succeeds("eval", self.run_dir, "--out", out)
@@ -172,6 +191,7 @@ class Family(Case):
         eval_run = ["eval", self.run_dir]
         self.fails(78, "it holds those from 0.000000 to 0.500000 of the structures", *eval_run, "--sparsity", "0.1,0.8")
         self.fails(64, "espalier eval RUN --sparsity", "eval", config, "--sparsity", "0.1")
+        self.fails(64, "--measure without --sparsity", *eval_run, "--measure", "parameters")
         self.fails(64, "--sparsity excludes", *eval_run, "--sparsity", "0.1", "--run-dir", self.run_dir)
         self.fails(64, "does not end in .json", *eval_run, "--sparsity", "0.1", "--out", self.folder / "curve.csv")
         (self.folder / "curve.csv").write_text("mine")

@@ -51,8 +51,10 @@ struct CurveRequest {
   std::filesystem::path run;
   /// Where its model is now; empty = where it was.
   std::filesystem::path model;
-  /// In the run's measure; at least one.
+  /// At least one.
   std::vector<double> sparsities;
+  /// What they count; empty = the run's measure.
+  std::optional<Measure> measure;
   /// FILE.json; FILE.csv lies beside it. Empty = only printed.
   std::filesystem::path out;
 };

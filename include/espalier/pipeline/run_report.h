@@ -47,6 +47,8 @@ std::optional<double> print_iteration(const nlohmann::ordered_json& row,
 
 /// "structures", "decoder parameters" or "all parameters".
 const char* measure_text(Measure measure);
+/// The value of prune.measure.
+const char* measure_key(Measure measure);
 
 /// What was done, on standard output or as a line of the JSON log: parameters and perplexities
 /// before and after, seconds per phase, where the exports are and how to load them.
