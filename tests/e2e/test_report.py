@@ -78,10 +78,7 @@ class InABrowser(Reported):
         self.is_drawn(page)
         self.is_what_the_files_say(page, run_dir)
         self.is_what_inspect_says(page, run_dir)
-        sizes = {row[0] for row in self.rows(page, "worth")}
-        self.assertTrue(sizes, "no size is worth taking")
-        points = {f"{point['sparsity']:.12g}" for point in json.loads(curve.read_text())["points"]}
-        self.assertEqual(len(points), 2)
+        self.assertTrue(self.rows(page, "worth"), "no size is worth taking")
 
     def is_drawn(self, page):
         """Every picture has pixels and a place of its own, and nothing is wider than the window."""
@@ -147,7 +144,11 @@ class Sizes(Reported):
         from espalier_report import facts
         from espalier_report.run import read_run
 
-        for ranking, measure, unit in (("global", "structures", "query_head"), ("local", "structures", "kv_group"), ("global_by_kind", "parameters", "query_head")):
+        for ranking, measure, unit in (
+            ("global", "structures", "query_head"),
+            ("local", "structures", "kv_group"),
+            ("global_by_kind", "parameters", "query_head"),
+        ):
             with self.subTest(ranking=ranking):
                 prune = {"target": 0.4, "iterations": 4, "ranking": ranking, "measure": measure, "attention_unit": unit,
                          "protect": {"first_layers": 0, "last_layers": 1}}
@@ -161,7 +162,7 @@ class Sizes(Reported):
                 self.assertTrue(sizes)
                 for number, state in enumerate(sizes):
                     out = self.folder / f"{ranking}-{number}"
-                    self.succeeds("export", run_dir, "--sparsity", f"{state.target:.12g}", "--out", out)
+                    self.succeeds("export", run_dir, "--sparsity", repr(state.target), "--out", out)
                     inspected = json.loads(self.succeeds("inspect", out, "--json").out)
                     self.assertEqual(inspected["parameters"], state.counts["parameters"])
 

@@ -64,7 +64,8 @@ class Damage(Ends):
     def test_text_files(self):
         """Each file spoilt in each way is named."""
         spoilt = {
-            "status.json": [b"", b"{", b"[]", b"\xff\xfe", b'{"state": 3}', b'{"state": "x", "iteration": "1"}', b'{"exit_code": -1}', b"[" * 100_000],
+            "status.json": [b"", b"{", b"[]", b"\xff\xfe", b'{"state": 3}', b'{"state": "x", "iteration": "1"}', b'{"exit_code": -1}',
+                            b"[" * 100_000],
             "metrics.jsonl": [b"{}\n", b"nothing\n", b"[1]\n", json.dumps({**row(1), "parameters": "many"}).encode(),
                               json.dumps({**row(1), "perplexity": 3}).encode(), json.dumps({**row(1), "loss": {"a": None}}).encode(),
                               json.dumps({**row(1), "sparsity_structures": True}).encode(), json.dumps(row(1)).encode()[:-5],
@@ -276,7 +277,10 @@ class Places(Ends):
 
 class Process(unittest.TestCase):
     def test_without_matplotlib(self):
-        code = f"import sys, runpy; sys.modules['matplotlib'] = None; sys.argv = ['report.py', 'x']; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+        code = (
+            "import sys, runpy; sys.modules['matplotlib'] = None; sys.argv = ['report.py', 'x']\n"
+            f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+        )
         result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         self.assertEqual(result.returncode, 69, result.stderr)
         self.assertIn("run launch/setup.sh", result.stderr)

@@ -84,7 +84,7 @@ def size_rows(run):
         state = size.state
         rows.append(
             (
-                f"{state.target:.12g}",
+                repr(float(state.target)),  # all digits: in a large model the tenth may be a unit
                 *(facts.percent(state.sparsity[m]) for m in state.sparsity),
                 f"{state.counts['parameters']:,}",
                 size.held_out.text if size.held_out else "–",
