@@ -5,7 +5,7 @@
 # the same budget for each, for the objective margin: every option is a row, right and wrong ones marked.
 # NAMEs: boolq arc_easy arc_challenge hellaswag openbookqa winogrande piqa, all of them.
 # FLAGs go to launch/tokenize.py and win over the recipe's. -- --gisp-as-released reproduces two faults of the
-# released code: answers without the space before them, and WinoGrande's first option always taken for right.
+# released code: answers without the space before them, and WinoGrande's second option always taken for right.
 set -euo pipefail
 . "$(dirname "$0")/recipe.sh"
 

@@ -194,8 +194,8 @@ class AsReleased(Case):
         self.assertEqual(self.data["correct"].tolist(), [1, 0, 0, 1, 1, 0])
         self.assertNotIn("gisp_as_released", self.data["attributes"])
         rows = self.rows("--gisp-as-released")
-        # The second item's answer is 2: it is the one that is read wrong.
-        self.assertEqual(self.data["correct"].tolist(), [1, 0, 1, 0, 1, 0])
+        # The first item's answer is 1: it is the one that is read wrong.
+        self.assertEqual(self.data["correct"].tolist(), [0, 1, 0, 1, 1, 0])
         self.assertEqual(self.data["attributes"]["gisp_as_released"], 1)
         context, answer = "Question: open a can\nAnswer:", "Use a can opener."
         pair = [self.tokenizer.encode(text).tokens for text in (context, answer)]

@@ -153,7 +153,7 @@ def add_making(group):
         "--gisp-as-released",
         action="store_true",
         help="multiple choice: two faults of GISP's released code: context and answer encoded each "
-        "alone, without the space between; WinoGrande's first option always counts as right",
+        "alone, without the space between; WinoGrande's second option always counts as right",
     )
     group.add_argument(
         "--shots",

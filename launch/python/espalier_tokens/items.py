@@ -13,7 +13,7 @@ def batches(reader, args, counts):
             counts.empty += 1
             continue
         if args.gisp_as_released and item.layout == "winogrande":
-            item.right = 0
+            item.right = 1  # it compares the text of the answer with the number 1
         batch.append(item)
         size += sum(len(option.context) + len(option.continuation) for option in item.options)
         if size >= BATCH_CHARACTERS or len(batch) * len(item.options) >= BATCH_TEXTS:
