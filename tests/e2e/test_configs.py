@@ -40,6 +40,7 @@ EXPERIMENTS = {
        for name, model in (BASE | REASONING).items()},
     **{f"gisp/{name}-cmqa": (model, [("cmqa", "cmqa", "margin")], 280 if "13b" in name else 112, 0.7, ["attention", "mlp"])
        for name, model in BASE.items()},
+    "gisp/llama-2-7b-medqa": ("Llama-2-7b-hf", [("medqa", "medqa_train", "margin")], 112, 0.7, ["attention", "mlp"]),
     **{f"gisp/{name}-gsm8k": (model, [("gsm8k", "gsm8k_train", "sft")], 112, 0.7, ["attention", "mlp"])
        for name, model in REASONING.items()},
     **{f"multi_domain/{name}": (model, [("web", "web", "causal_lm"), ("code", "code", "causal_lm"), ("math", "math", "sft"),
@@ -92,8 +93,11 @@ class Says(unittest.TestCase):
                                                     "min_channels": floors})  # fmt: skip
                 if gisp:
                     self.assertEqual(resolved["model"]["dtype"], "bfloat16")
-                tasks = [("multiple_choice", task) for task in SETS] if not set(REASONING) & {name[5:].rpartition("-")[0]} else []
-                if name != f"gisp/{name[5:].rpartition('-')[0]}-gsm8k":
+                kind = domains[0][0]
+                tasks = [("multiple_choice", task) for task in SETS] if model not in REASONING.values() else []
+                if kind == "medqa":
+                    tasks = [("multiple_choice", "medqa")]
+                if kind not in ("medqa", "gsm8k"):
                     tasks.append(("perplexity", "wikitext2"))
                 if model in [*REASONING.values(), *MIXED.values()]:
                     tasks.append(("exact_match", "gsm8k"))
@@ -135,6 +139,9 @@ class Says(unittest.TestCase):
             self.assertIn(recipe.name, text)
 
 
+ITEMS = {"cmqa": 700, "commonsense": 200, "medqa_train": 150}
+
+
 def write_data(folder, model):
     """Token files as the recipes write them, with drawn tokens; {file: tokens that are no padding}."""
     folder.mkdir(parents=True)
@@ -147,10 +154,10 @@ def write_data(folder, model):
         lengths = generator.integers(40, 513, rows)
         mask = (np.arange(512) >= lengths[:, None] // 2) & (np.arange(512) < lengths[:, None])
         write_tokens(folder / f"{name}.h5", rows, 512, vocab, lengths=lengths, mask=mask)
-    for name, items in (("cmqa", 700), ("commonsense", 200)):
+    for name, items in ITEMS.items():
         write_options(folder / f"{name}.h5", tuple(generator.integers(2, 6, items)), vocab, 120)
     write_tokens(folder / "wikitext2.h5", 20, 128, vocab)
-    for name in SETS:
+    for name in (*SETS, "medqa"):
         write_options(folder / f"{name}.h5", vocab=vocab)
     prompts = [generator.integers(0, vocab, n).tolist() for n in (900, 700)]
     token_files.write_prompts(folder / "gsm8k.h5", prompts, ["#### 1", "#### 2"], [b"a"] * vocab, vocab)
@@ -217,7 +224,7 @@ class Means(unittest.TestCase):
                 self.assertEqual([(d["name"], d["objective"], d["tokens"]) for d in found["domains"]], expected)
                 self.assertEqual(found["tokens_per_iteration"], sum(tokens for *_, tokens in expected))
                 for domain in found["domains"]:
-                    self.assertEqual(domain["items"], {"cmqa": 700, "commonsense": 200}.get(domain["name"]))
+                    self.assertEqual(domain["items"], ITEMS.get("medqa_train" if domain["name"] == "medqa" else domain["name"]))
 
     def test_tokens_of_a_draw_and_of_files_that_are_absent(self):
         name = "multi_domain/qwen2.5-7b"

@@ -27,6 +27,7 @@ FILES = {
     "arc": "arc/arc_easy.yaml",
     "hellaswag": "hellaswag/hellaswag.yaml",
     "winogrande": "winogrande/default.yaml",
+    "medqa": "medqa/medqa.yaml",
 }
 
 

@@ -153,6 +153,8 @@ class Layouts(unittest.TestCase):
             "answer": 0,
         }
         self.assertEqual(asked(piqa, "piqa"), table["piqa"][0])
+        medqa = {**HARNESS["records"]["medqa"][0], "label": "B"}
+        self.assertEqual(asked(medqa), table["medqa"][0])
 
     def test_numbers_that_are_choices(self):
         record = {"question": "4 * 8 =", "choices": [40, 32], "answer": 32}
@@ -241,7 +243,7 @@ class Rows(Case):
         attributes = data["attributes"]
         self.assertEqual((attributes["task"], attributes["layout"]), ("multiple_choice", "auto"))
         self.assertEqual((attributes["packed"], attributes["version"]), (0, 1))
-        self.assertIn("12 items", self.printed)
+        self.assertIn("14 items", self.printed)
         self.assertIn("count in the loss", self.printed)
         for tokenizer in (byte_bpe(vocab=420, crossing=True), byte_bpe(trim=True), llama_like()):
             self.use(tokenizer, settings={"eos_token": "</s>", "add_eos_token": True})

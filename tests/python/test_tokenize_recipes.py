@@ -71,6 +71,15 @@ class Recipes(Case):
             whole = self.tokenizer.decode(list(file["tokens"][0][: file["length"][0]]))
             self.assertTrue(whole.startswith("Question: 2 + 3?\nAnswer: it is "), whole)
 
+    def test_gisp_medqa(self):
+        path = self.write("medqa.jsonl", HARNESS["records"]["medqa"] * 2)
+        done = self.start("gisp_medqa", self.out, f"medqa={path}", "--", "--sequence-tokens", "256")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        with h5py.File(self.out) as file:
+            self.assertEqual((file.attrs["layout"], file.attrs["token_limit"]), ("medqa", 512000))
+            self.assertEqual(sum(file["correct"]), 4)
+            self.assertEqual((file["loss_mask"][()].sum(axis=1) > 0).sum(), 16)
+
     def test_evaluation(self):
         wiki = [{"text": text} for text in ("", " = Title = \n", "", *CORPUS * 20)]
         gsm8k = [{"question": f"{n} + 1?", "answer": f"#### {n + 1}"} for n in range(12)]
@@ -81,11 +90,12 @@ class Recipes(Case):
             f"wikitext2={self.write('wiki.jsonl', wiki)}",
             f"gsm8k={self.write('test.jsonl', gsm8k[:4])}",
             f"gsm8k_train={self.write('train.jsonl', gsm8k)}",
+            f"medqa={self.write('medqa.jsonl', HARNESS['records']['medqa'] * 30)}",
             "--",
             "--quiet",
         )
         files = {path.stem for path in (self.dir / "set").iterdir()}
-        self.assertEqual(files, {"wikitext2", "gsm8k", *SETS})
+        self.assertEqual(files, {"wikitext2", "gsm8k", "medqa", *SETS})
         with h5py.File(self.dir / "set" / "wikitext2.h5") as file:
             ids = self.tokenizer.encode("\n\n".join(line["text"] for line in wiki)).ids
             self.assertEqual(file["tokens"].shape, (len(ids) // 128, 128))
@@ -94,7 +104,7 @@ class Recipes(Case):
             )
         with h5py.File(self.dir / "set" / "gsm8k.h5") as file:
             self.assertEqual((file.attrs["shots"], len(file["answer"])), (5, 4))
-        for name in SETS:
+        for name in (*SETS, "medqa"):
             with h5py.File(self.dir / "set" / f"{name}.h5") as file:
                 self.assertEqual(file.attrs["layout"], name.partition("_")[0])
                 records = HARNESS["records"][name.partition("_")[0]]

@@ -251,6 +251,17 @@ def make_hellaswag(record, place):
     return behind(cleaned(context), texts, right_of(record, texts, labels, place))
 
 
+def make_medqa(record, place):
+    """The endings stand in the prompt, and their letters are the options."""
+    names = [name for name in (f"ending{i}" for i in range(len(string.ascii_uppercase))) if name in record]
+    texts = [text_of(record, (name,), place) for name in names]
+    letters = list(string.ascii_uppercase[: len(texts)])
+    lines = "".join(f"{letter}. {text}\n" for letter, text in zip(letters, texts))
+    question = text_of(record, ("sent1",), place)
+    right = right_of(record, texts, letters, place)
+    return behind(f"Question: {question}\n{lines}Answer:", letters, right)
+
+
 def make_winogrande(record, place):
     """Each option is put into the sentence, and what follows is the continuation of both."""
     sentence = text_of(record, ("sentence",), place)
@@ -307,6 +318,7 @@ LAYOUTS = (
         ({"ctx", "endings"}, {"ctx_a", "endings"}, {"context", "endings"}, {"context", "choices"}),
         make_hellaswag,
     ),
+    Layout("medqa", ({"sent1", "ending0"},), make_medqa),
     Layout("openbookqa", ({"question_stem", "choices"},), make_openbookqa),
     Layout("arc", ({"question", "choices"}, {"question", "answerKey"}), make_arc),
 )

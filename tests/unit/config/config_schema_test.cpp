@@ -175,7 +175,7 @@ TEST_F(ConfigSchema, TheCommittedConfigurationsAreValid) {
     EXPECT_TRUE(c.notes.empty()) << c.notes.front();
   }
   EXPECT_GE(found["."], 4u);
-  EXPECT_GE(found["gisp"], 12u);
+  EXPECT_GE(found["gisp"], 13u);
   EXPECT_GE(found["multi_domain"], 2u);
 }
 
