@@ -20,7 +20,7 @@ import yaml
 sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[1] / folder) for folder in ("support", "oracle")]
 import sparse_checkpoint  # noqa: E402
 import token_files  # noqa: E402
-from workbench import ROOT, main, run, write_options, write_tokens  # noqa: E402
+from workbench import ROOT, SHAPE, main, make_model, metrics_of, plan_of, run, write_options, write_tokens  # noqa: E402
 
 CONFIGS = ROOT / "configs"
 SETS = ("boolq", "arc_easy", "arc_challenge", "hellaswag", "openbookqa", "winogrande", "piqa")
@@ -303,6 +303,59 @@ class Means(unittest.TestCase):
                 self.assertIn(f"{100 * target:.1f}% of structures", result.err)
                 self.assertIn(f"in {iterations} iterations; {layers // 10 + 1} layers protected", result.err)
                 self.assertFalse(re.search("warning: (?!.*memory)", result.err), result)
+
+
+class Goes(unittest.TestCase):
+    """One of each kind from its beginning to its end, on a random model of 12 layers and in fewer steps."""
+
+    CHOSEN = {"gisp/llama-2-7b-c4": "llama2", "gisp/llama-2-7b-cmqa": "llama2", "gisp/qwen3-8b-gsm8k": "qwen3",
+              "multi_domain/qwen2.5-7b": "qwen2"}  # fmt: skip
+
+    def test_to_the_end(self):
+        with tempfile.TemporaryDirectory(prefix="espalier-configs-") as folder:
+            tree = pathlib.Path(folder)
+            shutil.copytree(CONFIGS, tree / "configs")
+            for name, family in self.CHOSEN.items():
+                model, _, _, target, kinds = EXPERIMENTS[name]
+                if not (tree / "models" / model).exists():
+                    make_model(tree / "models" / model, family, layers=12)
+                    self.write_small_data(tree / "data" / model)
+                with self.subTest(name=name):
+                    run_dir = tree / "run" / pathlib.Path(name).name
+                    run_dir.parent.mkdir(exist_ok=True)
+                    config = tree / "configs" / f"{name}.yaml"
+                    result = run("run", config, "--run-dir", run_dir, "--set", "prune.iterations=5")
+                    self.assertEqual(result.code, 0, result)
+                    self.check(run_dir, name, 12 * (SHAPE["channels"] + (SHAPE["heads"] if "attention" in kinds else 0)), target)
+                    curve = tree / "curve.json"
+                    result = run("eval", run_dir, "--sparsity", "0.1,0.2", "--measure", "parameters", "--out", curve)
+                    self.assertEqual(result.code, 0, result)
+                    found = [point["sparsity_parameters"] for point in json.loads(curve.read_text())["points"]]
+                    self.assertTrue(0 < found[0] <= 0.1 < found[1] <= 0.2, found)
+                    curve.unlink()
+                    curve.with_suffix(".csv").unlink()
+
+    def check(self, run_dir, name, structures, target):
+        rows = metrics_of(run_dir)
+        gone = int(structures * Fraction(str(target)))
+        self.assertEqual(rows[-1]["sparsity_structures"], gone / structures)
+        first = 0 if name.startswith("gisp") else int(structures * Fraction(str(target)) / 5)
+        self.assertEqual(rows[1]["sparsity_structures"], first / structures)
+        _, plan = plan_of(run_dir / "plan.h5")
+        for kind in ("attention", "mlp"):
+            removed = plan[f"{kind}/removed_at"]
+            self.assertTrue((removed[[0, -1]] == -1).all(), "the first and the last of 12 layers are protected")
+        self.assertEqual(sum((plan[f"{kind}/removed_at"] > 0).sum() for kind in ("attention", "mlp")), gone)
+
+    def write_small_data(self, folder):
+        folder.mkdir(parents=True)
+        for name in ("c4", "web", "code", "wikitext2"):
+            write_tokens(folder / f"{name}.h5")
+        for name in ("gsm8k_train", "math"):
+            write_tokens(folder / f"{name}.h5", mask=np.tile([0] * 6 + [1] * 6, (6, 1)))
+        for name in (*SETS, "cmqa", "commonsense"):
+            write_options(folder / f"{name}.h5")
+        token_files.write_prompts(folder / "gsm8k.h5", [[1, 2, 3], [4, 5]], ["#### 1", "#### 2"], [b"a"] * SHAPE["vocab"], SHAPE["vocab"])
 
 
 if __name__ == "__main__":
