@@ -260,6 +260,14 @@ class Means(unittest.TestCase):
                 parts = ("weight", "statistics", "hidden_state", "working", "cache")
                 self.assertEqual(need["total_bytes"], sum(need[f"{part}_bytes"] for part in parts))
 
+    def test_the_table_of_the_document(self):
+        text = (ROOT / "docs/reproducing.md").read_text()
+        for model in PARAMETERS:
+            name = next(n for n, (m, *_) in EXPERIMENTS.items() if m == model)
+            own = self.plan(name)["tensor"]
+            needs = [self.plan(name, *(() if t == own else ("--tensor", str(t)))) for t in (1, 2, 4, 8)]
+            self.assertIn(f"| {model} | " + " | ".join(f"{need['total_bytes'] / 2**30:.1f}" for need in needs) + " |\n", text)
+
     def test_other_units_and_lists(self):
         """configs/uniform-kv-groups.yaml: whole groups, each layer by itself, no layer protected."""
         found = self.plan("uniform-kv-groups")["run"]
