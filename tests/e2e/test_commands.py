@@ -45,7 +45,7 @@ class Runs(Case):
             raise AssertionError(result)
         cls.done_text = result
 
-    def until(self, condition, running, timeout=30):
+    def until(self, condition, running, timeout=120):
         deadline = time.monotonic() + timeout
         while not condition():
             if running.process.poll() is not None or time.monotonic() > deadline:
@@ -149,10 +149,10 @@ class StopAndStatus(Runs):
         run_dir = self.folder / "followed"
         running = self.start(run_dir)
         follow = Running(["status", run_dir, "--follow", "--exit-code"])
-        time.sleep(0.5)
+        self.until(lambda: "\n" in follow.printed(), follow)
         os.kill(running.ranks()[0], signal.SIGKILL)
         running.wait()
-        result = follow.wait(15)
+        result = follow.wait()
         self.assertEqual(result.code, 76, result)
         self.assertTrue(result.out.startswith("running"), result)
         self.assertTrue(result.out.splitlines()[-1].startswith("dead since"), result)

@@ -88,6 +88,11 @@ class Running:
         """Process numbers of the program's ranks, lowest first; the launcher is not among them."""
         return [p for p in session_of(self.process.pid) if program_of(p) == os.path.realpath(PROGRAM)]
 
+    def printed(self):
+        """What is on its standard output so far."""
+        descriptor = self.files[0].fileno()
+        return os.pread(descriptor, os.fstat(descriptor).st_size, 0).decode(errors="backslashreplace")
+
     def wait(self, timeout=HANGS_AFTER):
         try:
             code = self.process.wait(timeout)
