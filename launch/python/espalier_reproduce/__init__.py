@@ -1,0 +1,1 @@
+"""The comparisons of both papers in small, on a trained model: launch/reproduce.sh."""
