@@ -9,18 +9,15 @@ import signal
 import sys
 import time
 
+from espalier_launch.program import Parser, finish
+from espalier_launch.stop import NO_INPUT, UNAVAILABLE, USAGE, Stop
+
 from . import claims as lists
-from . import data, page
-from .problem import NO_INPUT, UNAVAILABLE, USAGE, Problem
+from . import data, page, pictures
 from .runs import Bench, Settings, clock, needed
 
 TREE = data.ROOT / "tests/models/tri-domain-qwen2"
 NAMES = ("prose", "math", "code")
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise Problem(USAGE, "the command line is wrong", message, "See launch/reproduce.sh --help.")
 
 
 def positive(text):
@@ -53,10 +50,10 @@ def model_of(args):
     """(model directory, texts, a note or None)."""
     if args.model:
         if not args.texts:
-            raise Problem(USAGE, "--model without --texts", "its domains are not known", "Add --texts NAME=FILE...")
+            raise Stop(USAGE, "--model without --texts", "its domains are not known", "add --texts NAME=FILE...")
         return args.model, args.texts, None
     if args.texts:
-        raise Problem(USAGE, "--texts without --model", "they are the domains of a model", "Add --model DIR.")
+        raise Stop(USAGE, "--texts without --model", "they are the domains of a model", "add --model DIR")
     harder = pathlib.Path(os.environ.get("ESPALIER_TEST_DATA", "")) / "models/tri-qwen2"
     if os.environ.get("ESPALIER_TEST_DATA") and (harder / "config.json").exists():
         return harder, [f"{d}={harder}/{d}.valid.jsonl" for d in NAMES], None
@@ -74,7 +71,8 @@ def chosen(args, domains):
     except ValueError:
         wanted = {0}
     if not wanted <= {c.number for c in every}:
-        raise Problem(USAGE, f"--claims {args.claims}", f"those of this model are {', '.join(str(c.number) for c in every)}", "Name some of them.")
+        known = ", ".join(str(c.number) for c in every)
+        raise Stop(USAGE, f"--claims {args.claims}", f"those of this model are {known}", "name some of them")
     return [c for c in every if c.number in wanted]
 
 
@@ -86,7 +84,7 @@ def keep_settings(out, settings):
         before = json.loads(file.read_text())
         other = ", ".join(f"{k} {before.get(k)}" for k in now if before.get(k) != now[k])
         if other:
-            raise Problem(USAGE, f"'{out}' has runs of other settings", other, "Give another --out, or remove the directory.")
+            raise Stop(USAGE, f"'{out}' has runs of other settings", other, "give another --out, or remove the directory")
     file.write_text(json.dumps(now, indent=1))
 
 
@@ -111,18 +109,14 @@ def facts_of(settings, texts, note, seconds):
     return facts + ([note] if note else [])
 
 
-def no_picture(*_):
-    return None
-
-
 def work(argv):
     args, begin = parser().parse_args(argv), time.monotonic()
     model, arguments, note = model_of(args)
     model = pathlib.Path(model).resolve()
     if not (model / "config.json").exists():
-        raise Problem(NO_INPUT, f"'{model}' is no model directory", "it has no config.json", "Check --model.")
+        raise Stop(NO_INPUT, f"'{model}' is no model directory", "it has no config.json", "check --model")
     if not os.access(args.espalier, os.X_OK):
-        raise Problem(UNAVAILABLE, f"'{args.espalier}' is no program", "it is not built", "Run launch/build.sh.")
+        raise Stop(UNAVAILABLE, f"'{args.espalier}' is no program", "it is not built", "run launch/build.sh")
     texts = [data.read(t) for t in arguments]
     settings = Settings(str(model), tuple(t.name for t in texts), args.seeds, args.target,
                         tuple(x for x in Settings.sparsities if x < args.target), args.rows, args.items, args.heldout_rows, args.heldout_items)
@@ -130,13 +124,14 @@ def work(argv):
     keep_settings(out, settings)
     data.prepare(out / "tokens", settings, texts)
     bench = Bench(pathlib.Path(args.espalier).resolve(), out, settings)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: bench.stop())
     dense = bench.dense()
     try:
         bench.all(needed(claims, settings).values(), args.jobs, lambda text: print(text, flush=True))
     finally:
-        sections = page.write(out, claims, bench, dense, facts_of(settings, texts, note, time.monotonic() - begin), no_picture)
+        sections = page.write(out, claims, bench, dense, facts_of(settings, texts, note, time.monotonic() - begin),
+                              pictures.picture)
     for s in sections:
         print(f"\n{s.claim.number}. {s.claim.title}")
         for ordering, by, first, second, verdict, _ in s.verdicts:
@@ -144,13 +139,5 @@ def work(argv):
     print(f"\n{clock(time.monotonic() - begin)} in all. Read {out}/index.html")
 
 
-def main():
-    try:
-        work(sys.argv[1:])
-    except Problem as problem:
-        print(f"reproduce: {problem}", file=sys.stderr)
-        sys.exit(problem.code)
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(finish("reproduce", lambda: work(sys.argv[1:]), lambda: "the same command goes on"))

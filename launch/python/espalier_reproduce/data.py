@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 
-from .problem import BAD_CONTENT, NO_INPUT, USAGE, Problem
+from espalier_launch.stop import BAD_CONTENT, USAGE, Stop, stop_of
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 OPTIONS = 4
@@ -32,15 +32,15 @@ def documents(path):
     try:
         lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise Problem(NO_INPUT, f"cannot read '{path}'", error.strerror, "Check the path.") from error
+        raise stop_of(error, path) from error
     except UnicodeDecodeError as error:
-        raise Problem(BAD_CONTENT, f"'{path}' is no text", str(error), "Give a JSON Lines file in UTF-8.") from error
+        raise Stop(BAD_CONTENT, f"'{path}' is no text", str(error), "give a JSON Lines file in UTF-8") from error
     found = []
     for number, line in enumerate(lines, 1):
         try:
             found.append(str(json.loads(line)["text"]))
         except (ValueError, KeyError, TypeError) as error:
-            raise Problem(BAD_CONTENT, f"{path}:{number} has no field text", str(error), "Give JSON Lines with a field text.") from error
+            raise Stop(BAD_CONTENT, f"{path}:{number} has no field text", str(error), "give JSON Lines with a field text") from error
     return found
 
 
@@ -60,13 +60,13 @@ def read(argument):
     """NAME=FILE, to be halved, or NAME=CALIBRATION=HELDOUT."""
     name, *files = argument.split("=")
     if not re.fullmatch(r"[A-Za-z0-9_]+", name) or len(files) not in (1, 2):
-        raise Problem(USAGE, f"--texts {argument}", "it is not NAME=FILE or NAME=CALIBRATION=HELDOUT", "Write for example prose=prose.jsonl.")
+        raise Stop(USAGE, f"--texts {argument}", "it is not NAME=FILE or NAME=CALIBRATION=HELDOUT", "write for example prose=prose.jsonl")
     sides = [documents(f) for f in files]
     calibration, heldout = sides if len(sides) == 2 else halves(sides[0])
     shared = set(calibration) & set(heldout)
     if shared:
-        raise Problem(BAD_CONTENT, f"{argument}: {len(shared)} documents are in both files", "what is evaluated may not be calibrated on",
-                      "Take them out of one, or give one file.")
+        raise Stop(BAD_CONTENT, f"{argument}: {len(shared)} documents are in both files", "what is evaluated may not be calibrated on",
+                      "take them out of one, or give one file")
     return Texts(name, tuple(calibration), tuple(heldout))
 
 
@@ -114,7 +114,7 @@ def tokenize(model, source, out, *flags):
     command = [sys.executable, ROOT / "launch/tokenize.py", "--tokenizer", model, "--quiet", "--force", "--out", out, *flags, source]
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
     if done.returncode != 0:
-        raise Problem(done.returncode, f"'{source}' could not be tokenized", done.stderr.strip(), "See above.")
+        raise Stop(done.returncode, f"'{source}' could not be tokenized", done.stderr.strip(), "see above")
 
 
 def write_rows(folder, model, name, part, texts, window, limit):
@@ -153,8 +153,8 @@ def prepare(folder, s, texts):
             write_rows(folder, s.model, domain.name, part, side, s.window, limit)
             made = next((m for m in (items(side, most, lengths) for lengths in LENGTHS) if len(m) >= min(most, 2 * least)), [])
             if not made:
-                raise Problem(BAD_CONTENT, f"{domain.name}: fewer than {2 * least} items for {part}",
-                              "its documents are too few or too short", "Give more text.")
+                raise Stop(BAD_CONTENT, f"{domain.name}: fewer than {2 * least} items for {part}",
+                              "its documents are too few or too short", "give more text")
             write_items(folder, s.model, domain.name, part, made)
             if part == "calibration":
                 write_answers(folder, s.model, domain.name, made)

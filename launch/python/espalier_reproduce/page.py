@@ -4,7 +4,7 @@ import csv
 import html
 import json
 
-from .verdicts import HELD, NOT, judge, metrics_of, metric_of, rows_of, spread
+from .verdicts import HELD, HIGHER_IS_BETTER, NOT, judge, metrics_of, metric_of, rows_of, spread
 
 TITLES = {"mean": "geometric mean", "worst": "worst rise", "accuracy": "accuracy", "margin": "margin"}
 RULE = ("An ordering **held** when every seed of the better way is better than every seed of the other, **did not hold** when it is the "
@@ -74,7 +74,7 @@ class Section:
             for row in self.rows:
                 for seed, result in enumerate(row.results):
                     for point in result["points"]:
-                        here = [metric_of(point, n, dense) if n != "margin" or "margin" in point else "" for n in names]
+                        here = [metric_of(point, n, dense) if n not in HIGHER_IS_BETTER or n in point else "" for n in names]
                         writer.writerow([row.way, seed, point["removed"], *here])
 
     def record(self, dense, domains):

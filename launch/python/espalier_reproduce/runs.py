@@ -16,10 +16,12 @@ import subprocess
 import threading
 import time
 
+from espalier_launch.stop import UNAVAILABLE, Stop
+
 from .claims import USUAL, Way
-from .problem import STOPPED, UNAVAILABLE, Problem
 
 FORWARD_ONLY = {"wanda_sp": 0.35, "flap": 0.35, "magnitude": 0.0, "random": 0.0}  # of the time of a pass with gradients
+STOPPED = 75  # as espalier itself ends after a request to stop
 ITEMS = "-items"  # behind a domain's name: its decision task
 PARENT_DEATH = 1  # PR_SET_PDEATHSIG
 
@@ -36,7 +38,7 @@ class Settings:
     rows: int = 16
     items: int = 32
     heldout_rows: int = 32
-    heldout_items: int = 80
+    heldout_items: int = 64
     window: int = 128
     micro_batch_tokens: int = 1024
 
@@ -91,20 +93,18 @@ def cost(config, s, decides):
     """Rows through the model, forward and backward ones counting three times as much as evaluated ones."""
     factor = FORWARD_ONLY.get(config["importance"]["criterion"], 1.0)
     passes = config["prune"]["iterations"] * s.rows * len(s.domains) * 3 * factor
-    evaluated = (len(s.sparsities) + 1) * (s.heldout_rows + (2 * s.heldout_items if decides else 0)) * len(s.domains)
-    return passes + evaluated
+    rows = (len(s.sparsities) + 1) * s.heldout_rows + (2 * s.heldout_items if decides else 0)  # an item's options: short rows
+    return passes + rows * len(s.domains)
 
 
 def needed(claims, s):
-    """{key: Run} of all claims."""
+    """{key: Run} of all claims, one claim after the other, the long runs of each first."""
     runs = {}
     for claim in claims:
-        for way in claim.ways:
-            for seed in range(s.seeds):
-                run = Run.of(way, seed, s, claim.decides)
-                before = runs.get(run.key)
-                if before is None or claim.decides:
-                    runs[run.key] = run
+        of_claim = [Run.of(way, seed, s, claim.decides) for way in claim.ways for seed in range(s.seeds)]
+        for run in sorted(of_claim, key=lambda r: -r.cost):
+            if run.key not in runs or claim.decides:
+                runs[run.key] = run
     return runs
 
 
@@ -172,7 +172,7 @@ class Bench:
 
     def call(self, log, *arguments):
         if self.stopped.is_set():
-            raise Problem(STOPPED, "stopped", "a signal came", "The same command goes on.")
+            raise Stop(STOPPED, "stopped", "a signal came", "the same command goes on")
         with open(log, "a") as file:
             with self.lock:
                 process = subprocess.Popen([self.program, "--quiet", *map(str, arguments)], stdin=subprocess.DEVNULL, stdout=file, stderr=file,
@@ -182,10 +182,10 @@ class Bench:
             with self.lock:
                 self.living.discard(process)
         if self.stopped.is_set():
-            raise Problem(STOPPED, "stopped", "a signal came", "The same command goes on.")
+            raise Stop(STOPPED, "stopped", "a signal came", "the same command goes on")
         if code != 0:
-            end = "\n".join(pathlib.Path(log).read_text().splitlines()[-12:])
-            raise Problem(code if code > 0 else UNAVAILABLE, f"espalier {arguments[0]} ended with {code}", f"its last lines:\n{end}", f"See {log}.")
+            end = " / ".join(line.strip() for line in pathlib.Path(log).read_text().splitlines()[-4:])
+            raise Stop(code if code > 0 else UNAVAILABLE, f"espalier {arguments[0]} ended with {code}", end, f"see {log}, then call it again")
 
     def stop(self):
         self.stopped.set()
@@ -221,13 +221,13 @@ class Bench:
             found["margin"] = margins(chosen, self.out / "tokens")
         return found
 
-    def curve(self, key, decides):
-        """Of the smaller plans of a run."""
+    def curve(self, key):
+        """Perplexities of the smaller plans of a run."""
         out = self.out / "evaluations" / f"{key}.curve.json"
         out.unlink(missing_ok=True)
         out.with_suffix(".csv").unlink(missing_ok=True)
         sizes = ",".join(f"{x:g}" for x in self.settings.sparsities)
-        self.call(self.out / "logs" / f"{key}.log", "eval", self.out / "runs" / key, *self.evaluation_flags(decides), "--sparsity", sizes,
+        self.call(self.out / "logs" / f"{key}.log", "eval", self.out / "runs" / key, *self.evaluation_flags(False), "--sparsity", sizes,
                   "--out", out)
         return [{"removed": p["sparsity_parameters"], **read_evaluation(p)} for p in json.loads(out.read_text())["points"]]
 
@@ -243,7 +243,7 @@ class Bench:
         self.call(self.out / "logs" / f"{run.key}.log", "run", config, "--run-dir", folder)
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         last = lines[-1]
-        points = self.curve(run.key, run.decides) if self.settings.sparsities else []
+        points = self.curve(run.key) if self.settings.sparsities else []
         end = self.evaluate(run.key, folder, run.decides)
         self.save(run.key, {
             "removed": last["sparsity_parameters"], "parameters": last["parameters"], "decoder_parameters": last["decoder_parameters"],
@@ -252,8 +252,8 @@ class Bench:
             "points": [*points, {"removed": last["sparsity_parameters"], **end}]})
 
     def all(self, runs, jobs, say):
-        """Does what is left of the runs, `jobs` at a time, the long ones first."""
-        left = sorted((r for r in runs if self.result(r) is None), key=lambda r: (-r.cost, r.key))
+        """Does what is left of the runs in their order, `jobs` at a time."""
+        left = [r for r in runs if self.result(r) is None]
         total, done, begin = sum(r.cost for r in left), 0.0, time.monotonic()
         say(f"{len(runs)} runs, {len(runs) - len(left)} of them finished before; {jobs} at a time")
         with concurrent.futures.ThreadPoolExecutor(jobs) as pool:

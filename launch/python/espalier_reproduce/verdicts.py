@@ -9,6 +9,7 @@ import dataclasses
 import math
 import statistics
 
+from .claims import USUAL
 from .runs import Run
 
 HELD, WITHIN, NOT, UNDECIDED = "held", "within the spread", "did not hold", "one seed: not decided"
@@ -72,6 +73,7 @@ class Row:
     way: str
     results: list  # of each seed
     runs: list  # their keys
+    steps: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +92,7 @@ def rows_of(claim, bench):
         results = [bench.result(run) for run in runs]
         if None in results:
             return None
-        rows.append(Row(way.name, results, [run.key for run in runs]))
+        rows.append(Row(way.name, results, [run.key for run in runs], way.prune.get("iterations", USUAL)))
     return rows
 
 
