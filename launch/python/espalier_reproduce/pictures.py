@@ -12,21 +12,21 @@ def words(metric):
     return TITLES.get(metric, f"perplexity, {metric}")
 
 
-def over_steps(section, dense, metrics):
+def over_steps(section, dense, metrics, target):
     """Claim 1: how far more steps help."""
     x = [math.log2(row.steps) for row in section.rows]
     panels = []
     for metric in metrics:
         values = [spread(row.results, metric, dense) for row in section.rows]
-        line = Line("50 % removed", x, [v.mean for v in values], [v.low for v in values], [v.high for v in values])
+        line = Line(f"{target:.0%} removed", x, [v.mean for v in values], [v.low for v in values], [v.high for v in values])
         panels.append(Panel(words(metric), [line], x="log2 of the number of steps"))
     return panels
 
 
 def over_sizes(section, dense, metrics):
     """Every way's smaller plans; the dense model is where all lines begin."""
-    return [Panel(words(metric), [way_line(row, metric, dense) for row in section.rows], x="decoder parameters removed, %")
-            for metric in metrics]
+    return [Panel(words(metric), [way_line(row, metric, dense) for row in section.rows], x="decoder parameters removed, %",
+                  log=metric not in HIGHER_IS_BETTER) for metric in metrics]
 
 
 def way_line(row, metric, dense):
@@ -42,5 +42,6 @@ def picture(section, dense, settings):
     metrics = [*settings.domains, "mean"]
     if section.claim.decides:
         metrics = ["accuracy", "mean"]
-    panels = (over_steps if section.claim.number == 1 else over_sizes)(section, dense, metrics)
+    steps = section.claim.number == 1
+    panels = over_steps(section, dense, metrics, settings.target) if steps else over_sizes(section, dense, metrics)
     return svg(lines(panels, columns=2))
