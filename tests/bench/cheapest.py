@@ -177,7 +177,7 @@ def main():
         if abs(own[d] / dense[d] - 1) > 1e-4:
             sys.exit(f"{d}: espalier measures {own[d]} on the dense model, transformers {dense[d]}")
     print(f"{bench.model.name}, {a.target:.0%} of the decoder parameters, {a.rows} rows of {a.window} tokens per domain, {a.seeds} seeds; dense "
-          + ", ".join(f"{d} {own[d]:.2f}" for d in bench.domains) + f", geometric mean {geometric_mean(own.values()):.2f}. Load {os.getloadavg()[0]:.1f}.\n")
+          + ", ".join(f"{d} {own[d]:.2f}" for d in bench.domains) + f", geometric mean {geometric_mean(own.values()):.2f}.\n")
     print(table(results, bench.domains))
     best = cheapest(results)
     print(f"\nCheapest that is nowhere worse than GISP's way: {best or 'none'}.")

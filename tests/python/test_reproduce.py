@@ -234,7 +234,8 @@ else:
                 with h5py.File(d["tokens"]) as tokens:
                     for i in dict.fromkeys(tokens["item"][:].tolist()):
                         of = tokens["item"][:] == i
-                        values = [-2.0 * n if right else -3.0 * n for n, right in zip(tokens["loss_mask"][:][of].sum(1).tolist(), tokens["correct"][:][of])]
+                        counted, right = tokens["loss_mask"][:][of].sum(1).tolist(), tokens["correct"][:][of]
+                        values = [-2.0 * n if r else -3.0 * n for n, r in zip(counted, right)]
                         print(json.dumps({"task": d["name"], "item": i, "log_likelihoods": values}), file=file)
     pathlib.Path(flag("--out")).write_text(json.dumps(points))
 '''

@@ -1,6 +1,8 @@
 """The command line of launch/reproduce.sh."""
 
 import argparse
+import datetime
+import hashlib
 import json
 import os
 import pathlib
@@ -30,15 +32,16 @@ def positive(text):
 def parser():
     p = Parser(prog="launch/reproduce.sh", description="Repeats in small, on a trained model, what both papers compare.", allow_abbrev=False)
     p.add_argument("--out", default="runs/reproduce", metavar="DIR", help="for everything that is written; a later call goes on in it")
-    p.add_argument("--model", metavar="DIR", help="a trained model with its tokenizer (default: see below)")
+    p.add_argument("--model", metavar="DIR",
+                   help="a trained model with its tokenizer (default: that of ESPALIER_TEST_DATA, else the small one of this tree)")
     p.add_argument("--texts", nargs="+", metavar="NAME=FILE",
                    help="its domains: JSON Lines with a field text, halved for calibration and evaluation; or NAME=CALIBRATION=HELDOUT")
     p.add_argument("--seeds", type=positive, default=3, metavar="N", help="draws of calibration data (default: 3)")
     p.add_argument("--claims", metavar="N,...", help="only these, e.g. 1,3")
-    p.add_argument("--rows", type=positive, default=Settings.rows, metavar="N", help="calibration rows per domain and step (default: %(default)s)")
-    p.add_argument("--items", type=positive, default=Settings.items, metavar="N", help="items of the decision task per domain (default: %(default)s)")
-    p.add_argument("--heldout-rows", type=positive, default=Settings.heldout_rows, metavar="N", help="(default: %(default)s)")
-    p.add_argument("--heldout-items", type=positive, default=Settings.heldout_items, metavar="N", help="(default: %(default)s)")
+    for flag, what in (("rows", "calibration rows per domain and step"), ("items", "items of the decision task per domain and step"),
+                       ("heldout-rows", "rows per domain that are evaluated"), ("heldout-items", "items per domain that are evaluated")):
+        p.add_argument(f"--{flag}", type=positive, default=getattr(Settings, flag.replace("-", "_")), metavar="N",
+                       help=f"{what} (default: %(default)s)")
     p.add_argument("--target", type=float, default=Settings.target, help="share of decoder parameters to remove (default: %(default)s)")
     p.add_argument("--jobs", type=positive, default=max(1, min(2, len(os.sched_getaffinity(0)))), metavar="N",
                    help="runs at a time, a thread each (default: %(default)s)")
@@ -76,10 +79,16 @@ def chosen(args, domains):
     return [c for c in every if c.number in wanted]
 
 
-def keep_settings(out, settings):
-    """One directory is one set of settings: runs of others do not compare."""
+def digest(texts):
+    """Of all documents of a domain, and on which side they are."""
+    return hashlib.sha256(json.dumps([texts.calibration, texts.heldout]).encode()).hexdigest()[:16]
+
+
+def keep_settings(out, settings, texts):
+    """One directory is one set of settings and texts: runs of others do not compare."""
     out.mkdir(parents=True, exist_ok=True)
-    file, now = out / "settings.json", json.loads(json.dumps(vars(settings)))
+    file = out / "settings.json"
+    now = json.loads(json.dumps({**vars(settings), "texts": {t.name: digest(t) for t in texts}}))
     if file.exists():
         before = json.loads(file.read_text())
         other = ", ".join(f"{k} {before.get(k)}" for k in now if before.get(k) != now[k])
@@ -95,16 +104,15 @@ def processor():
     return platform.machine()
 
 
-def facts_of(settings, texts, note, seconds):
-    import datetime
-
+def facts_of(settings, texts, note, bench, seconds):
     sizes = ", ".join(f"{t.name} {len(t.calibration)} and {len(t.heldout)}" for t in texts)
     facts = [
         f"Model `{pathlib.Path(settings.model).name}`, {settings.target:.0%} of its decoder parameters removed, {settings.seeds} calibration seeds.",
         f"Documents for calibration and held out: {sizes}; none is in both.",
-        f"{settings.rows} rows of {settings.window} tokens per domain in each of {lists.USUAL} steps, unless the row says otherwise; "
-        f"{settings.heldout_rows} held-out rows per domain. `taylor`, normalisation `gisp`, ranking `global`, float32, unless the row says otherwise.",
-        f"{datetime.date.today()}, {processor()}, {os.cpu_count()} cores, load {os.getloadavg()[1]:.1f}; this call took {clock(seconds)}.",
+        f"{settings.rows} rows of {settings.window} tokens per domain in each of {lists.USUAL} steps, `taylor`, normalisation `gisp`, ranking "
+        f"`global`, float32, unless the row says otherwise; {settings.heldout_rows} held-out rows per domain.",
+        f"{datetime.date.today()}, {processor()}, {os.cpu_count()} cores, load {os.getloadavg()[1]:.1f}; this call took {clock(seconds)} "
+        f"(minutes:seconds), all runs on this page, one after another, {clock(bench.elapsed())}.",
     ]
     return facts + ([note] if note else [])
 
@@ -121,7 +129,7 @@ def work(argv):
     settings = Settings(str(model), tuple(t.name for t in texts), args.seeds, args.target,
                         tuple(x for x in Settings.sparsities if x < args.target), args.rows, args.items, args.heldout_rows, args.heldout_items)
     claims, out = chosen(args, settings.domains), pathlib.Path(args.out).resolve()
-    keep_settings(out, settings)
+    keep_settings(out, settings, texts)
     data.prepare(out / "tokens", settings, texts)
     bench = Bench(pathlib.Path(args.espalier).resolve(), out, settings)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -130,7 +138,7 @@ def work(argv):
     try:
         bench.all(needed(claims, settings).values(), args.jobs, lambda text: print(text, flush=True))
     finally:
-        sections = page.write(out, claims, bench, dense, facts_of(settings, texts, note, time.monotonic() - begin),
+        sections = page.write(out, claims, bench, dense, facts_of(settings, texts, note, bench, time.monotonic() - begin),
                               pictures.picture)
     for s in sections:
         print(f"\n{s.claim.number}. {s.claim.title}")

@@ -162,6 +162,10 @@ class Bench:
     def result_file(self, key):
         return self.out / "results" / f"{key}.json"
 
+    def elapsed(self):
+        """Seconds on the clock that the finished runs took with their evaluations, what was interrupted not counted."""
+        return sum(json.loads(f.read_text()).get("elapsed", 0.0) for f in (self.out / "results").glob("*.json"))
+
     def result(self, run):
         """Of a finished run, with all that the claims ask of it; else None."""
         try:
@@ -238,7 +242,7 @@ class Bench:
 
     def do(self, run):
         """One run with its evaluations: whatever of it was done before is not done again."""
-        config, folder = self.out / "configs" / f"{run.key}.yaml", self.out / "runs" / run.key
+        begin, config, folder = time.monotonic(), self.out / "configs" / f"{run.key}.yaml", self.out / "runs" / run.key
         config.write_text(run.config)
         self.call(self.out / "logs" / f"{run.key}.log", "run", config, "--run-dir", folder)
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -248,7 +252,7 @@ class Bench:
         self.save(run.key, {
             "removed": last["sparsity_parameters"], "parameters": last["parameters"], "decoder_parameters": last["decoder_parameters"],
             "heads": last["heads_kept"], "channels": last["channels_kept"],
-            "seconds": sum(line.get("seconds_iteration", 0.0) for line in lines), **end,
+            "seconds": sum(line.get("seconds_iteration", 0.0) for line in lines), "elapsed": time.monotonic() - begin, **end,
             "points": [*points, {"removed": last["sparsity_parameters"], **end}]})
 
     def all(self, runs, jobs, say):
