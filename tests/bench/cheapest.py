@@ -107,6 +107,7 @@ class Bench:
         import torch
         import transformers
 
+        transformers.utils.logging.disable_progress_bar()
         torch.set_num_threads(1)
         model = transformers.AutoModelForCausalLM.from_pretrained(self.model, dtype=torch.float32)
         held_out = {d: gisp_way.read_rows(self.folder / f"{d}.heldout.h5") for d in self.domains}
@@ -143,6 +144,11 @@ def cheapest(results):
     return min(good, key=lambda n: statistics.fmean(r["processor"] for r in results[n]), default=None)
 
 
+def tell(seed, name, found):
+    print(f"seed {seed}, {name}: {geometric_mean(found['perplexity'].values()):.3f}, processor {found['processor']:.1f} s, clock "
+          f"{found['wall']:.1f} s", file=sys.stderr, flush=True)
+
+
 def parse():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--espalier", required=True)
@@ -168,9 +174,10 @@ def main():
             bench.draw(seed)
             dense, found = bench.gisp()
             results.setdefault(f"GISP, {a.iterations} iterations", []).append(found)
+            tell(seed, "GISP", found)
             for name in a.recipes:
                 results.setdefault(f"espalier, {name}", []).append(bench.espalier(seed, name, *RECIPES[name]))
-                print(f"seed {seed}: {name}", file=sys.stderr, flush=True)
+                tell(seed, name, results[f"espalier, {name}"][-1])
         config = bench.folder / "config.yaml"
         own = bench.evaluate(config)
     for d in bench.domains:

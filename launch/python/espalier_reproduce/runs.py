@@ -179,8 +179,11 @@ class Bench:
             raise Stop(STOPPED, "stopped", "a signal came", "the same command goes on")
         with open(log, "a") as file:
             with self.lock:
-                process = subprocess.Popen([self.program, "--quiet", *map(str, arguments)], stdin=subprocess.DEVNULL, stdout=file, stderr=file,
-                                           env={**os.environ, "OMP_NUM_THREADS": "1"}, preexec_fn=die_with_parent)
+                try:
+                    process = subprocess.Popen([self.program, "--quiet", *map(str, arguments)], stdin=subprocess.DEVNULL, stdout=file,
+                                               stderr=file, env={**os.environ, "OMP_NUM_THREADS": "1"}, preexec_fn=die_with_parent)
+                except OSError as error:
+                    raise Stop(UNAVAILABLE, f"'{self.program}' cannot be started", error.strerror, "build it, then call this again") from error
                 self.living.add(process)
             code = process.wait()
             with self.lock:
