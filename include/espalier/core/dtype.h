@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <optional>
+#include <span>
 #include <string_view>
 
 namespace espalier {
@@ -38,5 +39,11 @@ std::optional<DType> dtype_from_torch(std::string_view name);
 
 /// f16, bf16, f32 or f64.
 bool is_floating(DType dtype);
+
+/// Little-endian values of a floating type as float64, exactly, and float64 as that type: rounded
+/// once, to nearest, ties to even; what is too large becomes infinite. `bytes` holds as many as
+/// `values`.
+void decode(DType dtype, std::span<const std::byte> bytes, std::span<double> values);
+void encode(DType dtype, std::span<const double> values, std::span<std::byte> bytes);
 
 }  // namespace espalier
