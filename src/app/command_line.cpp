@@ -230,6 +230,8 @@ void define_reading(CLI::App& app, CommandOptions& o, Commands& commands) {
       ->transform(real_number(kRatio))
       ->type_name("RATIO");
   add_measure(exported, o);
+  exported->add_flag("--no-compensation", o.no_compensation,
+                     "Leave out the biases that a run with prune.compensation: mean gives");
   commands.emplace_back(exported, command_export);
 
   CLI::App* inspect =

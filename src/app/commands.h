@@ -37,6 +37,7 @@ struct CommandOptions {
   double lock_wait = 30;
   bool fast_verify = false;
   bool strict_paths = false;
+  bool no_compensation = false;
   bool deep = false;
   bool json = false;
   bool exit_code = false;

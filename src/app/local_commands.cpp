@@ -242,6 +242,7 @@ int command_export(const CommandOptions& options) {
   request.model = options.model;
   request.out = options.out;
   request.format = options.format == "uniform" ? ExportFormat::uniform : ExportFormat::exact;
+  request.compensate = !options.no_compensation;
   request.sparsity = options.sparsity;
   request.measure = measure_of(options.measure);
   const ExportOutcome outcome = export_run(request);

@@ -244,8 +244,18 @@ ExportedLayer read_exported_layer(const ModelFields& fields, const Json& entry, 
   return layer;
 }
 
+bool read_output_bias(const ModelFields& fields, const Json& own) {
+  if (!own.contains("output_bias")) return false;
+  const Json& value = own["output_bias"];
+  if (value.is_boolean()) return value.get<bool>();
+  fields.problem_text(
+      fmt::format("espalier.output_bias = {}", config_detail::printable(json_text(value))),
+      "true or false is needed");
+  return false;
+}
+
 std::optional<std::vector<ExportedLayer>> read_exported(const ModelFields& fields,
-                                                        const ModelConfig& config) {
+                                                        ModelConfig& config) {
   if (!fields.has("espalier")) return std::nullopt;
   const Json& own = *fields.find("espalier");
   const bool has_list = own.is_object() && own.contains("layers") && own["layers"].is_array();
@@ -256,6 +266,7 @@ std::optional<std::vector<ExportedLayer>> read_exported(const ModelFields& field
         fmt::format("one for each of num_hidden_layers = {}", config.layers));
     return std::nullopt;
   }
+  config.output_bias = read_output_bias(fields, own);
   std::vector<ExportedLayer> layers;
   for (const Json& entry : own["layers"])
     layers.push_back(read_exported_layer(fields, entry, layers.size(), config));

@@ -42,6 +42,13 @@ class Checker {
       problem("importance.reduction", "importance.reduction = scores",
               "only criterion taylor has gradients to reduce",
               "Remove it, or use criterion taylor.");
+    if (config_.prune.compensation == Compensation::mean &&
+        config_.importance.criterion != Criterion::flap)
+      problem("prune.compensation", "prune.compensation = mean",
+              fmt::format("only criterion flap takes the means of what o_proj and down_proj read, "
+                          "and importance.criterion = {}",
+                          name_of(config_.importance.criterion)),
+              "Remove it, or use criterion flap.");
     if (config_.calibration.combine == Combine::worst_domain &&
         config_.importance.normalization == Normalization::block_standardize)
       problem("calibration.combine", "calibration.combine = worst_domain",

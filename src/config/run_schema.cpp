@@ -319,6 +319,12 @@ Rows<C> prune_rows() {
           "prune.protect.min_channels",
           [](auto& c) -> auto& { return c.prune.protect.min_channels; }, {.min = 0},
           "MLP channels that every layer keeps."),
+      choice_row<C, Compensation>(
+          "prune.compensation", [](auto& c) -> auto& { return c.prune.compensation; },
+          {{"none", Compensation::none}, {"mean", Compensation::mean}},
+          "What removed units leave in exports. mean: what they gave on average over the "
+          "calibration data of their iteration, as biases of o_proj and down_proj (FLAP, arXiv "
+          "2312.11983; needs criterion flap). The run itself goes on without them."),
       trivial_row<C>("prune.width_multiple", {"1"}),
   };
 }

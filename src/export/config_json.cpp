@@ -133,8 +133,18 @@ void require_uniform(const ModelConfig& dense, const ModelWidths& kept) {
   }
 }
 
+void require_output_biases(ModelFamily family) {
+  if (family == ModelFamily::llama) return;
+  throw Error(ExitCode::config,
+              fmt::format("a uniform export as {} cannot hold the biases of o_proj and down_proj",
+                          name_of(family)),
+              "of the stock classes only Llama's has both",
+              "Use format: exact, which holds them; or leave the compensation out "
+              "(--no-compensation, prune.compensation: none).");
+}
+
 std::string exact_config_json(const ModelConfig& dense, const ModelWidths& kept, DType stored,
-                              std::string_view plan_digest) {
+                              std::string_view plan_digest, bool output_bias) {
   Json root = export_detail::base_config(dense, stored, plan_digest);
   const auto class_name = [&](const char* what) {
     return fmt::format("Espalier{}{}", export_detail::class_stem(dense.family), what);
@@ -148,13 +158,16 @@ std::string exact_config_json(const ModelConfig& dense, const ModelWidths& kept,
   Json layers = Json::array();
   for (const LayerWidths& layer : kept.layers)
     layers.push_back({{"groups", layer.groups(dense)}, {"channels", layer.channels.size()}});
-  root["espalier"] = {{"layers", layers}};
+  root["espalier"] = Json::object();
+  if (output_bias) root["espalier"]["output_bias"] = true;
+  root["espalier"]["layers"] = layers;
   return json_text(root, 2) + "\n";
 }
 
 std::string uniform_config_json(const ModelConfig& dense, const ModelWidths& kept, DType stored,
-                                std::string_view plan_digest) {
+                                std::string_view plan_digest, bool output_bias) {
   require_uniform(dense, kept);
+  if (output_bias) require_output_biases(export_detail::uniform_family(dense, kept));
   Json root = export_detail::base_config(dense, stored, plan_digest);
   const LayerWidths& layer = kept.layers.front();
   const ModelFamily family = export_detail::uniform_family(dense, kept);
@@ -165,6 +178,8 @@ std::string uniform_config_json(const ModelConfig& dense, const ModelWidths& kep
   root["num_attention_heads"] = layer.query_heads.size();
   root["num_key_value_heads"] = layer.kv_heads.size();
   root["intermediate_size"] = layer.channels.size();
+  if (output_bias)
+    for (const char* key : {"attention_bias", "mlp_bias"}) root[key] = true;
   if (family != dense.family) {
     for (const char* key : {"attention_bias", "mlp_bias", "pretraining_tp"}) root.erase(key);
     root["sliding_window"] = nullptr;  // absent would mean the class's default of 4096

@@ -17,6 +17,7 @@ namespace espalier {
 namespace {
 
 namespace fs = std::filesystem;
+using export_detail::AddedBiases;
 using export_detail::StagingDirectory;
 using export_detail::TensorJob;
 
@@ -49,22 +50,50 @@ void note_uniform(const ModelConfig& dense, const ModelWidths& kept,
         "not and cannot load this checkpoint.");
 }
 
+AddedBiases added_biases(ExportFormat format, bool output_bias) {
+  if (!output_bias) return AddedBiases::none;
+  return format == ExportFormat::uniform ? AddedBiases::all : AddedBiases::output;
+}
+
+void note_biases(ExportFormat format, bool computed, std::vector<std::string>& notes) {
+  notes.emplace_back(
+      computed ? "o_proj and down_proj have biases: what the removed heads and channels gave on "
+                 "average over the calibration data (arXiv 2312.11983)."
+               : "o_proj and down_proj keep the biases that the source has.");
+  if (format == ExportFormat::uniform)
+    notes.emplace_back(
+        "The biases of q_proj, k_proj, v_proj, gate_proj and up_proj are zero: the stock class has "
+        "them all or none.");
+}
+
 Preparation prepare(ExportFormat format, const CheckpointReader& source, const ModelConfig& dense,
                     const ModelWidths& held, const ModelWidths& kept, const ExportOptions& options,
                     ExportReport& report) {
   Preparation prepared;
   const DType stored = stored_dtype(source, dense);
+  const bool output_bias = options.means.has_value() || dense.output_bias;
+  report.output_bias = output_bias;
   if (format == ExportFormat::uniform) {
-    prepared.config_json = uniform_config_json(dense, kept, stored, options.plan_digest);
+    prepared.config_json =
+        uniform_config_json(dense, kept, stored, options.plan_digest, output_bias);
     note_uniform(dense, kept, report.notes);
   } else {
-    prepared.config_json = exact_config_json(dense, kept, stored, options.plan_digest);
+    prepared.config_json = exact_config_json(dense, kept, stored, options.plan_digest, output_bias);
   }
-  prepared.jobs = export_detail::tensor_jobs(source, dense, held, kept, report.notes);
+  if (options.means) require_means(*options.means, dense, held, kept, source.directory().string());
+  if (output_bias) note_biases(format, options.means.has_value(), report.notes);
+  prepared.jobs =
+      export_detail::tensor_jobs(source, dense, held, kept, added_biases(format, output_bias),
+                                 options.means ? &*options.means : nullptr, report.notes);
   prepared.copies = export_detail::files_to_copy(source.directory(), report.notes);
   report.tensors = static_cast<std::int64_t>(prepared.jobs.size());
   for (const TensorJob& job : prepared.jobs) report.weight_bytes += job.bytes;
   report.parameters = count_parameters(dense, kept);
+  for (const TensorJob& job : prepared.jobs)
+    if (job.made) {
+      report.parameters.decoder += job.shape.front();
+      report.parameters.total += job.shape.front();
+    }
   report.dense_parameters = count_parameters(dense, dense_widths(dense));
   report.model_type = name_of(
       format == ExportFormat::uniform ? export_detail::uniform_family(dense, kept) : dense.family);

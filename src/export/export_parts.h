@@ -4,6 +4,8 @@
 #include <filesystem>
 #include <functional>
 #include <map>
+#include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -56,6 +58,15 @@ class StagingDirectory {
 std::vector<std::filesystem::path> files_to_copy(const std::filesystem::path& source,
                                                  std::vector<std::string>& notes);
 
+/// A bias that no tensor of the source is: what is stored already, if anything, plus columns of a
+/// matrix of the source times the means of what they read, in float64; zero where there is neither.
+struct MadeBias {
+  std::string stored;
+  std::string weight;
+  IndexRuns columns;
+  std::vector<double> means;
+};
+
 /// One tensor of the export: what to read and what it becomes.
 struct TensorJob {
   TensorSpec spec;
@@ -63,12 +74,37 @@ struct TensorJob {
   std::vector<std::int64_t> shape;
   TensorSlice slice;
   std::uint64_t bytes = 0;
+  /// In place of a slice of the source's tensor.
+  std::optional<MadeBias> made;
 };
+
+/// Which biases an export has that the family's checkpoints do not.
+enum class AddedBiases {
+  none,
+  /// Of o_proj and down_proj in every layer.
+  output,
+  /// Those, and zeros for q, k, v, gate and up: what a stock Llama of attention_bias and mlp_bias
+  /// reads.
+  all
+};
+
+/// The bias of o_proj or down_proj (`bias` says which): what the source has, plus what the units of
+/// `held` that are not in `kept` gave on average, where `means` are given. `weight` is the job of
+/// the projection's matrix.
+TensorJob output_bias_job(const CheckpointReader& source, const ModelConfig& dense,
+                          const ModelWidths& held, const ModelWidths& kept, TensorSpec bias,
+                          const TensorJob& weight, const FeatureMeans* means);
+TensorJob zero_bias_job(const TensorJob& weight);
+/// Computes some rows of such a bias. Each is a sum in one order, so that the same source and means
+/// give the same bytes. Throws Error(bad_content) where it is not finite in its dtype.
+void make_bias(const CheckpointReader& source, const TensorJob& job, const IndexRuns& rows,
+               std::span<std::byte> out);
 
 /// Every tensor of the exported model in checkpoint order. Throws as
 /// export_exact does; tensors of the source that no job reads get a note.
 std::vector<TensorJob> tensor_jobs(const CheckpointReader& source, const ModelConfig& dense,
                                    const ModelWidths& held, const ModelWidths& kept,
+                                   AddedBiases biases, const FeatureMeans* means,
                                    std::vector<std::string>& notes);
 
 /// Writes model.safetensors, or shards and their index, into `directory`, by the options' sizes;

@@ -68,7 +68,9 @@ ExportedWidths read_exported_widths(const std::filesystem::path& directory,
       result.widths.layers.push_back(widths_by_place(config, layer));
     return result;
   }
-  result.plan = read_plan(Hdf5Reader::open(file), "", config);
+  const Hdf5Reader content = Hdf5Reader::open(file);
+  result.plan = read_plan(content, "", config);
+  result.means = read_feature_means(content, "", config);
   result.widths = widths_of(config, *result.plan);
   require_agreement(directory, config, result.widths);
   return result;
@@ -78,9 +80,11 @@ ModelWidths widths_of_source(const std::filesystem::path& directory, const Model
   return config.exported ? read_exported_widths(directory, config).widths : dense_widths(config);
 }
 
-std::vector<std::byte> plan_image_of(const PruningPlan& plan) {
+std::vector<std::byte> plan_image_of(const PruningPlan& plan,
+                                     const std::optional<FeatureMeans>& means) {
   Hdf5Writer file;
   write_plan(file, "", plan);
+  if (means) write_feature_means(file, "", *means);
   return file.finish();
 }
 

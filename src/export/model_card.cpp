@@ -187,9 +187,10 @@ std::string model_card_text(ExportFormat format, const fs::path& source, const M
       fmt::format("\n# {}, pruned\n\n", line_text(base.empty() ? name_of_directory(source) : base));
   text += fmt::format(
       "Attention heads and MLP channels were removed by espalier {}; the weights that are left are "
-      "those of its source, bit for bit. `{}` lists what was removed and in which order, "
+      "those of its source, bit for bit{}. `{}` lists what was removed and in which order, "
       "`{}` how this was made.\n\n",
-      version(), kPlanFile, kProvenanceFile);
+      version(), report.output_bias ? ", beside biases that stand for what was removed" : "",
+      kPlanFile, kProvenanceFile);
   text += facts_table(format, dense, kept, card, report) + "\n";
   text += loading_text(format);
   if (!report.notes.empty()) {

@@ -8,7 +8,8 @@ model, so that every stock check on it still holds, and adds what is left of eac
     "espalier": {"layers": [{"groups": [2, 1, 1], "channels": 96}, ...]}
 
 `groups` lists the query heads that still read each kept key/value head, `channels` is the width of
-the MLP. The stock model builds itself; then every projection becomes a plain nn.Linear of the width
+the MLP. With "output_bias": true beside "layers", o_proj and down_proj of every layer have biases,
+which stand for what was removed. The stock model builds itself; then every projection becomes a plain nn.Linear of the width
 that is left, under the stock name, so that tools which look for nn.Linear (adapters, quantizers) find
 what they expect. What differs from a stock layer lies around the projections:
 
@@ -17,7 +18,8 @@ the stock forward runs on a view of the module whose query projection lays its h
 slots (zero where no head is) and whose output projection drops those slots again. Keys and values are
 neither copied nor padded: the cache of a layer holds exactly its kept key/value heads.
 
-A layer without heads, or without channels, has no projections at all: its attention or MLP adds zero.
+A layer without heads, or without channels, has no projections at all: its attention or MLP adds
+zero, or its output bias.
 Its attention still feeds one constant head to the cache, because masks and sequence lengths are read
 from the first layer's cache (and transformers 4 counts the tokens of a static cache by their keys
 that are not zero).
@@ -68,7 +70,7 @@ class UnevenView(AttentionView):
 
 
 class EmptyView(AttentionView):
-    """One head of constants, whose output is dropped."""
+    """One head of constants, whose output is dropped; the output bias is left, where there is one."""
 
     def q_proj(self, x):
         return zeros_like_last(x, self.head_dim)
@@ -79,7 +81,8 @@ class EmptyView(AttentionView):
     v_proj = k_proj
 
     def o_proj(self, x):
-        return zeros_like_last(x, self.config.hidden_size)
+        empty = zeros_like_last(x, self.config.hidden_size)
+        return empty if self.module.o_proj is None else self.module.o_proj(empty)
 
 
 class ViewedAttention:
@@ -91,49 +94,67 @@ class ViewedAttention:
         return self.stock.forward(self.view(self), *args, **kwargs)
 
 
+class OutputBias(nn.Module):
+    """What is left of a projection that reads nothing any more."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.bias = nn.Parameter(weight.new_zeros(weight.shape[0]))
+
+    def forward(self, x):
+        return x + self.bias
+
+
 class EmptyMLP(nn.Module):
     """The MLP of a layer without channels."""
 
+    def __init__(self, down_proj):
+        super().__init__()
+        self.down_proj = down_proj
+
     def forward(self, x):
-        return zeros_like_last(x, x.shape[-1])
+        empty = zeros_like_last(x, x.shape[-1])
+        return empty if self.down_proj is None else self.down_proj(empty)
 
 
-def _replace(parent, name, in_features, out_features):
+def _replace(parent, name, in_features, out_features, output_bias=False):
     """Puts a Linear of another width in the place of parent.name; same bias, dtype and device."""
     old = getattr(parent, name)
-    setattr(parent, name, nn.Linear(in_features, out_features, old.bias is not None,
+    setattr(parent, name, nn.Linear(in_features, out_features, old.bias is not None or output_bias,
                                     device=old.weight.device, dtype=old.weight.dtype))
 
 
-def _remove(parent, names, writer):
-    if getattr(parent, writer).bias is not None:
-        raise ValueError(f"a layer of which nothing is left cannot keep the bias of {writer}")
-    for name in names:
-        delattr(parent, name)
+def _left_of(writer, output_bias):
+    """What a projection without inputs is: its bias, or nothing."""
+    if writer.bias is not None and not output_bias:
+        raise ValueError("a layer of which nothing is left cannot keep the bias of o_proj or down_proj")
+    return OutputBias(writer.weight) if output_bias else None
 
 
-def _shrink_attention(attention, family, hidden, groups):
+def _shrink_attention(attention, family, hidden, groups, output_bias):
     head_dim, slots = attention.head_dim, max(groups, default=1)
     attention.num_key_value_groups, attention.groups = slots, groups
     if not groups:
-        _remove(attention, ("q_proj", "k_proj", "v_proj", "o_proj"), "o_proj")
+        left = _left_of(attention.o_proj, output_bias)
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            delattr(attention, name)
+        attention.o_proj = left
         attention.__class__ = _class_of(f"Espalier{family}EmptyAttention")
         return
     for name, heads in (("q_proj", sum(groups)), ("k_proj", len(groups)), ("v_proj", len(groups))):
         _replace(attention, name, hidden, heads * head_dim)
-    _replace(attention, "o_proj", sum(groups) * head_dim, hidden)
+    _replace(attention, "o_proj", sum(groups) * head_dim, hidden, output_bias)
     if min(groups) != slots:
         attention.__class__ = _class_of(f"Espalier{family}UnevenAttention")
 
 
-def _shrink_mlp(block, hidden, channels):
+def _shrink_mlp(block, hidden, channels, output_bias):
     if channels == 0:
-        _remove(block.mlp, (), "down_proj")
-        block.mlp = EmptyMLP()
+        block.mlp = EmptyMLP(_left_of(block.mlp.down_proj, output_bias))
         return
     _replace(block.mlp, "gate_proj", hidden, channels)
     _replace(block.mlp, "up_proj", hidden, channels)
-    _replace(block.mlp, "down_proj", channels, hidden)
+    _replace(block.mlp, "down_proj", channels, hidden, output_bias)
 
 
 # ---------------------------------------------------------------- models
@@ -180,12 +201,13 @@ class PrunedModel:
 
     def __init__(self, config, *args, **kwargs):
         layers = _checked_layers(config)
+        output_bias = bool(config.espalier.get("output_bias", False))
         super().__init__(config, *args, **kwargs)
         allocates_ahead = not hasattr(transformers.cache_utils, "StaticLayer")
         for block, left in zip(self.base_model.layers, layers):
             _shrink_attention(block.self_attn, self.family, config.hidden_size,
-                              list(left["groups"]))
-            _shrink_mlp(block, config.hidden_size, left["channels"])
+                              list(left["groups"]), output_bias)
+            _shrink_mlp(block, config.hidden_size, left["channels"], output_bias)
             if allocates_ahead:
                 block.self_attn.register_forward_pre_hook(_fit_static_cache, with_kwargs=True)
         self.post_init()  # gives the new modules their initial values

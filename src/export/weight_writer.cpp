@@ -123,9 +123,12 @@ std::vector<Part> parts_of(const std::vector<TensorJob>& jobs, Range range, std:
     const TensorJob& job = jobs[static_cast<std::size_t>(j)];
     if (job.bytes == 0) continue;
     const auto row_bytes = static_cast<std::size_t>(job.slice.columns.size()) * size_of(job.dtype);
+    // A row of a bias is made from one of a matrix, which is what has to fit.
+    const std::size_t read_bytes =
+        std::max(row_bytes, job.made ? job.made->means.size() * sizeof(double) : 0);
     const std::vector<std::int64_t> wanted = job.slice.rows.indices();
     const std::vector<std::int32_t> rows(wanted.begin(), wanted.end());
-    const std::size_t step = std::max<std::size_t>(1, most / row_bytes);
+    const std::size_t step = std::max<std::size_t>(1, most / read_bytes);
     for (std::size_t begin = 0; begin < rows.size(); begin += step) {
       const std::span part = std::span(rows).subspan(begin, std::min(step, rows.size() - begin));
       parts.push_back({&job, IndexRuns::of_units(part, 1), part.size() * row_bytes});
@@ -146,7 +149,10 @@ void copy_parts(const CheckpointReader& source, const std::vector<Part>& parts,
   };
   const auto start_reading = [&](std::size_t i) {
     return in_background([&source, &part = parts[i], buffer = buffer_of(i)] {
-      source.read(part.job->spec.name, part.rows, part.job->slice.columns, buffer);
+      if (part.job->made)
+        make_bias(source, *part.job, part.rows, buffer);
+      else
+        source.read(part.job->spec.name, part.rows, part.job->slice.columns, buffer);
     });
   };
   std::future<void> reading = start_reading(0);
@@ -176,20 +182,39 @@ void write_index(const std::vector<TensorJob>& jobs, const std::vector<Range>& s
   sha256[name] = sha256_hex(std::string_view(text));
 }
 
+/// A projection of the half's input: q, k, v, gate and up.
+bool reads_hidden(TensorRole role) {
+  return role == TensorRole::q || role == TensorRole::k || role == TensorRole::v ||
+         role == TensorRole::gate || role == TensorRole::up;
+}
+
 }  // namespace
 
 std::vector<TensorJob> tensor_jobs(const CheckpointReader& source, const ModelConfig& dense,
                                    const ModelWidths& held, const ModelWidths& kept,
+                                   AddedBiases biases, const FeatureMeans* means,
                                    std::vector<std::string>& notes) {
   check_widths(dense, held);
   check_widths(dense, kept);
+  ModelConfig written = dense;
+  written.output_bias = biases != AddedBiases::none;
   const Range vocabulary{0, dense.vocabulary};
   Problems problems;
   std::vector<TensorJob> jobs;
   std::set<std::string> read;
-  for (TensorSpec& spec : tensor_catalog(dense)) {
-    const TensorInfo* info = checked_info(source, spec, shape_with(spec, dense, held), problems);
+  std::map<TensorRole, TensorJob> weights;  // of the layer at hand
+  for (TensorSpec& spec : tensor_catalog(written)) {
     read.insert(spec.name);
+    if (is_output_bias(spec.role)) {
+      if (dense.output_bias) checked_info(source, spec, spec.shape, problems);
+      const auto weight =
+          weights.find(spec.role == TensorRole::o_bias ? TensorRole::o : TensorRole::down);
+      if (weight != weights.end())
+        jobs.push_back(
+            output_bias_job(source, dense, held, kept, std::move(spec), weight->second, means));
+      continue;
+    }
+    const TensorInfo* info = checked_info(source, spec, shape_with(spec, dense, held), problems);
     TensorJob job;
     job.shape = shape_with(spec, dense, kept);
     if (info == nullptr && !has_no_elements(job.shape)) continue;  // reported already
@@ -197,7 +222,10 @@ std::vector<TensorJob> tensor_jobs(const CheckpointReader& source, const ModelCo
     job.slice = slice_of(spec, dense, held, vocabulary, kept, vocabulary);
     job.bytes = elements_of(job.shape) * size_of(job.dtype);
     job.spec = std::move(spec);
+    if (written.output_bias && job.spec.layer >= 0) weights.insert_or_assign(job.spec.role, job);
     jobs.push_back(std::move(job));
+    if (biases == AddedBiases::all && reads_hidden(jobs.back().spec.role))
+      jobs.push_back(zero_bias_job(jobs.back()));
   }
   problems.throw_if_any();
   note_unread(source, dense, read, notes);

@@ -68,6 +68,8 @@ at::Tensor& LayerWeights::by_role(TensorRole role) {
       return k_bias_KE;
     case TensorRole::v_bias:
       return v_bias_KE;
+    case TensorRole::o_bias:
+      return o_bias_D;
     case TensorRole::q_norm:
       return q_norm_E;
     case TensorRole::k_norm:
@@ -80,6 +82,8 @@ at::Tensor& LayerWeights::by_role(TensorRole role) {
       return up_FD;
     case TensorRole::down:
       return down_DF;
+    case TensorRole::down_bias:
+      return down_bias_D;
     case TensorRole::embedding:
     case TensorRole::final_norm:
     case TensorRole::head:
@@ -200,8 +204,14 @@ at::Tensor CausalLM::attention(std::int64_t layer, const at::Tensor& q_BH1E,
   return a_BHE.unsqueeze(2);
 }
 
-HalfOutput CausalLM::no_units(const at::Tensor& x_BTD) {
-  return {at::zeros_like(x_BTD), at::zeros({x_BTD.size(0), x_BTD.size(1), 0}, x_BTD.options())};
+at::Tensor CausalLM::added_once(const at::Tensor& bias_D) const {
+  return tensor_index_ == 0 ? bias_D : at::Tensor();
+}
+
+HalfOutput CausalLM::no_units(const at::Tensor& x_BTD, const at::Tensor& bias_D) const {
+  at::Tensor partial_BTD = at::zeros_like(x_BTD);
+  if (const at::Tensor bias = added_once(bias_D); bias.defined()) partial_BTD.add_(bias);
+  return {partial_BTD, at::zeros({x_BTD.size(0), x_BTD.size(1), 0}, x_BTD.options())};
 }
 
 CausalLM::Projections CausalLM::project(std::int64_t l, const at::Tensor& x_BTD,
@@ -224,12 +234,12 @@ CausalLM::Projections CausalLM::project(std::int64_t l, const at::Tensor& x_BTD,
 
 HalfOutput CausalLM::attention_output(std::int64_t l, const at::Tensor& a_BHTE) const {
   const at::Tensor gate = a_BHTE.transpose(1, 2).flatten(2);
-  return {at::linear(gate, layer(l).o_DHE), gate};
+  return {at::linear(gate, layer(l).o_DHE, added_once(layer(l).o_bias_D)), gate};
 }
 
 HalfOutput CausalLM::attention_half(std::int64_t l, const at::Tensor& x_BTD,
                                     const PackedRows* packed) const {
-  if (widths(l).query_heads.empty()) return no_units(x_BTD);
+  if (widths(l).query_heads.empty()) return no_units(x_BTD, layer(l).o_bias_D);
   const RotaryTable table =
       packed == nullptr ? rotary(x_BTD.size(1)) : packed->rotary(rotary(packed->positions()));
   const Projections p = project(l, x_BTD, table);
@@ -237,7 +247,7 @@ HalfOutput CausalLM::attention_half(std::int64_t l, const at::Tensor& x_BTD,
 }
 
 HalfOutput CausalLM::attention_half(std::int64_t l, const at::Tensor& x_BTD, KvCache& cache) const {
-  if (widths(l).query_heads.empty()) return no_units(x_BTD);
+  if (widths(l).query_heads.empty()) return no_units(x_BTD, layer(l).o_bias_D);
   RotaryTable table = rotary(cache.slots());
   if (cache.takes_prompts()) {
     table = rotary(x_BTD.size(1));
@@ -255,10 +265,10 @@ HalfOutput CausalLM::attention_half(std::int64_t l, const at::Tensor& x_BTD, KvC
 
 HalfOutput CausalLM::mlp_half(std::int64_t l, const at::Tensor& x_BTD) const {
   const LayerWeights& w = layer(l);
-  if (widths(l).channels.empty()) return no_units(x_BTD);
+  if (widths(l).channels.empty()) return no_units(x_BTD, w.down_bias_D);
   const at::Tensor n_BTD = rms_norm(x_BTD, w.mlp_norm_D);
   const at::Tensor gate = at::silu(at::linear(n_BTD, w.gate_FD)) * at::linear(n_BTD, w.up_FD);
-  return {at::linear(gate, w.down_DF), gate};
+  return {at::linear(gate, w.down_DF, added_once(w.down_bias_D)), gate};
 }
 
 void CausalLM::apply(const ModelWidths& kept) {

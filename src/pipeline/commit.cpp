@@ -101,10 +101,12 @@ Inputs recorded_inputs(const Commit& commit) {
                           origin + "/" + kManifest);
 }
 
-std::vector<std::byte> state_image(const PruningPlan& plan, const ScoreTable& scores) {
+std::vector<std::byte> state_image(const PruningPlan& plan, const ScoreTable& scores,
+                                   const std::optional<FeatureMeans>& means) {
   Hdf5Writer file;
   write_plan(file, "", plan);
   write_scores(file, "", scores);
+  if (means) write_feature_means(file, "", *means);
   return file.finish();
 }
 

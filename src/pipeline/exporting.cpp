@@ -50,7 +50,8 @@ ModelCard card_of(const Source& source, const PruneRules& rules, const ExportFac
   for (const auto* row : {first, first == last ? nullptr : last})
     if (row != nullptr)
       card.facts.emplace_back(
-          fmt::format("Perplexity, iteration {}", json_text(row->at("iteration"))),
+          fmt::format("Perplexity, iteration {}{}", json_text(row->at("iteration")),
+                      facts.means ? ", without output biases" : ""),
           perplexities(*row));
   return card;
 }
@@ -61,7 +62,8 @@ ExportReport export_plan(const Source& source, const PruneRules& rules, ExportFo
                          const fs::path& out, const ExportFacts& facts) {
   ExportOptions options;
   options.out = out;
-  options.plan_image = plan_image_of(facts.plan);
+  options.means = facts.means;
+  options.plan_image = plan_image_of(facts.plan, facts.means);
   options.plan_digest = facts.plan.digest();
   options.provenance = json_text(facts.provenance, 2);
   options.card = card_of(source, rules, facts);
@@ -92,14 +94,16 @@ Origin origin_of_plan(const fs::path& plan, const fs::path& model) {
   if (model.empty())
     throw Error(ExitCode::usage, "a plan file without --model", "a plan names units, not weights",
                 "Name the checkpoint it belongs to with --model DIR.");
-  Origin origin{{open_source(model), {}, {}}, {}};
+  Origin origin{{open_source(model), {}, {}, {}}, {}};
   PlanFamily& family = origin.family;
   // A plan file knows no rules: its smaller plans are the beginnings of its order.
   PruneConfig prune;
   prune.protect.first_layers = 0;
   prune.protect.last_layers = 0;
   family.rules = prune_rules(family.source.config, prune);
-  family.plan = read_plan(Hdf5Reader::open(plan), "", family.source.config);
+  const Hdf5Reader file = Hdf5Reader::open(plan);
+  family.plan = read_plan(file, "", family.source.config);
+  family.means = read_feature_means(file, "", family.source.config);
   origin.facts.provenance = {{"schema", 1},
                              {"model", utf8_text(absolute_path(model).string())},
                              {"plan", utf8_text(absolute_path(plan).string())}};
@@ -115,6 +119,7 @@ ExportOutcome export_run(const ExportRequest& request) {
   if (request.measure) family.rules.measure = *request.measure;
   require_continuation(family.source, family.plan, "the plan of " + request.from.string());
   origin.facts.plan = request.sparsity ? family.part(*request.sparsity) : family.plan;
+  if (request.compensate) origin.facts.means = family.means;
   for (const std::string& note : family.source.notes) log::info("note: {}", note);
   return {export_plan(family.source, family.rules, request.format, request.out, origin.facts),
           sparsity_of(family.source.config, family.rules, origin.facts.plan)};
@@ -254,6 +259,12 @@ void check_parents(Problems& problems, const fs::path& out) {
 }
 
 }  // namespace
+
+void require_export_forms(const Source& source, const RunConfig& config) {
+  if (config.prune.compensation == Compensation::none && !source.config.output_bias) return;
+  for (const ExportConfig& target : config.exports)
+    if (target.format == ExportFormat::uniform) require_output_biases(source.config.family);
+}
 
 void require_export_places(const RunDirectory& run, const RunConfig& config, Ahead ahead) {
   Problems problems;

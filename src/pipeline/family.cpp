@@ -104,12 +104,13 @@ PlanFamily family_of_run(const fs::path& run, const fs::path& model) {
     throw Error(ExitCode::missing_input, "the run has no valid commit to export",
                 rejected.empty() ? "there is none yet" : "none of them verifies",
                 "Let it finish an iteration first.", run.string());
-  PlanFamily family{open_source(model_of_run(config, model)), {}, {}};
+  PlanFamily family{open_source(model_of_run(config, model)), {}, {}, {}};
   log::info("model as the run began: {}",
             require_same_model(family.source, *commit, Thoroughness::facts));
   family.rules = prune_rules(family.source.config, config.prune);
-  family.plan = read_plan(Hdf5Reader::from_image(commit->state, (run / "ckpt").string()), "",
-                          family.source.config);
+  const Hdf5Reader state = Hdf5Reader::from_image(commit->state, (run / "ckpt").string());
+  family.plan = read_plan(state, "", family.source.config);
+  family.means = read_feature_means(state, "", family.source.config);
   return family;
 }
 

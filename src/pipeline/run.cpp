@@ -122,6 +122,8 @@ class PruningRun {
       plan_ = start_;
       require_reachable(source_->config, rules_, start_, config_.prune.target.value());
       require_work(source_->config, rules_, start_, config_.prune.target.value());
+      require_export_forms(*source_, config_);
+      if (config_.prune.compensation == Compensation::mean) means_ = start_means(*source_);
       options_ = compute_options(config_, *source_, runtime_);
       if (request_.strict_paths) refuse_links(config_, *source_);
       // A wrong token file must not be found after an hour.
@@ -174,7 +176,9 @@ class PruningRun {
     const std::string losses = world_.broadcast_text(saved_losses(), 0);
     together(world_, "resume", [&] {
       if (!state.empty()) {
-        plan_ = read_plan(Hdf5Reader::from_image(bytes_of(state), "state.h5"), "", source_->config);
+        const Hdf5Reader file = Hdf5Reader::from_image(bytes_of(state), "state.h5");
+        plan_ = read_plan(file, "", source_->config);
+        if (means_) means_ = means_in(file);
         require_continuation(*source_, plan_, "the run's commit");
       }
       if (!sums.empty()) paused_ = read_sums(Hdf5Reader::from_image(bytes_of(sums), "sums.h5"));
@@ -194,6 +198,16 @@ class PruningRun {
         log::info("limit    stops in time before {} are over", duration(request_.max_seconds));
     });
     monitor_.leave();
+  }
+
+  /// A commit of a run that compensates has them.
+  FeatureMeans means_in(const Hdf5Reader& file) const {
+    std::optional<FeatureMeans> means = read_feature_means(file, "", source_->config);
+    if (!means)
+      throw Error(ExitCode::config, "prune.compensation = mean, and the run's commit has no means",
+                  "it was begun without compensation", "Begin anew in another run directory.",
+                  "state.h5");
+    return std::move(*means);
   }
 
   /// Losses of earlier passes as the commit that we start from has them.
@@ -325,6 +339,7 @@ class PruningRun {
     warn_of_stragglers(i);
     record_overlap(pass, i);
     plan_ = step.plan;
+    if (means_) keep_means_of_fallen(*means_, pass.means.value(), source_->config, plan_);
     nlohmann::ordered_json row = describe(i);
     row["target"] = target_of(i);
     add_step(row, pass, step, tensor, data, world);
@@ -366,6 +381,7 @@ class PruningRun {
     request.spare_bytes = spare_memory(config_, options_, runtime_);
     request.share_prompts = config_.share_prompts;
     request.each_domain = wants_overlap(i);
+    request.means = means_.has_value();
     return request;
   }
 
@@ -522,7 +538,7 @@ class PruningRun {
 
   void commit(const ScoreTable& scores, const nlohmann::ordered_json& row) {
     save(CommitKind::iteration, plan_.iteration, [&] {
-      return Saved{state_image(plan_, scores),
+      return Saved{state_image(plan_, scores, means_),
                    {{"metrics", row}, {"losses", losses_json(losses_)}}};
     });
   }
@@ -557,7 +573,7 @@ class PruningRun {
   }
 
   void write_plan_file() const {
-    const std::vector<std::byte> image = plan_image_of(plan_);
+    const std::vector<std::byte> image = plan_image_of(plan_, means_);
     replace_file(directory_->path() / "plan.h5",
                  std::string_view(reinterpret_cast<const char*>(image.data()), image.size()));
   }
@@ -607,7 +623,7 @@ class PruningRun {
         try {
           write_run_export(
               *source_, rules_, *directory_, target,
-              {plan_, provenance_, directory_->metrics(), [&] { leave_on_request(); }});
+              {plan_, means_, provenance_, directory_->metrics(), [&] { leave_on_request(); }});
         } catch (const stop::Stopped&) {
           // The agreement below tells the others.
         }
@@ -660,8 +676,9 @@ class PruningRun {
   Monitor monitor_;
   std::optional<Source> source_;
   PruneRules rules_;
-  PruningPlan start_;  // before the first iteration of this run
-  PruningPlan plan_;   // now
+  PruningPlan start_;                  // before the first iteration of this run
+  PruningPlan plan_;                   // now
+  std::optional<FeatureMeans> means_;  // of what fell, where that is compensated for
   ComputeOptions options_;
   Inputs inputs_;
   std::optional<RunDirectory> directory_;  // rank 0 only

@@ -25,15 +25,22 @@ Source open_source(const fs::path& directory) {
   CheckpointReader reader = CheckpointReader::open(directory);
   ModelWidths widths = dense_widths(config);
   std::optional<PruningPlan> plan;
+  std::optional<FeatureMeans> means;
   std::vector<std::string> notes = config.notes;
   if (config.exported) {
     ExportedWidths exported = read_exported_widths(directory, config);
     widths = std::move(exported.widths);
     plan = std::move(exported.plan);
+    means = std::move(exported.means);
     notes.insert(notes.end(), exported.notes.begin(), exported.notes.end());
   }
-  Source source{std::move(config), std::move(reader), std::move(widths),
-                std::move(plan),   std::move(notes),  {}};
+  Source source{std::move(config),
+                std::move(reader),
+                std::move(widths),
+                std::move(plan),
+                std::move(means),
+                std::move(notes),
+                {}};
   CheckpointRemarks remarks = check_checkpoint(source.config, source.weights());
   source.notes.insert(source.notes.end(), remarks.notes.begin(), remarks.notes.end());
   source.warnings = std::move(remarks.warnings);
@@ -50,6 +57,10 @@ PruningPlan start_plan(const Source& source, AttentionUnit unit) {
                 fmt::format("the model was pruned with {}", name_of(source.plan->attention_unit)),
                 fmt::format("Set prune.attention_unit: {}.", name_of(source.plan->attention_unit)));
   return *source.plan;
+}
+
+FeatureMeans start_means(const Source& source) {
+  return source.means ? *source.means : no_feature_means(source.config);
 }
 
 void require_continuation(const Source& source, const PruningPlan& plan,

@@ -57,11 +57,12 @@ std::string check_commit(const fs::path& path, const ModelConfig& config) {
     throw Error(ExitCode::bad_content, "the manifest names another plan digest",
                 "both are written together", kDamaged, path.string());
   const ScoreTable scores = read_scores(file, "");
+  const bool means = read_feature_means(file, "", config).has_value();
   require_scores_of(plan, scores);
-  return fmt::format("{}: {} removed, {}, digest {}", path.filename().string(),
+  return fmt::format("{}: {} removed, {}, {}digest {}", path.filename().string(),
                      counted(plan.removed(), "unit"),
                      counted(scores.attention.score.size() + scores.mlp.score.size(), "score"),
-                     plan.digest().substr(0, 16));
+                     means ? "means of what fell, " : "", plan.digest().substr(0, 16));
 }
 
 void collect(Problems& problems, const std::function<void()>& work) {
@@ -106,7 +107,9 @@ Verification verify_run(const fs::path& path, Thoroughness how) {
   if (any) collect(problems, [&] { result.checked.push_back(check_model(path, *any, how)); });
   if (path_exists(path / "plan.h5"))
     collect(problems, [&] {
-      const PruningPlan plan = read_plan(Hdf5Reader::open(path / "plan.h5"), "", config);
+      const Hdf5Reader file = Hdf5Reader::open(path / "plan.h5");
+      const PruningPlan plan = read_plan(file, "", config);
+      read_feature_means(file, "", config);
       if (plan.digest() != newest)
         result.warnings.emplace_back(
             "plan.h5 is not that of the newest commit (a run rewrites it when it continues)");

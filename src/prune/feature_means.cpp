@@ -27,6 +27,8 @@ UnitMatrix<double> none(std::int64_t layers, std::int64_t features) {
               "Take the file from another commit or export of the run.", where);
 }
 
+std::string object(const std::string& group) { return group.empty() ? "/" : group; }
+
 std::string path_of(const std::string& group, UnitKind kind) {
   return fmt::format("{}/means/{}", group, name_of(kind));
 }
@@ -104,13 +106,12 @@ void write_feature_means(Hdf5Writer& file, const std::string& group, const Featu
     file.write(path_of(group, kind), std::span<const double>(matrix.values),
                {matrix.layers, matrix.units});
   }
-  file.attribute(group + "/means", "digest", means.digest());
+  file.attribute(object(group), "means_digest", means.digest());
 }
 
 std::optional<FeatureMeans> read_feature_means(const Hdf5Reader& file, const std::string& group,
                                                const ModelConfig& config) {
-  const std::string top = group + "/means";
-  if (!file.has(top)) return std::nullopt;
+  if (!file.has(group + "/means")) return std::nullopt;
   FeatureMeans means = no_feature_means(config);
   for (const UnitKind kind : kKinds) {
     const std::string path = path_of(group, kind);
@@ -125,9 +126,10 @@ std::optional<FeatureMeans> read_feature_means(const Hdf5Reader& file, const std
       if (std::isnan(value)) value = std::numeric_limits<double>::quiet_NaN();
     }
   }
-  const std::string digest = file.attribute_string(top, "digest");
+  const std::string top = object(group);
+  const std::string digest = file.attribute_string(top, "means_digest");
   if (digest != means.digest())
-    refuse(top, fmt::format("the digest is {}", digest),
+    refuse(top, fmt::format("the digest of the means is {}", digest),
            fmt::format("the content's digest is {}", means.digest()));
   return means;
 }

@@ -50,6 +50,7 @@ class CatalogBuilder {
       vector(attn + "k_proj.bias", TensorRole::k_bias, AxisKind::kv);
       vector(attn + "v_proj.bias", TensorRole::v_bias, AxisKind::kv);
     }
+    if (config_.output_bias) vector(attn + "o_proj.bias", TensorRole::o_bias, AxisKind::whole);
     if (config_.qk_norm) {
       head_norm(attn + "q_norm.weight", TensorRole::q_norm);
       head_norm(attn + "k_norm.weight", TensorRole::k_norm);
@@ -62,6 +63,8 @@ class CatalogBuilder {
     matrix(prefix + "mlp.gate_proj.weight", TensorRole::gate, AxisKind::channel, AxisKind::whole);
     matrix(prefix + "mlp.up_proj.weight", TensorRole::up, AxisKind::channel, AxisKind::whole);
     matrix(prefix + "mlp.down_proj.weight", TensorRole::down, AxisKind::whole, AxisKind::channel);
+    if (config_.output_bias)
+      vector(prefix + "mlp.down_proj.bias", TensorRole::down_bias, AxisKind::whole);
   }
 
   void matrix(std::string name, TensorRole role, AxisKind rows, AxisKind columns) {
@@ -168,10 +171,15 @@ bool has_no_elements(const std::vector<std::int64_t>& shape) {
   return std::find(shape.begin(), shape.end(), 0) != shape.end();
 }
 
+bool is_output_bias(TensorRole role) {
+  return role == TensorRole::o_bias || role == TensorRole::down_bias;
+}
+
 // The norms of a layer without heads or channels stay in the checkpoint, so they are counted.
 ParameterCount count_parameters(const ModelConfig& config, const ModelWidths& widths) {
   ParameterCount count;
   for (const TensorSpec& spec : tensor_catalog(config)) {
+    if (is_output_bias(spec.role)) continue;
     std::int64_t elements = 1;
     for (const std::int64_t n : shape_with(spec, config, widths)) elements *= n;
     count.total += elements;

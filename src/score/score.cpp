@@ -67,6 +67,7 @@ class Pass {
     grid_.data().control().all_reduce_sum(std::span<std::int64_t>(&tokens_, 1));
     pass.table = finished_table();
     pass.of_domains = tables_of_domains();
+    if (request_.means) pass.means = feature_means();
     seconds_["reduce"] += seconds_since(begin);
     pass.seconds = seconds_;
     pass.statistics_bytes = statistics_bytes_;
@@ -330,6 +331,7 @@ class Pass {
         rows_ = std::exchange(alone_, {});
       else
         rows_.push_back(checked({shares(), tokens}, "all domains"));
+      if (request_.means) means_ = statistics_->mean_inputs({shares(), tokens});
     });
     fault::hit("reduce.exit");
     seconds_["reduce"] += seconds_since(begin);
@@ -430,6 +432,34 @@ class Pass {
     return blocks;
   }
 
+  /// Collective over the tensor group.
+  FeatureMeans feature_means() const {
+    ESPALIER_CHECK(means_.has_value(), "means are asked of a criterion that sums no features");
+    const ModelConfig& config = model_.config();
+    const NumbersOf features = [&](const LayerWidths& widths, UnitKind half) {
+      return gate_entries(widths, half, config);
+    };
+    FeatureMeans means = no_feature_means(config);
+    for (const UnitKind kind : {UnitKind::attention, UnitKind::mlp}) {
+      const std::vector<LayerValues> rows =
+          units_.gathered({*means_}, kind, features, grid_.tensor().control());
+      const std::int64_t width = kind == UnitKind::mlp ? 1 : config.head_dim;
+      for (std::int64_t l = 0; l < model_.layers(); ++l) {
+        const std::vector<double>& values = rows.front()[static_cast<std::size_t>(l)];
+        auto next = values.begin();
+        if (units_.is_scored(l, kind))
+          for (const ShardWidths& shard : model_.shards()) {
+            const LayerWidths& held = shard.widths.layers[static_cast<std::size_t>(l)];
+            for (const std::int32_t unit : kind == UnitKind::mlp ? held.channels : held.query_heads)
+              for (std::int64_t e = 0; e < width; ++e)
+                means.of(kind).at(l, unit * width + e) = *next++;
+          }
+        ESPALIER_CHECK(next == values.end(), "gathered means do not match the shards' features");
+      }
+    }
+    return means;
+  }
+
   struct Broken {
     std::int64_t micro_batch = 0;  // place in the traversal's order
     Problems problems;
@@ -451,6 +481,7 @@ class Pass {
   std::optional<std::vector<UnitSums>> continued_;  // sums of it, from the paused pass
   std::vector<UnitSums> rows_;         // values of the table's rows: of each domain, or of all data
   std::vector<UnitSums> alone_;        // of each domain beside a pooled row
+  std::optional<UnitSums> means_;      // of this rank's entries at the gates
   std::vector<Broken> broken_;         // of the traversal under way, on this rank
   std::vector<SkippedBatch> skipped_;  // no longer in the data
   std::map<std::string, double> seconds_;

@@ -22,6 +22,8 @@ std::vector<double> Statistics::of_units(UnitKind, std::vector<double> values,
   return values;
 }
 
+std::optional<UnitSums> Statistics::mean_inputs(const Mixture&) const { return std::nullopt; }
+
 std::int64_t Statistics::sums_of(const LayerWidths& widths, UnitKind half) const {
   return static_cast<std::int64_t>(unit_numbers(widths, unit_, half).size());
 }

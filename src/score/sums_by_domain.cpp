@@ -75,15 +75,24 @@ Problems SumsByDomain::reduce(const RankGroup& data) {
   return {};
 }
 
-UnitSums SumsByDomain::finish(const Mixture& mixture) const {
+UnitSums SumsByDomain::of_halves(
+    const std::function<std::vector<double>(
+        std::int64_t, UnitKind, const std::vector<std::span<const double>>&)>& of_half) const {
   UnitSums values(static_cast<std::size_t>(model().layers()));
   for_each_observed([&](std::int64_t layer, UnitKind half) {
     const auto l = static_cast<std::size_t>(layer), k = static_cast<std::size_t>(half);
     std::vector<std::span<const double>> by_domain;
     for (const UnitSums& row : reduced_) by_domain.emplace_back(row[l][k]);
-    values[l][k] = value(layer, half, by_domain, mixture);
+    values[l][k] = of_half(layer, half, by_domain);
   });
   return values;
+}
+
+UnitSums SumsByDomain::finish(const Mixture& mixture) const {
+  return of_halves([&](std::int64_t layer, UnitKind half,
+                       const std::vector<std::span<const double>>& by_domain) {
+    return value(layer, half, by_domain, mixture);
+  });
 }
 
 std::int64_t SumsByDomain::bytes() const {

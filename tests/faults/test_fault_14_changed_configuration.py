@@ -67,6 +67,8 @@ FROZEN = {
 }
 # Of another criterion there is nothing to reduce: changed in a start of its own.
 BY_ITSELF = {"importance.criterion": "taylor_gate"}
+# One needs the other.
+TOGETHER = {"importance.criterion": "flap", "prune.compensation": "mean"}
 # Elements of lists that the run has none of: the list is then what changes, from none to one.
 FIRST_ELEMENTS = {
     "evaluation.multiple_choice": "[{{name: other, tokens: {folder}/options.h5}}]",
@@ -99,7 +101,7 @@ class ChangedConfiguration(Finished):
 
     def test_every_key_is_known_as_free_or_frozen(self):
         keys = self.keys()
-        known = {*FREE, *FROZEN, *BY_ITSELF, *LISTS, *FIRST_ELEMENTS}
+        known = {*FREE, *FROZEN, *BY_ITSELF, *TOGETHER, *LISTS, *FIRST_ELEMENTS}
         known |= {key for key in keys if key.partition("[].")[0] in FIRST_ELEMENTS}
         self.assertEqual(sorted(set(keys) ^ known), [], "keys that this test does not know, or that are gone")
         self.assertEqual(sorted(key for key, free in keys.items() if free), sorted(FREE))
@@ -126,6 +128,7 @@ class ChangedConfiguration(Finished):
         before = {path: path.read_bytes() for path in files}
         self.refused(run_dir, FROZEN)
         self.refused(run_dir, BY_ITSELF)
+        self.refused(run_dir, TOGETHER)
         self.assertEqual({path: path.read_bytes() for path in before}, before, "a refused command changes nothing")
 
     def test_a_list_that_was_empty(self):

@@ -13,6 +13,7 @@
 #include <fmt/format.h>
 
 #include "espalier/calib/token_file.h"
+#include "espalier/prune/feature_means.h"
 #include "espalier/prune/plan_scores.h"
 #include "espalier/score/paused_pass.h"
 #include "espalier/store/files.h"
@@ -103,6 +104,50 @@ void seal_plan(Content& content) {
   plan.mlp_removed_at = matrix_of<std::int32_t>(content, "/mlp/removed_at");
   plan.mlp_order = matrix_of<std::int64_t>(content, "/mlp/order");
   content.attributes["digest"].value = plan.digest();
+}
+
+/// Of every second feature.
+FeatureMeans drawn_means(const ModelConfig& config, TextMutator& random) {
+  FeatureMeans means = no_feature_means(config);
+  for (const UnitKind kind : {UnitKind::attention, UnitKind::mlp})
+    for (double& value : means.of(kind).values)
+      if (random.below(2) == 0) value = 0.5 - 0.125 * static_cast<double>(random.below(9));
+  return means;
+}
+
+void put_means(Content& content, const FeatureMeans& means) {
+  for (const UnitKind kind : {UnitKind::attention, UnitKind::mlp}) {
+    const UnitMatrix<double>& matrix = means.of(kind);
+    content.datasets[fmt::format("/means/{}", name_of(kind))] = floats(
+        {static_cast<hsize_t>(matrix.layers), static_cast<hsize_t>(matrix.units)}, matrix.values);
+  }
+  content.attributes["means_digest"].value = means.digest();
+}
+
+/// As seal_plan.
+void seal_means(Content& content) {
+  FeatureMeans means;
+  for (const UnitKind kind : {UnitKind::attention, UnitKind::mlp}) {
+    const auto found = content.datasets.find(fmt::format("/means/{}", name_of(kind)));
+    if (found == content.datasets.end() || found->second.shape.size() != 2) return;
+    const auto* values = std::get_if<std::vector<double>>(&found->second.values);
+    if (values == nullptr) return;
+    means.of(kind) = {static_cast<std::int64_t>(found->second.shape[0]),
+                      static_cast<std::int64_t>(found->second.shape[1]), *values};
+  }
+  content.attributes["means_digest"].value = means.digest();
+}
+
+std::string broken_means(const ModelConfig& config, const FeatureMeans& means) {
+  const FeatureMeans sizes = no_feature_means(config);
+  for (const UnitKind kind : {UnitKind::attention, UnitKind::mlp}) {
+    if (means.of(kind).layers != config.layers || means.of(kind).units != sizes.of(kind).units ||
+        means.of(kind).values.size() != sizes.of(kind).values.size())
+      return "means of another shape";
+    for (const double value : means.of(kind).values)
+      if (std::isinf(value)) return "a mean that is infinite";
+  }
+  return "";
 }
 
 std::string broken_plan(const ModelConfig& config, const PruningPlan& plan) {
@@ -360,11 +405,21 @@ class FormatFuzzer final : public fuzz::Fuzzer {
     Content content;
     const PruningPlan drawn = drawn_plan(config_, random_);
     put_plan(content, drawn);
+    const FeatureMeans means = drawn_means(config_, random_);
+    const bool has_means = random_.below(2) == 0;
+    if (has_means) put_means(content, means);
     const bool changed = random_.below(8) != 0;
     if (changed) fuzz::change(content, random_);
     if (random_.below(4) != 0) seal_plan(content);
+    if (has_means && random_.below(4) != 0) seal_means(content);
     put(content, trial);
     return read(trial, changed, "plan", [&] {
+      const std::optional<FeatureMeans> found = read_feature_means(reader(), "", config_);
+      if (!changed && found.has_value() != has_means) return std::string("means come or go");
+      if (!changed && found && found->digest() != means.digest())
+        return std::string("other means than were written");
+      if (found)
+        if (const std::string wrong = broken_means(config_, *found); !wrong.empty()) return wrong;
       const PruningPlan plan = read_plan(reader(), "", config_);
       if (!changed && !(plan == drawn)) return std::string("another plan than was written");
       return broken_plan(config_, plan);

@@ -33,7 +33,8 @@ def draw(config, unit, seed, empty_attention=(), empty_mlp=(), share=0.45):
     return removed
 
 
-def write(path, removed, unit, config_sha256):
+def write(path, removed, unit, config_sha256, means=None):
+    """`means`: {kind: [L, features]}, written beside the plan."""
     at = {kind: numpy.where(gone, 1, -1).astype("int32") for kind, gone in removed.items()}
     order, place = {}, 0
     for kind in ("attention", "mlp"):
@@ -52,6 +53,14 @@ def write(path, removed, unit, config_sha256):
             file[f"{kind}/order"] = order[kind]
         file.attrs.update({"format": "espalier-plan", "version": 1, "digest": digest.hexdigest(), "attention_unit": unit,
                            "iteration": 1, "model_config_sha256": config_sha256})
+        if means is None:
+            return
+        digest = hashlib.sha256()
+        for kind in ("attention", "mlp"):
+            file[f"means/{kind}"] = means[kind]
+            digest.update(numpy.asarray(means[kind].shape, dtype="<i8").tobytes())
+            digest.update(means[kind].astype("<f8").tobytes())
+        file.attrs["means_digest"] = digest.hexdigest()
 
 
 def mask(model, removed, unit):

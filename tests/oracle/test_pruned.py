@@ -75,7 +75,9 @@ class Reader:
         return torch.load(out)
 
 
-class Pruned:
+class Opened:
+    """A checkpoint, and what the program and transformers make of it."""
+
     layers = 4
     shape = {}
 
@@ -125,6 +127,8 @@ class Pruned:
         for reader in self.readers:
             yield reader.name, reader.logits(export, form, self.class_path / "tokens.pt")
 
+
+class Pruned(Opened):
     def check(self, removed, unit, layouts):
         plan = self.path / f"plan-{unit}.h5"
         plan_files.write(plan, removed, unit, hashlib.sha256((self.model / "config.json").read_bytes()).hexdigest())

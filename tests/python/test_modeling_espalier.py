@@ -302,6 +302,33 @@ class SameAsMasked(PrunedCase):
             actual = logits_of(self.load(directory, attention), batch)
             self.assert_close(actual, expected, what=attention)
 
+    @each_case(plans=["uneven", "middle layers empty", "first layer empty", "nothing but norms"])
+    def test_output_biases(self, model, plan, directory):
+        """Also of layers of which nothing else is left; saved and loaded again they are the same."""
+        batch, expected, tensors = batch_with_left_padding(), masked(model, plan), load_file(directory / "model.safetensors")
+        generator = torch.Generator().manual_seed(9)
+        for number, block in enumerate(expected.model.layers):
+            for name, module in (("self_attn.o_proj", block.self_attn.o_proj), ("mlp.down_proj", block.mlp.down_proj)):
+                module.bias = torch.nn.Parameter(0.5 * torch.randn(HIDDEN, generator=generator))
+                tensors[f"model.layers.{number}.{name}.bias"] = module.bias.detach().clone()
+        without = logits_of(self.load(directory), batch)
+        save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+        config = json.loads((directory / "config.json").read_text())
+        config["espalier"]["output_bias"] = True
+        (directory / "config.json").write_text(json.dumps(config))
+        wanted = logits_of(expected, batch)
+        self.assertGreater((wanted - without).abs().max().item(), 0.1, "the biases change nothing")
+        loaded, info = self.load(directory, output_loading_info=True)
+        for key in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            self.assertEqual(list(info[key]), [], key)
+        self.assert_close(logits_of(loaded, batch), wanted)
+        loaded.train()(**batch, labels=batch["input_ids"]).loss.backward()
+        for name, parameter in loaded.named_parameters():
+            self.assertIsNotNone(parameter.grad, name)
+        loaded.eval().save_pretrained(self.directory / "saved")
+        self.assert_close(logits_of(self.load(self.directory / "saved"), batch), wanted, what="saved again")
+        shutil.rmtree(self.directory / "saved")
+
     @each_case(plans=["uneven"])
     def test_exchanged_groups_are_noticed(self, model, plan, directory):
         """The comparison can fail: the same tensors read with another query-to-KV map."""

@@ -50,6 +50,9 @@ struct ModelConfig {
   bool tied_embeddings = false;
   /// q, k and v projections carry biases (Qwen2).
   bool qkv_bias = false;
+  /// o_proj and down_proj carry biases: of our exports that compensate for what was removed. Not of
+  /// the dense model, so no parameters of it.
+  bool output_bias = false;
   /// RMSNorm per head on q and k (Qwen3).
   bool qk_norm = false;
   /// [layers]; 0 = full causal attention.

@@ -27,6 +27,7 @@ enum class AttentionUnit { query_head, equal_per_group, kv_group };
 enum class Ranking { global, global_by_kind, local };
 enum class Measure { structures, parameters, total_parameters };
 enum class ScheduleShape { linear, gisp, cosine, exponential, geometric };
+enum class Compensation { none, mean };
 enum class Order { automatic, sample_major };
 enum class Recompute { automatic, all };
 enum class AttentionBackend { automatic, flash, math };
@@ -84,6 +85,7 @@ struct PruneConfig {
   /// Of shape exponential.
   double rate = 3.0;
   ProtectConfig protect;
+  Compensation compensation = Compensation::none;
 };
 
 struct NamedTokens {

@@ -13,6 +13,7 @@
 
 #include "espalier/config/model_config.h"
 #include "espalier/config/run_config.h"
+#include "espalier/prune/feature_means.h"
 #include "espalier/prune/plan.h"
 #include "espalier/prune/widths.h"
 #include "espalier/store/safetensors.h"
@@ -40,6 +41,10 @@ struct ExportOptions {
   /// Rows of a tensor are read and written in parts of so many bytes (or one row); two parts are
   /// held, one being read and one being written.
   std::size_t part_bytes = std::size_t{32} << 20;
+  /// What the features that fall gave on average: then o_proj and down_proj get biases, in the
+  /// dtype of their weights, which stand for what was removed from `held` to `kept`. They are added
+  /// to those that the source has; what it lost before is none of their business.
+  std::optional<FeatureMeans> means;
   /// Bytes of espalier_plan.h5, see plan_image_of.
   std::vector<std::byte> plan_image;
   /// config.json repeats it; empty = left out.
@@ -58,20 +63,23 @@ struct ExportReport {
   std::filesystem::path directory;
   std::int64_t tensors = 0;
   std::uint64_t weight_bytes = 0;
-  /// Of the exported model.
+  /// Of the exported model, biases included.
   ParameterCount parameters;
   /// Of the unpruned model.
   ParameterCount dense_parameters;
   /// Of the written config.json.
   std::string model_type;
+  /// o_proj and down_proj have biases.
+  bool output_bias = false;
   /// Of every file but provenance.json, by name.
   std::map<std::string, std::string> sha256;
   /// Things a user should know, one sentence each.
   std::vector<std::string> notes;
 };
 
-/// An HDF5 image of `plan` alone: the contents of espalier_plan.h5.
-std::vector<std::byte> plan_image_of(const PruningPlan& plan);
+/// An HDF5 image of `plan` and, if any, the means of what fell: the contents of espalier_plan.h5.
+std::vector<std::byte> plan_image_of(const PruningPlan& plan,
+                                     const std::optional<FeatureMeans>& means = {});
 
 /// Writes `source` (whose tensors have the widths `held`: dense_widths(dense), or those of the
 /// exact export it is) with the widths `kept`, in the `exact` form: true shapes per layer, the
@@ -116,11 +124,16 @@ void require_uniform(const ModelConfig& dense, const ModelWidths& kept);
 
 /// config.json of an export, made from the text of the source's: every key that is not about the
 /// pruned shape is kept; rope and dtype stand in the spellings of transformers 4 and 5 both.
-/// `stored` is the dtype of the weights, used when the source's config.json names none. Pure.
+/// `stored` is the dtype of the weights, used when the source's config.json names none. With
+/// `output_bias` o_proj and down_proj carry biases. Pure.
 std::string exact_config_json(const ModelConfig& dense, const ModelWidths& kept, DType stored,
-                              std::string_view plan_digest);
+                              std::string_view plan_digest, bool output_bias = false);
 std::string uniform_config_json(const ModelConfig& dense, const ModelWidths& kept, DType stored,
-                                std::string_view plan_digest);
+                                std::string_view plan_digest, bool output_bias = false);
+
+/// Throws Error(config) where the stock class of this family has no biases on o_proj and down_proj:
+/// only Llama's has. Pure.
+void require_output_biases(ModelFamily family);
 
 /// The bundled modelling file, as copied into every exact export.
 std::string_view modeling_file_text();
@@ -132,6 +145,8 @@ struct ExportedWidths {
   /// by another tool): `widths` then number the units of each layer by their places, which is
   /// enough to run the model and to prune it further.
   std::optional<PruningPlan> plan;
+  /// From espalier_plan.h5, of what it compensates for.
+  std::optional<FeatureMeans> means;
   /// Things a user should know.
   std::vector<std::string> notes;
 };

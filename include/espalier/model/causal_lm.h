@@ -29,6 +29,8 @@ struct LayerWeights {
   /// Projections, [rows, columns] as in the checkpoint.
   at::Tensor q_HED, k_KED, v_KED, o_DHE;
   at::Tensor q_bias_HE, k_bias_KE, v_bias_KE;
+  /// Whole on every tensor rank; added by the first.
+  at::Tensor o_bias_D, down_bias_D;
   at::Tensor q_norm_E, k_norm_E;
   at::Tensor mlp_norm_D;
   at::Tensor gate_FD, up_FD, down_DF;
@@ -111,8 +113,10 @@ class CausalLM {
   Projections project(std::int64_t layer, const at::Tensor& x_BTD, const RotaryTable& table) const;
   /// What attention gave, [B, H, T, E], through o_proj.
   HalfOutput attention_output(std::int64_t layer, const at::Tensor& a_BHTE) const;
-  /// Of a half without units on this rank.
-  static HalfOutput no_units(const at::Tensor& x_BTD);
+  /// Of a half without units on this rank: the bias alone, if any.
+  HalfOutput no_units(const at::Tensor& x_BTD, const at::Tensor& bias_D) const;
+  /// The bias on the one tensor rank that adds it to its part of a sum, undefined on the others.
+  at::Tensor added_once(const at::Tensor& bias_D) const;
   at::Tensor attention(std::int64_t layer, const at::Tensor& q_BHTE, at::Tensor k_BKTE,
                        at::Tensor v_BKTE, const PackedRows* packed = nullptr) const;
   /// One token of each row, looking back into the cache.

@@ -12,6 +12,7 @@
 
 #include "espalier/core/error.h"
 #include "espalier/pipeline/fingerprint.h"
+#include "espalier/prune/feature_means.h"
 #include "espalier/prune/plan.h"
 #include "espalier/prune/score_table.h"
 
@@ -37,8 +38,10 @@ struct Commit {
 /// of another version.
 Inputs recorded_inputs(const Commit& commit);
 
-/// The bytes of state.h5: plan and scores side by side in the root group.
-std::vector<std::byte> state_image(const PruningPlan& plan, const ScoreTable& scores);
+/// The bytes of state.h5: plan, scores and, if any, the means of what fell side by side in the root
+/// group.
+std::vector<std::byte> state_image(const PruningPlan& plan, const ScoreTable& scores,
+                                   const std::optional<FeatureMeans>& means = {});
 
 /// Commits of one run directory. Only rank 0 calls these.
 class CommitStore {

@@ -18,6 +18,8 @@ namespace espalier {
 /// What an export is told about the run it comes from.
 struct ExportFacts {
   PruningPlan plan;
+  /// Of what fell: the export compensates for it.
+  std::optional<FeatureMeans> means;
   nlohmann::ordered_json provenance;
   /// Rows of metrics.jsonl; may be empty.
   std::vector<nlohmann::ordered_json> metrics;
@@ -29,6 +31,10 @@ struct ExportFacts {
 /// Writes one export of `facts.plan` with model card and provenance. One process alone.
 ExportReport export_plan(const Source& source, const PruneRules& rules, ExportFormat format,
                          const std::filesystem::path& out, const ExportFacts& facts);
+
+/// Throws Error(config) where a run that compensates for what it removes, or whose source has
+/// output biases, is to write an export in a form that cannot hold them, whatever its widths.
+void require_export_forms(const Source& source, const RunConfig& config);
 
 /// Looks at the places of a run's exports before hours of work go into them. Throws config when two
 /// share a place, cannot_create when something stands there that the run may not replace: anything
@@ -52,6 +58,8 @@ struct ExportRequest {
   std::filesystem::path model;
   std::filesystem::path out;
   ExportFormat format = ExportFormat::exact;
+  /// Write biases for what fell, where the run or the plan file has the means.
+  bool compensate = true;
   /// A smaller plan of the same run, in `measure`.
   std::optional<double> sparsity;
   /// Absent = the run's own prune.measure.

@@ -16,6 +16,8 @@ struct PlanFamily {
   PruneRules rules;
   /// The largest.
   PruningPlan plan;
+  /// Of what fell, where the run compensates for it.
+  std::optional<FeatureMeans> means;
 
   /// What the source had lost before: the smallest.
   PruningPlan base() const { return start_plan(source, plan.attention_unit); }

@@ -11,6 +11,7 @@
 #include "espalier/model/load.h"
 #include "espalier/pipeline/commit.h"
 #include "espalier/pipeline/fingerprint.h"
+#include "espalier/prune/feature_means.h"
 #include "espalier/prune/plan.h"
 #include "espalier/store/safetensors.h"
 
@@ -25,6 +26,8 @@ struct Source {
   ModelWidths widths;
   /// Of an exact export that still carries one.
   std::optional<PruningPlan> plan;
+  /// Of what that plan compensates for.
+  std::optional<FeatureMeans> means;
   std::vector<std::string> notes;
   std::vector<std::string> warnings;
 
@@ -38,6 +41,10 @@ Source open_source(const std::filesystem::path& directory);
 /// the export without its plan, plan_of_widths. Throws Error(config) when the export was pruned
 /// with another attention unit.
 PruningPlan start_plan(const Source& source, AttentionUnit unit);
+
+/// The means that a run on this source starts with: the export's own, so that they stay known where
+/// a plan of several runs is exported from the model that the first one pruned.
+FeatureMeans start_means(const Source& source);
 
 /// Throws Error(bad_content) unless `plan` (of `origin`, as a message names it) continues the plan
 /// that the source starts from: otherwise its units are others than the source's tensors hold.

@@ -41,7 +41,7 @@ void keep_means_of_fallen(FeatureMeans& kept, const FeatureMeans& pass, const Mo
 void require_means(const FeatureMeans& means, const ModelConfig& config, const ModelWidths& have,
                    const ModelWidths& want, const std::string& origin);
 
-/// Beside a plan, in the group `means` of its group.
+/// Beside a plan: the group `means` in the plan's group, and its attribute `means_digest`.
 void write_feature_means(Hdf5Writer& file, const std::string& group, const FeatureMeans& means);
 /// Nothing where there are none. Validates shapes, numbers (finite, or NaN) and the digest.
 std::optional<FeatureMeans> read_feature_means(const Hdf5Reader& file, const std::string& group,

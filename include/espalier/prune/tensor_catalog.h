@@ -43,12 +43,14 @@ enum class TensorRole {
   q_bias,
   k_bias,
   v_bias,
+  o_bias,
   q_norm,
   k_norm,
   mlp_norm,
   gate,
   up,
   down,
+  down_bias,
 };
 
 /// One tensor of the checkpoint under its Hugging Face name.
@@ -64,7 +66,8 @@ struct TensorSpec {
   std::array<AxisKind, 2> axes{AxisKind::whole, AxisKind::whole};
 };
 
-/// Every tensor that the dense model needs, in checkpoint order. A tied model has no head.
+/// Every tensor that the dense model needs, in checkpoint order, and output biases where
+/// config.output_bias. A tied model has no head.
 std::vector<TensorSpec> tensor_catalog(const ModelConfig& config);
 /// Those of one decoder layer.
 std::vector<TensorSpec> layer_tensors(const ModelConfig& config, int layer);
@@ -91,8 +94,11 @@ std::vector<std::int64_t> shape_with(const TensorSpec& spec, const ModelConfig& 
 /// checkpoint: transformers leaves it out when it saves one of our exports again.
 bool has_no_elements(const std::vector<std::int64_t>& shape);
 
+/// Whether the tensor is a bias of o_proj or down_proj, which only some of our exports have.
+bool is_output_bias(TensorRole role);
+
 /// Parameters of the decoder layers (norms included), of the whole model, for the given widths.
-/// A tied head is counted once.
+/// A tied head is counted once; output biases, which the unpruned model has not, are not.
 struct ParameterCount {
   std::int64_t decoder = 0;
   std::int64_t total = 0;

@@ -9,6 +9,7 @@
 #include "espalier/calib/rounds.h"
 #include "espalier/comm/process_grid.h"
 #include "espalier/config/run_config.h"
+#include "espalier/prune/feature_means.h"
 #include "espalier/prune/plan.h"
 #include "espalier/score/paused_pass.h"
 #include "espalier/score/statistics.h"
@@ -33,6 +34,8 @@ struct ScoreRequest {
   std::optional<PausedPass> paused;
   /// Also score every domain alone, where no further pass is needed for it.
   bool each_domain = false;
+  /// Also give the means of what o_proj and down_proj read; the criterion must sum them.
+  bool means = false;
   /// Compute the prompt of an item once for all its options, where the criterion allows it.
   bool share_prompts = true;
   /// The criterion's statistics.
@@ -59,6 +62,9 @@ struct ScorePass {
   /// With each_domain, a table of each domain alone, normalised like the other; empty where the
   /// criterion's sums do not tell domains apart and are pooled. The same on every rank.
   std::vector<ScoreTable> of_domains;
+  /// With means: of the features of every scored half's surviving units, over the tokens of all
+  /// domains as `pooled` counts them, whatever `combine` is. The same on every rank.
+  std::optional<FeatureMeans> means;
   /// calibrate, reduce.
   std::map<std::string, double> seconds;
   /// Accumulators on this rank.

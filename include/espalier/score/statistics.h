@@ -72,6 +72,11 @@ class Statistics : public BackwardObserver, public InputObserver {
   virtual std::vector<double> of_units(UnitKind half, std::vector<double> values,
                                        const std::vector<std::int64_t>& heads) const;
 
+  /// After reduce(): the mean of each entry at the gates of the scored halves on this rank, over
+  /// the tokens that are no padding, each counting Mixture::per_token of its domain. Nothing where
+  /// the criterion does not sum the entries.
+  virtual std::optional<UnitSums> mean_inputs(const Mixture& mixture) const;
+
   /// The sums of this rank so far, on the host, a row per domain (none for a criterion that looks
   /// at no data); nothing when they are too large to keep, or do not tell domains apart.
   virtual std::optional<std::vector<UnitSums>> sums_so_far() const = 0;

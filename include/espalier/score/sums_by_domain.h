@@ -1,6 +1,7 @@
 #pragma once
 
 #include <array>
+#include <functional>
 #include <optional>
 #include <span>
 #include <vector>
@@ -35,6 +36,11 @@ class SumsByDomain : public Statistics {
   virtual std::vector<double> value(std::int64_t layer, UnitKind half,
                                     const std::vector<std::span<const double>>& by_domain,
                                     const Mixture& mixture) const = 0;
+  /// What `of_half` makes of the reduced sums of each half that is observed here, by_domain as in
+  /// value().
+  UnitSums of_halves(const std::function<std::vector<double>(
+                         std::int64_t layer, UnitKind half,
+                         const std::vector<std::span<const double>>& by_domain)>& of_half) const;
 
  private:
   template <class F>

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <utility>
 
 #include "criteria.h"
 #include "espalier/score/sums_by_domain.h"
@@ -41,6 +42,19 @@ class FlapSums final : public SumsByDomain {
     add(layer, half, sums_and_squares(input_BTU, real_BT));
   }
 
+  std::optional<UnitSums> mean_inputs(const Mixture& mixture) const override {
+    const auto [coefficients, tokens] = counted(mixture);
+    return of_halves(
+        [&, coefficients = coefficients, tokens = tokens](
+            std::int64_t, UnitKind, const std::vector<std::span<const double>>& by_domain) {
+          const std::vector<double> sums = weighted_sum(by_domain, coefficients);
+          std::vector<double> means(sums.size() / 2);
+          for (std::size_t e = 0; e < means.size(); ++e)
+            means[e] = tokens > 0 ? sums[2 * e] / tokens : 0.0;
+          return means;
+        });
+  }
+
   /// The standardisation needs all entries of a half.
   std::int64_t values_of(const LayerWidths& widths, UnitKind half) const override {
     return gate_entries(widths, half, model().config());
@@ -61,15 +75,21 @@ class FlapSums final : public SumsByDomain {
   }
 
  private:
-  std::vector<double> value(std::int64_t layer, UnitKind half,
-                            const std::vector<std::span<const double>>& by_domain,
-                            const Mixture& mixture) const override {
+  /// What a token of each domain counts, and what all count together.
+  static std::pair<std::vector<double>, double> counted(const Mixture& mixture) {
     std::vector<double> coefficients;
     double tokens = 0;
-    for (std::size_t d = 0; d < by_domain.size(); ++d) {
+    for (std::size_t d = 0; d < mixture.share.size(); ++d) {
       coefficients.push_back(mixture.per_token(d));
       tokens += coefficients[d] * mixture.tokens[d];
     }
+    return {coefficients, tokens};
+  }
+
+  std::vector<double> value(std::int64_t layer, UnitKind half,
+                            const std::vector<std::span<const double>>& by_domain,
+                            const Mixture& mixture) const override {
+    const auto [coefficients, tokens] = counted(mixture);
     const std::vector<double> sums = weighted_sum(by_domain, coefficients);
     std::vector<double> entries = column_sums(model(), layer, half, ColumnNorm::squared);
     for (std::size_t e = 0; e < entries.size(); ++e) {

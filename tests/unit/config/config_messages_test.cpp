@@ -245,6 +245,11 @@ const std::vector<Row> kRows{
          "config.yaml:4:49: importance.reduction = scores (only criterion taylor has gradients to "
          "reduce). Remove it, "
          "or use criterion taylor."),
+    prune(
+        "prune: {target: 0.5, compensation: mean}",
+        "config.yaml:3:36: prune.compensation = mean (only criterion flap takes the means of what "
+        "o_proj and down_proj read, and importance.criterion = taylor). Remove it, or use "
+        "criterion flap."),
     calibration(
         "calibration: {domains: [{name: web, tokens: web.h5}, {name: web, tokens: math.h5}]}",
         "config.yaml:2:61: calibration.domains[1].name = web (calibration.domains[0] has this name "

@@ -385,6 +385,9 @@ const std::vector<Refused> kRefusedRows{
     {"llama",
      R"({"num_hidden_layers": 1, "espalier": {"layers": [{"groups": [1], "channels": 173}]}})",
      "espalier.layers[0].channels = 173 (an integer from 0 to intermediate_size = 172 is needed)"},
+    {"llama",
+     R"({"num_hidden_layers": 1, "espalier": {"output_bias": 1, "layers": [{"groups": [1], "channels": 1}]}})",
+     "espalier.output_bias = 1 (true or false is needed)"},
     {"llama", R"({"num_hidden_layers": 1, "espalier": {"layers": [{"groups": [1]}]}})",
      "espalier.layers[0] is not {groups: [...], channels: n} (the widths of an exact export)"},
 };

@@ -1,6 +1,8 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
+#include <functional>
+#include <map>
 
 #include <gtest/gtest.h>
 
@@ -86,9 +88,10 @@ class Naive final : public InputObserver {
       for (std::int64_t t = 0; t < input.size(1); ++t)
         if (!real_BT.defined() || real_BT[b][t].item<bool>())
           for (std::int64_t e = 0; e < input.size(2); ++e)
-            sums[static_cast<std::size_t>(e)] += weight * std::abs(input[b][t][e].item<double>());
+            sums[static_cast<std::size_t>(e)] += weight * of(input[b][t][e].item<double>());
   }
   double weight = 1;
+  std::function<double(double)> of = [](double x) { return std::abs(x); };
   std::map<std::pair<std::int64_t, UnitKind>, std::vector<double>> sums_;
 };
 
@@ -147,6 +150,75 @@ TEST_P(AddedCriterion, GivesTheSameScoresOnAnyLayout) {
   EXPECT_NE(pass.of_domains[0].mlp.score, pass.of_domains[1].mlp.score);
 }
 
+class MeansOfFeatures : public ::testing::TestWithParam<int> {};
+
+TEST_P(MeansOfFeatures, AreOfAllTokensByTheWeightsOfTheirDomains) {
+  Communicator& world = testing::world();
+  const int tensor = GetParam();
+  if (world.size() % tensor != 0) GTEST_SKIP() << tensor << " tensor ranks of " << world.size();
+  const ProcessGrid grid(world, tensor);
+  const testing::TemporaryDirectory directory;
+  CalibrationConfig config;
+  config.domains = {{"a", token_file(directory, "a.h5", 3), {}, 1.0, Objective::causal_lm},
+                    {"b", token_file(directory, "b.h5", 5), 4, 3.0, Objective::causal_lm}};
+  config.micro_batch_tokens = 2 * kWidth;
+  for (const ModelFamily family : {ModelFamily::llama, ModelFamily::qwen3}) {
+    const ModelCase c(family);
+    const ModelWidths kept = testing::random_widths(c.config(), 3);  // a layer without heads, too
+    const CausalLM model = c.load(kept, grid.tensor());
+    const RankGroup self(make_self_communicator());
+    const CausalLM whole = c.load(kept, self);
+    const auto draw = [&] { return Calibration::draw(config, 1, c.config().vocabulary); };
+    const Calibration data = draw();
+    Naive naive;
+    naive.of = [](double x) { return x; };
+    double tokens = 0;
+    for (const MicroBatch& place : data.micro_batches()) {
+      const CalibrationBatch batch = data.read(place, Differentiated::domain_loss, at::kCPU);
+      naive.weight = config.domains[batch.domain].weight / 2;
+      observed_losses(whole, batch.batch, naive, self);
+      tokens += naive.weight * static_cast<double>(batch.real_tokens);
+    }
+    for (const Combine combine : {Combine::pooled, Combine::max}) {
+      ScoreRequest request;
+      request.importance.criterion = Criterion::flap;
+      request.importance.normalization = Normalization::none;
+      request.combine = combine;
+      request.unit =
+          family == ModelFamily::qwen3 ? AttentionUnit::query_head : AttentionUnit::kv_group;
+      request.scored = all_halves(c.config());
+      request.scored[0][1] = false;
+      request.iteration = 1;
+      request.means = true;
+      const ScorePass pass = score(model, draw(), request, grid, {});
+      ASSERT_TRUE(pass.means.has_value());
+      for (const UnitKind half : {UnitKind::attention, UnitKind::mlp})
+        for (std::int64_t l = 0; l < c.config().layers; ++l) {
+          const LayerWidths& layer = kept.layers[static_cast<std::size_t>(l)];
+          const auto& units = half == UnitKind::mlp ? layer.channels : layer.query_heads;
+          const std::int64_t width = half == UnitKind::mlp ? 1 : c.config().head_dim;
+          std::map<std::int64_t, double> wanted;  // by feature
+          const bool scored = request.scored[static_cast<std::size_t>(l)][half == UnitKind::mlp];
+          for (std::size_t u = 0; scored && u < units.size(); ++u)
+            for (std::int64_t e = 0; e < width; ++e)
+              wanted[units[u] * width + e] =
+                  naive.sums_.at(
+                      {l,
+                       half})[u * static_cast<std::size_t>(width) + static_cast<std::size_t>(e)] /
+                  tokens;
+          for (std::int64_t f = 0; f < pass.means->of(half).units; ++f) {
+            const double mean = pass.means->of(half).at(l, f);
+            EXPECT_EQ(std::isnan(mean), !wanted.contains(f)) << l << " " << f;
+            if (wanted.contains(f)) {
+              EXPECT_NEAR(mean, wanted[f], testing::rounding(1000, 1)) << l << " " << f;
+            }
+          }
+        }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(TensorRanks, MeansOfFeatures, ::testing::Values(1, 2, 3));
 INSTANTIATE_TEST_SUITE_P(TensorRanks, AddedCriterion, ::testing::Values(1, 2, 3));
 
 }  // namespace

@@ -14,7 +14,8 @@ namespace espalier::testing {
 /// of which the second is shorter.
 class ModelCase {
  public:
-  explicit ModelCase(ModelFamily family) : config_(small_config(family)) {
+  explicit ModelCase(ModelFamily family) : ModelCase(small_config(family)) {}
+  explicit ModelCase(ModelConfig config) : config_(std::move(config)) {
     write_random_checkpoint(config_, directory_.path(), 7);
     reader_.emplace(CheckpointReader::open(directory_.path()));
     const at::Tensor mixed = at::arange(2 * 9, at::kLong) * 17 + 5;

@@ -48,6 +48,36 @@ TEST(Slicing, MaskedDenseEqualsSlicedLiveEqualsSlicedOnLoad) {
   }
 }
 
+TEST(Slicing, OutputBiasesStayWholeAndAreAddedOnceOnAnyCut) {
+  RankGroup& world = testing::world_group();
+  const RankGroup self(make_self_communicator());
+  for (const ModelFamily family : testing::all_families()) {
+    ModelConfig config = testing::small_config(family);
+    config.output_bias = true;
+    const ModelCase c(config);
+    // Layer 1 has no heads and layer 2 no channels: what they add is the bias alone.
+    const ModelWidths kept = testing::random_widths(config, 2);
+    const CausalLM whole = c.load(kept, self);
+    const at::Tensor want = token_losses(whole, c.batch(), self).nll_N;
+    expect_close(want, token_losses(c.load(kept, world), c.batch(), world).nll_N, "cut");
+    CausalLM live = c.load(dense_widths(config), world);
+    live.apply(kept);
+    expect_close(want, token_losses(live, c.batch(), world).nll_N, "live");
+    EXPECT_TRUE(at::equal(live.layer(1).o_bias_D, whole.layer(1).o_bias_D));
+    // By hand: what the halves without units add is the bias.
+    const at::Tensor x_BTD = at::randn({2, 3, config.hidden}, at::kDouble);
+    EXPECT_TRUE(at::equal(whole.attention_half(1, x_BTD).partial_BTD,
+                          whole.layer(1).o_bias_D.expand({2, 3, config.hidden})));
+    EXPECT_TRUE(at::equal(whole.mlp_half(2, x_BTD).partial_BTD,
+                          whole.layer(2).down_bias_D.expand({2, 3, config.hidden})));
+    CausalLM without = c.load(kept, self);
+    without.layer(0).down_bias_D.zero_();
+    const at::Tensor difference_BTD =
+        whole.mlp_half(0, x_BTD).partial_BTD - without.mlp_half(0, x_BTD).partial_BTD;
+    expect_close(whole.layer(0).down_bias_D.expand({2, 3, config.hidden}), difference_BTD, "bias");
+  }
+}
+
 TEST(Slicing, RebalancingChangesTheCutAndNothingElse) {
   RankGroup& world = testing::world_group();
   const ModelCase c(ModelFamily::qwen2);

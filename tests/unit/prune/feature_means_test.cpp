@@ -130,7 +130,7 @@ TEST(FeatureMeans, RoundTripBesideAPlan) {
     EXPECT_EQ(read->digest(), means.digest());
     EXPECT_EQ(read->attention, means.attention);
     EXPECT_TRUE(std::isnan(read->mlp.at(2, 2)));
-    EXPECT_EQ(reader.attribute_string(group + "/means", "digest"), means.digest());
+    EXPECT_EQ(reader.attribute_string(group.empty() ? "/" : group, "means_digest"), means.digest());
     EXPECT_NO_THROW(read_plan(reader, group, config));
   }
   Hdf5Writer file;
@@ -165,7 +165,7 @@ TEST(FeatureMeans, WhatDoesNotFitIsRefused) {
                {means.attention.layers, means.attention.units});
     file.write("/means/mlp", std::span<const double>(means.mlp.values),
                {means.mlp.layers, means.mlp.units});
-    file.attribute("/means", "digest", wrong.digest_of_original ? before : means.digest());
+    file.attribute("/", "means_digest", wrong.digest_of_original ? before : means.digest());
     const std::vector<std::byte> image = file.finish();
     try {
       read_feature_means(Hdf5Reader::from_image(image, "plan.h5"), "", config);

@@ -66,6 +66,25 @@ TEST(Catalog, NamesAreUniqueAndFollowTheFamily) {
   EXPECT_EQ(names.count("model.layers.0.self_attn.q_proj.bias"), 0u);
 }
 
+TEST(Catalog, OutputBiasesAreWholeAndNoParametersOfTheUnprunedModel) {
+  const ModelConfig plain = small_gqa();
+  ModelConfig config = plain;
+  config.output_bias = true;
+  const std::vector<TensorSpec> specs = tensor_catalog(config);
+  EXPECT_EQ(specs.size(), tensor_catalog(plain).size() + 2 * 3);
+  for (const char* name :
+       {"model.layers.1.self_attn.o_proj.bias", "model.layers.1.mlp.down_proj.bias"}) {
+    const TensorSpec& bias = find(specs, name);
+    EXPECT_TRUE(is_output_bias(bias.role));
+    EXPECT_EQ(bias.shape, (Shape{10}));
+    EXPECT_EQ(shape_with(bias, config, ModelWidths{std::vector<LayerWidths>(3)}), (Shape{10}));
+  }
+  EXPECT_FALSE(is_output_bias(find(specs, "model.layers.1.self_attn.q_proj.bias").role));
+  const ModelWidths all = dense_widths(config);
+  EXPECT_EQ(count_parameters(config, all).total, count_parameters(plain, all).total);
+  EXPECT_EQ(count_parameters(config, all).decoder, count_parameters(plain, all).decoder);
+}
+
 struct Known {
   const char* name;
   ModelConfig config;
