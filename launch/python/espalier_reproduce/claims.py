@@ -63,12 +63,17 @@ def criteria():
         Way("taylor"),
         Way("taylor_gate_sample", {"criterion": "taylor_gate_sample"}),
         Way("wanda_sp", {"criterion": "wanda_sp", "normalization": "none"}, local),
+        Way("wanda_sp, global", {"criterion": "wanda_sp", "normalization": "none"}),
         Way("flap", {"criterion": "flap", "normalization": "none"}),
         Way("magnitude", {"criterion": "magnitude", "normalization": "param_mean"}, {"iterations": 1}, seeded=False),
         Way("random", {"criterion": "random", "normalization": "none"}, {"iterations": 1}),
+        Way("taylor, local", prune=local),
     )
-    orderings = [Ordering(a, b.name, "mean", GISP) for a in ("taylor", "taylor_gate_sample") for b in ways[2:]]
-    note = ("`wanda_sp` is ranked per layer, as its authors do; `flap` over all layers; both are scored anew in every step. "
+    published = ("wanda_sp", "flap", "magnitude", "random")
+    orderings = [Ordering(a, b, "mean", GISP) for a in ("taylor", "taylor_gate_sample") for b in published]
+    orderings += [Ordering("taylor", "wanda_sp, global", "mean", HERE), Ordering("taylor, local", "wanda_sp", "mean", HERE)]
+    note = ("`wanda_sp` is ranked per layer, as its authors do; `flap` over all layers; both are scored anew in every step. `wanda_sp, global` and `taylor, local` "
+            "tell what the criterion does and what the ranking. "
             "`magnitude` and `random` do not look at data: one step. `random` is ranked as drawn (`normalization: none`), so heads and "
             "channels fall in proportion.")
     return Claim(3, "Criteria", ways, tuple(orderings), note=note)
