@@ -81,8 +81,8 @@ def criteria():
 
 def decisions():
     ways = (Way("perplexity"), Way("answers", data="answers"), Way("margin", data="items"))
-    orderings = (Ordering("margin", "perplexity", "accuracy", GISP), Ordering("margin", "perplexity", "margin", GISP),
-                 Ordering("margin", "answers", "accuracy", HERE), Ordering("perplexity", "margin", "mean", GISP))
+    orderings = (Ordering("margin", "perplexity", "accuracy", GISP), Ordering("margin", "perplexity", "margin", HERE),
+                 Ordering("margin", "answers", "accuracy", HERE), Ordering("perplexity", "margin", "mean", HERE))
     note = ("The task: which of four continuations is the text's own. `perplexity` calibrates on text rows, `answers` on the right "
             "continuations alone (objective `sft`), `margin` on right against wrong ones. Items of evaluation come from other documents.")
     return Claim(4, "Calibration by perplexity against margin, on a decision task", ways, orderings, decides=True, note=note)
