@@ -191,7 +191,7 @@ class Layouts(unittest.TestCase):
                 [sys.executable, HERE / "harness_requests.py", LM_EVAL, path],
                 capture_output=True,
                 text=True,
-                env={**os.environ, "HF_HOME": folder},
+                env={**os.environ, "HF_HOME": folder, "PYTHONPATH": ""},
             )
         self.assertEqual(done.returncode, 0, done.stderr)
         theirs = json.loads(done.stdout)

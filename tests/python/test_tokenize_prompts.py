@@ -211,7 +211,7 @@ class Prompts(Case):
             [sys.executable, HERE / "harness_requests.py", LM_EVAL, records],
             capture_output=True,
             text=True,
-            env={**os.environ, "HF_HOME": str(self.dir)},
+            env={**os.environ, "HF_HOME": str(self.dir), "PYTHONPATH": ""},
         )
         self.assertEqual(done.returncode, 0, done.stderr)
         data = self.ask(self.test, "--shots-from", self.train)
