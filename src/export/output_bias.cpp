@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <cmath>
-#include <iterator>
 #include <numeric>
 
 #include <fmt/format.h>
@@ -11,15 +10,7 @@
 namespace espalier::export_detail {
 namespace {
 
-std::vector<std::int32_t> lost(const std::vector<std::int32_t>& before,
-                               const std::vector<std::int32_t>& after) {
-  std::vector<std::int32_t> units;
-  std::set_difference(before.begin(), before.end(), after.begin(), after.end(),
-                      std::back_inserter(units));
-  return units;
-}
-
-/// Rows [begin, begin + count) of the rows that are asked for.
+/// A vector that the source holds.
 std::vector<double> stored_rows(const CheckpointReader& source, const std::string& name,
                                 const IndexRuns& rows) {
   const DType dtype = source.find(name)->dtype;
@@ -41,16 +32,15 @@ TensorJob output_bias_job(const CheckpointReader& source, const ModelConfig& den
     const auto l = static_cast<std::size_t>(bias.layer);
     const bool mlp = bias.role == TensorRole::down_bias;
     const LayerWidths &before = held.layers[l], &after = kept.layers[l];
+    const UnitKind kind = mlp ? UnitKind::mlp : UnitKind::attention;
     const std::vector<std::int32_t>& units = mlp ? before.channels : before.query_heads;
-    const std::vector<std::int32_t> gone =
-        mlp ? lost(units, after.channels) : lost(units, after.query_heads);
+    const std::vector<std::int32_t> gone = units_lost(before, after, kind);
     const std::int64_t width = mlp ? 1 : dense.head_dim;
     made.weight = weight.spec.name;
     made.columns = IndexRuns::of_units(positions(gone, units), width);
     for (const std::int32_t unit : gone)
       for (std::int64_t e = 0; e < width; ++e)
-        made.means.push_back(
-            means->of(mlp ? UnitKind::mlp : UnitKind::attention).at(bias.layer, unit * width + e));
+        made.means.push_back(means->of(kind).at(bias.layer, unit * width + e));
   }
   if (source.find(bias.name) != nullptr) made.stored = bias.name;
   job.shape = bias.shape;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <limits>
 #include <span>
 
@@ -31,16 +32,6 @@ std::string object(const std::string& group) { return group.empty() ? "/" : grou
 
 std::string path_of(const std::string& group, UnitKind kind) {
   return fmt::format("{}/means/{}", group, name_of(kind));
-}
-
-/// Units of `have` that `want` lacks.
-std::vector<std::int32_t> lost(const LayerWidths& have, const LayerWidths& want, UnitKind kind) {
-  const auto& before = kind == UnitKind::mlp ? have.channels : have.query_heads;
-  const auto& after = kind == UnitKind::mlp ? want.channels : want.query_heads;
-  std::vector<std::int32_t> units;
-  std::set_difference(before.begin(), before.end(), after.begin(), after.end(),
-                      std::back_inserter(units));
-  return units;
 }
 
 }  // namespace
@@ -82,11 +73,21 @@ void keep_means_of_fallen(FeatureMeans& kept, const FeatureMeans& pass, const Mo
   }
 }
 
+std::vector<std::int32_t> units_lost(const LayerWidths& have, const LayerWidths& want,
+                                     UnitKind kind) {
+  const auto& before = kind == UnitKind::mlp ? have.channels : have.query_heads;
+  const auto& after = kind == UnitKind::mlp ? want.channels : want.query_heads;
+  std::vector<std::int32_t> units;
+  std::set_difference(before.begin(), before.end(), after.begin(), after.end(),
+                      std::back_inserter(units));
+  return units;
+}
+
 void require_means(const FeatureMeans& means, const ModelConfig& config, const ModelWidths& have,
                    const ModelWidths& want, const std::string& origin) {
   for (std::size_t l = 0; l < have.layers.size(); ++l)
     for (const UnitKind kind : kKinds)
-      for (const std::int32_t unit : lost(have.layers[l], want.layers[l], kind)) {
+      for (const std::int32_t unit : units_lost(have.layers[l], want.layers[l], kind)) {
         const std::int64_t width = kind == UnitKind::mlp ? 1 : config.head_dim;
         for (std::int64_t f = unit * width; f < (unit + 1) * width; ++f)
           if (std::isnan(means.of(kind).at(static_cast<std::int64_t>(l), f)))

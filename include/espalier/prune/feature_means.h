@@ -1,7 +1,9 @@
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "espalier/config/model_config.h"
 #include "espalier/prune/plan.h"
@@ -35,6 +37,11 @@ FeatureMeans no_feature_means(const ModelConfig& config);
 /// Error(internal) naming the unit where it measured none. Pure.
 void keep_means_of_fallen(FeatureMeans& kept, const FeatureMeans& pass, const ModelConfig& config,
                           const PruningPlan& plan);
+
+/// Units that `have` holds and `want` does not, ascending: query heads or channels, in the dense
+/// model's numbers. Pure.
+std::vector<std::int32_t> units_lost(const LayerWidths& have, const LayerWidths& want,
+                                     UnitKind kind);
 
 /// Throws Error(bad_content) naming a unit unless `means` has those of every feature that `have`
 /// holds and `want` does not.
