@@ -368,4 +368,12 @@ std::int64_t Calibration::sequences() const {
   return count;
 }
 
+std::int64_t Calibration::real_tokens(std::size_t domain) const {
+  const std::vector<std::int32_t> lengths = files_[domain].lengths();
+  std::int64_t tokens = 0;
+  for (const std::int64_t row : domains_[domain].rows)
+    tokens += lengths[static_cast<std::size_t>(row)];
+  return tokens;
+}
+
 }  // namespace espalier

@@ -27,6 +27,7 @@ const Names<Criterion>& criterion_names() {
                                       {"taylor_gate_sample", Criterion::taylor_gate_sample},
                                       {"wanda_sp", Criterion::wanda_sp},
                                       {"flap", Criterion::flap},
+                                      {"obs", Criterion::obs},
                                       {"magnitude", Criterion::magnitude},
                                       {"random", Criterion::random}};
   return names;
@@ -35,6 +36,7 @@ const Names<Criterion>& criterion_names() {
 const Names<Normalization>& normalization_names() {
   static const Names<Normalization> names{{"gisp", Normalization::gisp},
                                           {"param_mean", Normalization::param_mean},
+                                          {"cost", Normalization::cost},
                                           {"block_mean", Normalization::block_mean},
                                           {"block_l2", Normalization::block_l2},
                                           {"block_standardize", Normalization::block_standardize},

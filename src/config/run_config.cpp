@@ -37,6 +37,7 @@ class Checker {
     check_domains();
     check_evaluation_names();
     check_exports();
+    if (config_.importance.criterion == Criterion::obs) check_obs();
     if (config_.importance.reduction == Reduction::scores &&
         config_.importance.criterion != Criterion::taylor)
       problem("importance.reduction", "importance.reduction = scores",
@@ -138,6 +139,38 @@ class Checker {
     if (!domains.empty() && !(sum > 0))
       problem("calibration.domains", "the weights of calibration.domains sum to 0",
               "at least one must be above 0");
+  }
+
+  /// One pass gives the order of every sparsity, in costs that keep their meaning only where units
+  /// are divided by numbers that do not depend on them.
+  void check_obs() {
+    if (!given("prune.iterations")) config_.prune.iterations = 1;
+    if (!given("importance.normalization")) config_.importance.normalization = Normalization::cost;
+    if (config_.prune.iterations != 1)
+      problem("prune.iterations", fmt::format("prune.iterations = {}", config_.prune.iterations),
+              "one pass of criterion obs already gives the order of the greedy removal for every "
+              "sparsity",
+              "Use 1, or leave it out.");
+    if (config_.prune.attention_unit == AttentionUnit::equal_per_group)
+      problem("prune.attention_unit", "prune.attention_unit = equal_per_group",
+              "criterion obs takes units out one by one, not a head of every group at once",
+              "Use query_head or kv_group, or another criterion.");
+    switch (config_.importance.normalization) {
+      case Normalization::cost:
+      case Normalization::gisp:
+      case Normalization::param_mean:
+      case Normalization::none:
+        return;
+      case Normalization::block_mean:
+      case Normalization::block_l2:
+      case Normalization::block_standardize:
+        problem(
+            "importance.normalization",
+            fmt::format("importance.normalization = {}", name_of(config_.importance.normalization)),
+            "the score of a layer's last unit is infinite under criterion obs, so a layer has "
+            "no mean",
+            "Use cost, gisp, param_mean or none.");
+    }
   }
 
   void check_exports() {

@@ -19,6 +19,7 @@ constexpr double kMaxRate = 50.0;  // e^50 still leaves every step of a schedule
 
 bool is_at_least_one(double x) { return x >= 1.0; }
 bool is_weight(double x) { return x >= 0.0; }
+bool is_damping(double x) { return x > 0.0 && x <= 1.0; }
 bool is_share(double x) { return x > 0.0 && x < 1.0; }
 bool is_rate(double x) { return x != 0.0 && std::abs(x) <= kMaxRate; }
 
@@ -228,14 +229,18 @@ Rows<C> importance_rows() {
           "arXiv 2510.18030); taylor_gate: |sum of h . dL/dh| at the unit's gate, without "
           "weight gradients; taylor_gate_sample: the same per sequence; wanda_sp: column norms of "
           "the unit's reader times norms of its inputs; flap: fluctuation of its inputs (arXiv "
-          "2312.11983; use it with normalization none); magnitude: sum of |w|; random: a seeded "
-          "draw."),
+          "2312.11983; use it with normalization none); obs: the loss that is left when the "
+          "weights "
+          "reading the other units are updated in closed form (one pass: prune.iterations is 1, "
+          "normalization cost unless given); magnitude: sum of |w|; random: a seeded draw."),
       choice_row<C, Normalization>(
           "importance.normalization", [](auto& c) -> auto& { return c.importance.normalization; },
           normalization_names(),
           "What makes heads and channels comparable. gisp: divided by 4 x head_dim x hidden and by "
           "3 x intermediate_size (as released with arXiv 2510.18030); param_mean: by the number of "
-          "weights summed; block_*: by mean, L2 norm, or mean and deviation of the layer's units "
+          "weights summed; cost: by the parameters that fall with the unit, a query head with its "
+          "part of the KV head; block_*: by mean, L2 norm, or mean and deviation of the layer's "
+          "units "
           "of the kind."),
       choice_row<C, Reduction>(
           "importance.reduction", [](auto& c) -> auto& { return c.importance.reduction; },
@@ -250,6 +255,18 @@ Rows<C> importance_rows() {
            {"bfloat16", Accumulate::bfloat16}},
           "Dtype of the accumulated gradients. auto: float32, and float64 under "
           "model.dtype float64."),
+      number_row<C>(
+          "importance.damping", [](auto& c) -> auto& { return c.importance.damping; }, is_damping,
+          "a number above 0 and up to 1 is needed",
+          "Of obs: added to the power of each input, relative to it."),
+      choice_row<C, Curvature>(
+          "importance.curvature", [](auto& c) -> auto& { return c.importance.curvature; },
+          {{"auto", Curvature::automatic},
+           {"full", Curvature::full},
+           {"scalar", Curvature::scalar}},
+          "Of obs: the matrix of output gradients of every sublayer, or its trace alone (no "
+          "memory). "
+          "auto: full where the memory forecast says that it fits."),
       trivial_row<C>("importance.exact_reduction", {"false"}),
   };
 }

@@ -249,6 +249,7 @@ class HalfGraph {
   HalfGraph(const CausalLM& model, std::int64_t half, const at::Tensor& x_BTD,
             const PackedRows* packed, const BackwardObserver& observer)
       : wants_gate_(observer.wants_gate(half / 2, kind_of(half))),
+        wants_output_(observer.wants_output(half / 2, kind_of(half))),
         roles_(observer.wants_weights(half / 2, kind_of(half))),
         weights_(model.layer(half / 2), roles_),
         leaf_BTD_(x_BTD.detach().requires_grad_(true)) {
@@ -267,9 +268,11 @@ class HalfGraph {
   /// Gradients of the input, where needed, and of what the observer wants. Once only.
   Gradients backward(const at::Tensor& dy_BTD, bool needs_input) {
     Gradients result;
-    const bool is_observed = wants_gate_ || !roles_.empty();
-    if (!needs_input && !is_observed) return result;
-    if (!out_.partial_BTD.requires_grad()) {
+    const bool has_units = out_.partial_BTD.requires_grad();
+    // A rank without units takes part where the gate of all ranks is observed.
+    if (wants_output_ || (has_units && (wants_gate_ || !roles_.empty())))
+      result.observed.emplace().gate = out_.gate.detach();
+    if (!has_units) {
       if (needs_input) result.dx_BTD = at::zeros_like(leaf_BTD_);
       return result;
     }
@@ -278,13 +281,13 @@ class HalfGraph {
     if (needs_input) inputs.push_back(leaf_BTD_);
     if (wants_gate_) inputs.push_back(out_.gate);
     inputs.insert(inputs.end(), weights_.weights().begin(), weights_.weights().end());
+    if (inputs.empty()) return result;
     std::vector<at::Tensor> gradients = torch::autograd::grad({out_.partial_BTD}, inputs, {dy_BTD});
 
     std::size_t next = 0;
     if (needs_input) result.dx_BTD = gradients[next++];
-    if (!is_observed) return result;
-    HalfGradients& observed = result.observed.emplace();
-    observed.gate = out_.gate.detach();
+    if (!result.observed) return result;
+    HalfGradients& observed = *result.observed;
     if (wants_gate_) observed.gate_gradient = gradients[next++];
     for (const TensorRole role : roles_)
       observed.weight_gradients.emplace_back(role, gradients[next++]);
@@ -293,6 +296,7 @@ class HalfGraph {
 
  private:
   bool wants_gate_;
+  bool wants_output_;
   std::vector<TensorRole> roles_;
   GradientScope weights_;
   at::Tensor leaf_BTD_;
@@ -421,6 +425,8 @@ class Attempt {
       const bool needs_input = half > lowest_;
       HalfGraph::Gradients gradients = tape_.take(half)->backward(dx_BTD, needs_input);
       see(half, gradients);
+      if (observer_.wants_output(half / 2, kind_of(half)))
+        add_output(half, dx_BTD, *gradients.observed);
       if (gradients.observed) observe(half, *gradients.observed, scale, unobserved);
       if (!needs_input) break;
       all_reduce_sum(gradients.dx_BTD, tensor_.reducer());
@@ -428,6 +434,41 @@ class Attempt {
       watch_.next_step();
       watch_.see(dx_BTD, {Value::input_gradient, half});
     }
+  }
+
+  /// Collective.
+  void add_output(std::int64_t half, const at::Tensor& dy_BTD, HalfGradients& observed) {
+    observed.whole_gate = gathered_gate(half, observed.gate);
+    observed.output_gradient = dy_BTD;
+    observed.real_BT = batch_.real_BT;
+    if (!row_weights_B_.defined()) row_weights_B_ = row_weights();
+    observed.row_weights_B = row_weights_B_;
+  }
+
+  at::Tensor gathered_gate(std::int64_t half, const at::Tensor& gate_BTU) const {
+    if (tensor_.size() == 1) return gate_BTU;
+    std::int64_t before = 0, all = 0;
+    for (std::size_t rank = 0; rank < model_.shards().size(); ++rank) {
+      const LayerWidths& widths =
+          model_.shards()[rank].widths.layers[static_cast<std::size_t>(half / 2)];
+      const auto entries =
+          kind_of(half) == UnitKind::mlp
+              ? static_cast<std::int64_t>(widths.channels.size())
+              : static_cast<std::int64_t>(widths.query_heads.size()) * model_.config().head_dim;
+      if (static_cast<int>(rank) < model_.tensor_index()) before += entries;
+      all += entries;
+    }
+    at::Tensor whole_BTU = at::zeros({gate_BTU.size(0), gate_BTU.size(1), all}, gate_BTU.options());
+    whole_BTU.narrow(2, before, gate_BTU.size(2)).copy_(gate_BTU);
+    all_reduce_sum(whole_BTU, tensor_.reducer());
+    return whole_BTU;
+  }
+
+  at::Tensor row_weights() const {
+    const std::int64_t B = batch_.tokens_BT.size(0), T = batch_.tokens_BT.size(1);
+    at::Tensor weights_B = at::zeros({B}, batch_.weights_N.options());
+    return weights_B.scatter_reduce(0, batch_.positions_N.floor_divide(T), batch_.weights_N.abs(),
+                                    "amax");
   }
 
   void see(std::int64_t half, HalfGraph::Gradients& gradients) {
@@ -464,6 +505,7 @@ class Attempt {
   const RankGroup& tensor_;
   FiniteWatch watch_;
   Tape tape_;
+  at::Tensor row_weights_B_;
   bool gradients_finite_ = true;
 };
 

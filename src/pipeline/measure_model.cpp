@@ -41,6 +41,8 @@ struct ChosenModel {
   std::int64_t iteration = 0;
   ModelWidths widths;
   std::int64_t bytes_read = 0;  // by the rank that read most, while it loaded
+  /// With what was left to the machine decided.
+  ImportanceConfig importance;
   std::optional<CausalLM> model;
 };
 
@@ -97,7 +99,7 @@ PruningPlan chosen_plan(const ModelChoice& choice, const Source& source) {
 }
 
 ChosenModel choose_model(const RunConfig& config, const ModelChoice& choice) {
-  ChosenModel chosen{source_of(config, choice), config.prune.attention_unit, {}, 0, {}, 0, {}};
+  ChosenModel chosen{source_of(config, choice), config.prune.attention_unit, {}, 0, {}, 0, {}, {}};
   chosen.widths = chosen.source.widths;
   if (!choice.run_dir.empty() || !choice.plan.empty()) {
     const PruningPlan plan = chosen_plan(choice, chosen.source);
@@ -123,8 +125,16 @@ ChosenModel open_model(CommRuntime& runtime, const ProcessGrid& grid, const RunC
     chosen.emplace(choose());
     options = compute_options(config, chosen->source, runtime);
     check_token_files(config, use, chosen->source, grid.world());
-    forecast = forecast_memory(config, use, chosen->source.config, chosen->widths,
-                               all_halves(chosen->source.config), options.dtype);
+  });
+  const ModelConfig& model = chosen->source.config;
+  const RunConfig decided = use == ConfigUse::score
+                                ? with_curvature(config, use, model, chosen->widths,
+                                                 all_halves(model), options, runtime, grid)
+                                : config;
+  chosen->importance = decided.importance;
+  together(grid.world(), "look at the memory", [&] {
+    forecast =
+        forecast_memory(decided, use, model, chosen->widths, all_halves(model), options.dtype);
   });
   for (const std::string& note : chosen->source.notes) log::info("note: {}", note);
   for (const std::string& warning : chosen->source.warnings) log::warning("model: {}", warning);
@@ -291,7 +301,7 @@ void score_model(CommRuntime& runtime, const RunConfig& config, const ModelChoic
                              chosen.source.config.vocabulary);
   });
   ScoreRequest request;
-  request.importance = config.importance;
+  request.importance = chosen.importance;
   request.combine = config.calibration.combine;
   request.unit = chosen.unit;
   request.scored = all_halves(chosen.source.config);
@@ -386,6 +396,7 @@ nlohmann::ordered_json evaluate_family(CommRuntime& runtime, const RunConfig& co
                        family.plan.iteration,
                        sizes.front().widths,
                        0,
+                       {},
                        {}};
   });
   nlohmann::ordered_json result{

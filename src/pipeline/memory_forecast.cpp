@@ -133,6 +133,7 @@ MemoryForecast forecast_memory(const RunConfig& config, ConfigUse use, const Mod
   pass.criterion = config.importance.criterion;
   pass.unit = config.prune.attention_unit;
   pass.accumulate = config.importance.accumulate;
+  pass.curvature = config.importance.curvature;
   pass.dtype = dtype;
   pass.domains = static_cast<std::int64_t>(config.calibration.domains.size());
   MemoryForecast forecast;
@@ -152,6 +153,26 @@ MemoryForecast forecast_memory(const RunConfig& config, ConfigUse use, const Mod
   for (const ExactMatchConfig& data : config.evaluation.exact_match)
     consider(generation_extent(config, data, model.vocabulary));
   return forecast;
+}
+
+RunConfig with_curvature(RunConfig config, ConfigUse use, const ModelConfig& model,
+                         const ModelWidths& widths, const ScoredHalves& scored,
+                         const ComputeOptions& options, const CommRuntime& runtime,
+                         const ProcessGrid& grid) {
+  ImportanceConfig& importance = config.importance;
+  if (importance.criterion != Criterion::obs || importance.curvature != Curvature::automatic)
+    return config;
+  importance.curvature = Curvature::full;
+  MemoryForecast forecast;
+  together(grid.world(), "look at the memory",
+           [&] { forecast = forecast_memory(config, use, model, widths, scored, options.dtype); });
+  forecast.available =
+      grid.world().min(available_memory(options.device) / ranks_on_device(options.device, runtime));
+  if (!forecast.fits()) importance.curvature = Curvature::scalar;
+  if (grid.is_root())
+    log::info("obs      curvature {}: the matrices of output gradients make it {}; {} GiB free",
+              forecast.fits() ? "full" : "scalar", memory_text(forecast), gib(forecast.available));
+  return config;
 }
 
 MemoryForecast forecast_run(const RunConfig& config, const ModelConfig& model) {

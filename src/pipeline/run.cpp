@@ -290,11 +290,15 @@ class PruningRun {
 
   /// What cannot fit must not be found by the kernel, hours later.
   void require_memory() {
+    const ModelWidths widths = widths_of(source_->config, plan_);
+    const ScoredHalves scored = prunable_halves(source_->config, rules_);
+    const RunConfig decided = with_curvature(config_, ConfigUse::run, source_->config, widths,
+                                             scored, options_, runtime_, grid_);
+    importance_ = decided.importance;
     MemoryForecast forecast;
     together(world_, "look at the memory", [&] {
-      forecast = forecast_memory(config_, ConfigUse::run, source_->config,
-                                 widths_of(source_->config, plan_),
-                                 prunable_halves(source_->config, rules_), options_.dtype);
+      forecast =
+          forecast_memory(decided, ConfigUse::run, source_->config, widths, scored, options_.dtype);
     });
     espalier::require_memory(std::move(forecast), source_->config, options_, runtime_, grid_);
   }
@@ -371,7 +375,7 @@ class PruningRun {
 
   ScoreRequest score_request(std::int64_t i) const {
     ScoreRequest request;
-    request.importance = config_.importance;
+    request.importance = importance_;
     request.combine = config_.calibration.combine;
     request.unit = plan_.attention_unit;
     request.scored = prunable_halves(source_->config, rules_);
@@ -680,6 +684,7 @@ class PruningRun {
   PruningPlan plan_;                   // now
   std::optional<FeatureMeans> means_;  // of what fell, where that is compensated for
   ComputeOptions options_;
+  ImportanceConfig importance_;  // with what was left to the machine decided
   Inputs inputs_;
   std::optional<RunDirectory> directory_;  // rank 0 only
   nlohmann::ordered_json provenance_;

@@ -57,11 +57,12 @@ class Collector {
       fail(
           candidate.layer, candidate.unit,
           fmt::format("has a score, the model is [{}, {}]", removed_at_.layers, removed_at_.units));
-    if (!std::isfinite(candidate.key))
+    // Infinite: a criterion's word that the unit falls after all others.
+    if (std::isnan(candidate.key) || candidate.key == -std::numeric_limits<double>::infinity())
       throw Error(ExitCode::bad_content,
                   fmt::format("the score of layer {}, {} {} is {}", candidate.layer, word_,
                               candidate.unit, candidate.key),
-                  "only finite scores can be ranked",
+                  "only numbers can be ranked",
                   "check the checkpoint and the calibration loss for NaN or overflow");
     return static_cast<std::size_t>(candidate.layer * removed_at_.units + candidate.unit);
   }

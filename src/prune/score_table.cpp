@@ -1,6 +1,7 @@
 #include "espalier/prune/score_table.h"
 
 #include <cmath>
+#include <limits>
 #include <utility>
 
 #include <fmt/format.h>
@@ -57,10 +58,18 @@ std::vector<std::int32_t> read_numbers(const Hdf5Reader& file, const std::string
   return std::move(numbers.values);
 }
 
+/// Scores may be infinite: of a unit that never falls while another can.
+void require_scores(const std::string& where, const std::vector<double>& values) {
+  for (std::size_t i = 0; i < values.size(); ++i)
+    if (std::isnan(values[i]) || values[i] == -std::numeric_limits<double>::infinity())
+      refuse(where, fmt::format("entry {} is {}", i, values[i]),
+             "a score is a number, or infinite where the unit never falls");
+}
+
 void require_finite(const std::string& where, const std::vector<double>& values) {
   for (std::size_t i = 0; i < values.size(); ++i)
     if (!std::isfinite(values[i]))
-      refuse(where, fmt::format("entry {} is {}", i, values[i]), "scores and losses are finite");
+      refuse(where, fmt::format("entry {} is {}", i, values[i]), "losses are finite");
 }
 
 void require_ascending(const std::string& group, const ScoreList& list) {
@@ -79,7 +88,7 @@ ScoreList read_list(const Hdf5Reader& file, const std::string& group, std::size_
     refuse(group + "/score", fmt::format("it has {}", counted(scores.shape.size(), "dimension")),
            "one is needed");
   const std::int64_t n = scores.shape[0];
-  require_finite(group + "/score", scores.values);
+  require_scores(group + "/score", scores.values);
   list.score = std::move(scores.values);
   list.layer = read_numbers(file, group + "/layer", n);
   list.unit = read_numbers(file, group + "/unit", n);
@@ -87,7 +96,7 @@ ScoreList read_list(const Hdf5Reader& file, const std::string& group, std::size_
   const auto rows = static_cast<std::int64_t>(raw_rows);
   require_shape(group + "/raw", file.shape(group + "/raw"), {rows, n});
   const Array<double> raw = file.read_f64(group + "/raw");
-  require_finite(group + "/raw", raw.values);
+  require_scores(group + "/raw", raw.values);
   for (std::int64_t row = 0; row < rows; ++row)
     list.raw.emplace_back(raw.values.begin() + row * n, raw.values.begin() + (row + 1) * n);
   return list;

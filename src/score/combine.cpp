@@ -1,6 +1,7 @@
 #include "espalier/score/combine.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <numeric>
 #include <utility>
@@ -29,8 +30,14 @@ Row ranks_of(const Row& scores) {
 }
 
 Row relative_to_mean(Row scores) {
-  const double mean = std::accumulate(scores.begin(), scores.end(), 0.0) /
-                      static_cast<double>(std::max<std::size_t>(scores.size(), 1));
+  // A unit that never falls has an infinite score.
+  double sum = 0, count = 0;
+  for (const double score : scores)
+    if (std::isfinite(score)) {
+      sum += score;
+      ++count;
+    }
+  const double mean = sum / std::max(count, 1.0);
   for (double& score : scores) score = mean == 0 ? 0.0 : score / mean;
   return scores;
 }

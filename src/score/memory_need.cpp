@@ -1,12 +1,14 @@
 #include "espalier/score/memory_need.h"
 
 #include <algorithm>
+#include <vector>
 
 #include <c10/core/ScalarType.h>
 
 #include "espalier/model/kv_cache.h"
 #include "espalier/model/vocabulary_loss.h"
 #include "espalier/prune/unit_tensors.h"
+#include "espalier/score/obs_order.h"
 #include "espalier/score/unit_sums.h"
 
 namespace espalier {
@@ -35,6 +37,7 @@ class RankNeed {
   RankNeed(const ModelConfig& config, const PassShape& pass, int rank)
       : config_(config),
         pass_(pass),
+        rank_(rank),
         shard_(shard_of(config, pass.widths, pass.tensor, rank)),
         entry_(size_of(pass.dtype)) {}
 
@@ -46,6 +49,7 @@ class RankNeed {
       if (with_weight_gradients() && is_scored_tensor(spec)) need.statistics += n * accumulator();
     }
     need.statistics += summed_numbers() * pass_.domains * size_of(at::kDouble);
+    if (with_outputs()) need.statistics += gram_bytes();
     need.cache = cache_bytes();
     // Inputs of halves are let go on the way back, so the height is where both together are most.
     const std::int64_t first = with_gradients() ? lowest_half(pass_.scored) : 2 * config_.layers;
@@ -59,6 +63,7 @@ class RankNeed {
     for (std::int64_t half = 0; half < 2 * config_.layers; ++half)
       consider(std::max<std::int64_t>(0, half - first + 1),
                half % 2 == 0 ? attention_bytes(half / 2) : mlp_bytes(half / 2));
+    if (with_outputs()) consider(-2, order_working());
     return need;
   }
 
@@ -66,8 +71,11 @@ class RankNeed {
   bool with_weight_gradients() const { return pass_.criterion == Criterion::taylor; }
   bool with_gradients() const {
     return with_weight_gradients() || pass_.criterion == Criterion::taylor_gate ||
-           pass_.criterion == Criterion::taylor_gate_sample;
+           pass_.criterion == Criterion::taylor_gate_sample || with_outputs();
   }
+  bool with_outputs() const { return pass_.criterion == Criterion::obs; }
+  /// What its matrices are made of.
+  std::int64_t wide() const { return pass_.dtype == at::kDouble ? 8 : 4; }
 
   std::int64_t accumulator() const {
     return size_of(accumulator_type(pass_.accumulate, pass_.dtype));
@@ -100,6 +108,7 @@ class RankNeed {
         return gate_entries(layer, half, config_);
       case Criterion::flap:
         return 2 * gate_entries(layer, half, config_);
+      case Criterion::obs:
       case Criterion::taylor:
       case Criterion::magnitude:
       case Criterion::random:
@@ -107,12 +116,66 @@ class RankNeed {
     }
     return 0;
   }
+  /// Entries of a half at the gate over all ranks.
+  std::int64_t all_entries(std::int64_t layer, UnitKind half) const {
+    return gate_entries(pass_.widths.layers[static_cast<std::size_t>(layer)], half, config_);
+  }
+  bool scores(std::int64_t layer, UnitKind half) const {
+    return is_scored(pass_.scored, layer, half);
+  }
+  /// Calls f(i, layer, half) for every scored half, the i-th.
+  template <class F>
+  void for_each_scored(F&& f) const {
+    std::int64_t i = 0;
+    for (std::int64_t layer = 0; layer < config_.layers; ++layer)
+      for (const UnitKind half : {UnitKind::attention, UnitKind::mlp})
+        if (scores(layer, half)) f(i++, layer, half);
+  }
+  /// This rank's rows of A and, under full curvature, of G.
+  std::int64_t gram_bytes(std::int64_t layer, UnitKind half) const {
+    const std::int64_t D = config_.hidden, T = pass_.tensor;
+    const std::int64_t outputs = D * (rank_ + 1) / T - D * rank_ / T;
+    const std::int64_t numbers =
+        gate_entries(widths(layer), half, config_) * all_entries(layer, half);
+    return pass_.curvature == Curvature::full ? wide() * (numbers + outputs * D)
+                                              : wide() * numbers + size_of(at::kDouble);
+  }
+  std::int64_t gram_bytes() const {
+    std::int64_t bytes = 0;
+    for_each_scored(
+        [&](std::int64_t, std::int64_t layer, UnitKind half) { bytes += gram_bytes(layer, half); });
+    return bytes;
+  }
+  /// Halves are ordered in rounds of one per tensor rank: matrices gathered in place of this rank's
+  /// rows of all of them, and what ordering takes beside them.
+  std::int64_t order_working() const {
+    std::vector<std::int64_t> rounds(static_cast<std::size_t>(2 * config_.layers), 0);
+    for_each_scored([&](std::int64_t i, std::int64_t layer, UnitKind half) {
+      std::int64_t& round = rounds[static_cast<std::size_t>(i / pass_.tensor)];
+      round -= gram_bytes(layer, half);
+      if (i % pass_.tensor != rank_) return;
+      const std::int64_t K = all_entries(layer, half), D = config_.hidden;
+      const std::int64_t curvature = pass_.curvature == Curvature::full ? D * D : 0;
+      round += obs_order_bytes(K, D) + wide() * (K * K + K * D + curvature);
+    });
+    return std::max<std::int64_t>(0, *std::max_element(rounds.begin(), rounds.end()));
+  }
   bool with_inputs() const {
     return pass_.criterion == Criterion::wanda_sp || pass_.criterion == Criterion::flap;
   }
   /// What enters o_proj or down_proj, and a block of it in float64, once the half has run.
   std::int64_t observed_bytes(std::int64_t layer, UnitKind half) const {
-    if (!with_inputs() || !is_scored(pass_.scored, layer, half)) return 0;
+    if (!scores(layer, half)) return 0;
+    if (with_outputs()) {
+      // The rank's gate and that of all ranks, the gradient of the output times a factor of its
+      // row, and wider copies of a narrow gate and gradient.
+      const std::int64_t copy = entry_ < wide() ? wide() : 0;
+      const std::int64_t mine = gate_entries(widths(layer), half, config_);
+      const std::int64_t gathered = pass_.tensor > 1 ? all_entries(layer, half) * entry_ : 0;
+      return pass_.tokens * (mine * entry_ + gathered + all_entries(layer, half) * copy +
+                             config_.hidden * (copy + wide()));
+    }
+    if (!with_inputs()) return 0;
     const std::int64_t entries = gate_entries(widths(layer), half, config_);
     return pass_.tokens * entries * entry_ + input_sums_bytes(pass_.tokens, entries);
   }
@@ -168,6 +231,7 @@ class RankNeed {
 
   const ModelConfig& config_;
   const PassShape& pass_;
+  std::int64_t rank_;
   ShardWidths shard_;
   std::int64_t entry_;
 };

@@ -28,6 +28,22 @@ std::vector<double> parameter_means(const ModelConfig& config, AttentionUnit uni
   return values;
 }
 
+/// Each value divided by the number of parameters that fall with the unit.
+std::vector<double> per_cost(const ModelConfig& config, AttentionUnit unit, UnitKind kind,
+                             std::vector<double> values, const std::vector<std::int64_t>& heads) {
+  const UnitSizes sizes = unit_parameters(config);
+  const double part_of_kv =
+      static_cast<double>(config.kv_heads) / static_cast<double>(config.heads);
+  const auto cost = [&](std::size_t u) {
+    if (kind == UnitKind::mlp) return static_cast<double>(sizes.channel);
+    if (unit == AttentionUnit::kv_group) return static_cast<double>(sizes.group(heads[u]));
+    return static_cast<double>(heads[u]) * (static_cast<double>(sizes.query_head) +
+                                            static_cast<double>(sizes.kv_head) * part_of_kv);
+  };
+  for (std::size_t u = 0; u < values.size(); ++u) values[u] /= cost(u);
+  return values;
+}
+
 std::vector<double> scaled(std::vector<double> values, double divisor) {
   for (double& value : values) value = divisor == 0 ? 0.0 : value / divisor;
   return values;
@@ -62,6 +78,8 @@ std::vector<double> normalized(const ModelConfig& config, Normalization normaliz
       return scaled(values, gisp_divisor(config, kind));
     case Normalization::param_mean:
       return parameter_means(config, unit, kind, values, heads);
+    case Normalization::cost:
+      return per_cost(config, unit, kind, values, heads);
     case Normalization::block_mean:
       return scaled(values, mean_of(values));
     case Normalization::block_l2:

@@ -46,6 +46,9 @@ class Pass {
     options_.unit = request.unit;
     options_.reduction = request.importance.reduction;
     options_.accumulate = request.importance.accumulate;
+    options_.curvature =
+        request.importance.curvature == Curvature::scalar ? Curvature::scalar : Curvature::full;
+    options_.damping = request.importance.damping;
     options_.scored = request.scored;
     options_.domains = data_.domains().size();
     options_.seed = request.seed;
@@ -94,6 +97,7 @@ class Pass {
     while (traversed_ < traversals()) {
       statistics_->clear();
       if (continued_) statistics_->restore(*std::exchange(continued_, std::nullopt));
+      if (statistics_->weighs_tokens()) weigh_tokens();
       const std::vector<MicroBatch> order =
           goes_domain_by_domain() ? data_.micro_batches_of(traversed_) : data_.micro_batches();
       try {
@@ -106,6 +110,27 @@ class Pass {
       finish_traversal();
       ++traversed_;
     }
+  }
+
+  /// Each domain by its share of the pooled loss, whatever its number of tokens; domains that are
+  /// scored one by one are each the whole.
+  void weigh_tokens() {
+    std::vector<double> weights(data_.domains().size(), 1.0);
+    double all = 0;
+    together(grid_.world(), "calibrate", [&] {
+      if (goes_domain_by_domain()) {
+        all = static_cast<double>(data_.real_tokens(traversed_));
+        return;
+      }
+      const std::vector<double> share = shares();
+      for (std::size_t d = 0; d < weights.size(); ++d) {
+        weights[d] = static_cast<double>(data_.real_tokens(d));
+        all += weights[d];
+      }
+      for (std::size_t d = 0; d < weights.size(); ++d)
+        weights[d] = weights[d] > 0 ? share[d] * all / weights[d] : 0.0;
+    });
+    statistics_->weigh(std::move(weights), all);
   }
 
   void run_micro_batches(const std::vector<MicroBatch>& order) {
@@ -314,7 +339,7 @@ class Pass {
     const Clock::time_point begin = Clock::now();
     fault::hit("reduce.enter");
     // Where a value was born knows its tensor; what the sum over data ranks carries on does not.
-    agree(grid_.world(), "reduce", statistics_->reduce(grid_.data()));
+    agree(grid_.world(), "reduce", statistics_->reduce(grid_));
     std::vector<double> tokens = real_tokens_;
     grid_.data().control().all_reduce_sum(std::span<double>(tokens));
     together(grid_.world(), "reduce", [&] {
@@ -510,10 +535,12 @@ ScoredHalves prunable_halves(const ModelConfig& config, const PruneRules& rules)
 std::string work_of(const CausalLM& model, const Calibration& data, const ScoreRequest& request) {
   const ImportanceConfig& importance = request.importance;
   std::string text = fmt::format(
-      "sums 2, criterion {}, reduction {}, accumulate {}, combine {}, dtype {}, "
+      "sums 3, criterion {}, reduction {}, accumulate {}, damping {}, curvature {}, combine {}, "
+      "dtype {}, "
       "iteration {}, ",
       name_of(importance.criterion), static_cast<int>(importance.reduction),
-      static_cast<int>(importance.accumulate), static_cast<int>(request.combine),
+      static_cast<int>(importance.accumulate), importance.damping,
+      static_cast<int>(importance.curvature), static_cast<int>(request.combine),
       safetensors_name(to_dtype(model.options().dtype)), request.iteration);
   text += ScoredUnits(model, request.unit, request.scored).description();
   // In their order, which is that of losses and rows; a name with its length, so that none can look

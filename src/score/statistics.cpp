@@ -62,6 +62,8 @@ std::unique_ptr<Statistics> make_statistics(const CausalLM& model,
       return criteria::wanda_sp(model, options);
     case Criterion::flap:
       return criteria::flap(model, options);
+    case Criterion::obs:
+      return criteria::obs(model, options);
     case Criterion::magnitude:
       return criteria::magnitude(model, options);
     case Criterion::random:

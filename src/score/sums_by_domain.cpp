@@ -68,7 +68,8 @@ void SumsByDomain::restore(const std::vector<UnitSums>& rows) {
           sums_[d][l][k] = at::tensor(rows[d][l][k], at::kDouble).to(where);
 }
 
-Problems SumsByDomain::reduce(const RankGroup& data) {
+Problems SumsByDomain::reduce(const ProcessGrid& grid) {
+  const RankGroup& data = grid.data();
   // Small: all sums cross in one collective.
   reduced_ = host_sums();
   reduce_unit_sums(reduced_, data.control());

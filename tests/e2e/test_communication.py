@@ -78,6 +78,27 @@ class Counted(Case):
                     size = 8 * len(DOMAINS) * SCORED * numbers
                     self.assertEqual(found["data"], (1 + 3, size + 2 * 16 + 8))
 
+    def test_matrices_of_obs(self):
+        """Gates are gathered per micro-batch, rows of matrices once, and every rank hears what the others found."""
+        halves = [HEADS * HEAD_DIM, CHANNELS] * SCORED
+        for dtype, number in [("float32", 4), ("float64", 8)]:
+            for curvature in ("full", "scalar"):
+                change = {"model": {"path": "model", "dtype": dtype}, "prune": {"iterations": 1},
+                          "importance": {"criterion": "obs", "curvature": curvature, "normalization": "cost"}}
+                with self.subTest(dtype, curvature=curvature):
+                    outputs = HIDDEN * HIDDEN * number if curvature == "full" else 0
+                    found = self.counted(f"{dtype} {curvature} tensor", 2, 1, **change)
+                    collectives, size = tensor_group(2, number)
+                    collectives += len(BATCHES) * len(halves) + (3 if outputs else 2) * len(halves)
+                    size += sum(sequences * tokens * k * number for sequences, tokens, _ in BATCHES for k in halves)
+                    size += sum((k * k + k * HIDDEN) * number + outputs for k in halves)
+                    self.assertEqual(found["tensor"], (collectives, size))
+                    calls, agreed = world_group(1)
+                    self.assertEqual(found["world"], (calls + 2, agreed + 16 + 8 * SCORED * (HEADS + CHANNELS)))
+                    found = self.counted(f"{dtype} {curvature} data", 1, 2, **change)
+                    size = sum(k * k * number + (outputs or 8) for k in halves)
+                    self.assertEqual(found["data"], (2 * len(halves) + 3, size + 2 * 2 * 8 + 8))
+
     def test_reduced_scores(self):
         found = self.counted("scores", 1, 2, importance={"reduction": "scores"})
         self.assertEqual(found["data"], (1 + 3, 8 * SCORED * (HEADS + CHANNELS) + 2 * 16 + 8))

@@ -46,6 +46,8 @@ FROZEN = {
     "importance.normalization": "block_l2",
     "importance.reduction": "scores",
     "importance.accumulate": "float64",
+    "importance.damping": 0.02,
+    "importance.curvature": "scalar",
     "prune.kinds": "[mlp]",
     "prune.attention_unit": "kv_group",
     "prune.ranking": "local",

@@ -42,8 +42,7 @@ UnitSums sums_on(const ModelCase& c, at::Device device, Criterion criterion, at:
   options.scored.assign(static_cast<std::size_t>(model.layers()), {true, true});
   const std::unique_ptr<Statistics> statistics = make_statistics(model, options);
   losses = blockwise_backward(model, batch_on(c.batch(), device), {}, *statistics, world).nll_N;
-  const RankGroup alone(make_self_communicator());
-  EXPECT_TRUE(statistics->reduce(alone).empty());
+  EXPECT_TRUE(statistics->reduce(ProcessGrid(testing::world(), world.size())).empty());
   return statistics->finish({{1.0}, {0.0}});
 }
 

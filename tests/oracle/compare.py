@@ -102,7 +102,14 @@ class Case:
 
 
 def difference(ours, theirs):
-    return (ours - theirs).abs().max().item()
+    """The largest; infinite unless both have infinity at the same places."""
+    apart = (ours - theirs).abs()
+    apart[ours.isinf() & (ours == theirs)] = 0
+    return apart.nan_to_num(nan=float("inf")).max().item()
+
+
+def largest(values):
+    return values[values.isfinite()].abs().max().item()
 
 
 class Table:
@@ -143,20 +150,22 @@ def compare_scores(case, table, dtype, criterion, unit, layouts, normalization="
     with reference.quiet():
         exact = reference.load(case.model, torch.float64)
     truth, true_losses = reference.raw_scores(exact, case.domains(), criterion, unit)
-    bound = {k: 1e-9 * v.abs().max().item() for k, v in truth.items()}
+    bound = {k: 1e-9 * largest(v) for k, v in truth.items()}
     if dtype == "float32":
         with reference.quiet():
             narrow, _ = reference.raw_scores(reference.load(case.model, torch.float32), case.domains(), criterion, unit)
         bound = {k: 4 * difference(narrow[k], truth[k]) for k in truth}
     wanted = reference.normalised(truth, exact.config, normalization, unit)
     for layout in layouts:
-        raw, score, losses = case.scores(layout, dtype=dtype, criterion=criterion, unit=unit, normalization=normalization)
+        name, *extra = criterion.split()
+        extra = {"curvature": extra[0]} if extra else None
+        raw, score, losses = case.scores(layout, dtype=dtype, criterion=name, unit=unit, normalization=normalization, extra=extra)
         for kind in ("attention", "mlp"):
             name = f"{dtype} {layout[0]}x{layout[1]} {criterion} {unit} {kind}"
             table.row(name, difference(raw[kind][0], truth[kind]), bound[kind])
             if normalization != "none" and dtype == "float64":
                 table.row(f"{name} {normalization}", difference(score[kind], wanted[kind]),
-                          1e-9 * wanted[kind].abs().max().item())
+                          1e-9 * largest(wanted[kind]))
         if dtype == "float64":
             worst = max(abs(a - b) for a, b in zip(losses, true_losses))
             table.row(f"{dtype} {layout[0]}x{layout[1]} {criterion} {unit} losses", worst, 1e-9 * max(map(abs, true_losses)))
@@ -173,9 +182,9 @@ def compare_combined(case, table, criterion, combine, layouts, normalization="pa
         raw, score, _ = case.scores(layout, dtype="float64", criterion=criterion, normalization=normalization, combine=combine)
         for kind in ("attention", "mlp"):
             name = f"float64 {layout[0]}x{layout[1]} {criterion} {combine} {kind}"
-            table.row(name, difference(score[kind], wanted[kind]), 1e-9 * wanted[kind].abs().max().item())
+            table.row(name, difference(score[kind], wanted[kind]), 1e-9 * largest(wanted[kind]))
             for i, one in enumerate(per_domain):
-                table.row(f"{name} raw d{i}", difference(raw[kind][i], one[kind]), 1e-9 * one[kind].abs().max().item())
+                table.row(f"{name} raw d{i}", difference(raw[kind][i], one[kind]), 1e-9 * largest(one[kind]))
 
 
 def parse():

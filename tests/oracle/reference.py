@@ -11,6 +11,8 @@ import h5py
 import torch
 import transformers
 
+import obs_reference
+
 
 def load(path, dtype):
     """The checkpoint in transformers; under float64 also its RMSNorm computes in float64."""
@@ -176,6 +178,10 @@ def raw_scores(model, domains, criterion, unit="query_head", pooled=True):
     layers = range(model.config.num_hidden_layers)
     if criterion in ("wanda_sp", "flap"):
         return activation_scores(model, domains, criterion, unit), [domain_loss(model, d) for d in domains]
+    if criterion.startswith("obs"):
+        curvature = "scalar" if criterion == "obs scalar" else "full"
+        scores = obs_reference.scores(model, domains, sequence_loss, shape_of(model.config), unit, curvature=curvature)
+        return scores, [domain_loss(model, d) for d in domains]
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.requires_grad_(True)
@@ -265,7 +271,8 @@ def combined(rows, weights, combine):
         if combine == "max":
             result.append(max(column))
         elif combine == "worst_domain":
-            result.append(max(value / (sum(row) / len(row)) for value, row in zip(column, flat)))
+            finite = [[v for v in row if v != float("inf")] for row in flat]
+            result.append(max(value / (sum(row) / len(row)) for value, row in zip(column, finite)))
         elif combine == "rank_mean":
             ranks = [sum(v < value for v in row) + (sum(v == value for v in row) + 1) / 2 for value, row in zip(column, flat)]
             result.append(sum(w * r for w, r in zip(weights, ranks)) / sum(weights))
@@ -313,6 +320,12 @@ def normalised(raw, config, normalization, unit):
             per_head = 4 if heads == kv_heads else 2
             group = 2 * (heads // kv_heads) + 2
             divisor = (group if unit == "kv_group" else per_head) * dim * hidden if kind == "attention" else 3 * hidden
+            result[kind] = values / divisor
+        elif normalization == "cost":
+            biases = 1 if getattr(config, "attention_bias", config.model_type == "qwen2") else 0
+            head, group = dim * (2 * hidden + biases), dim * (2 * hidden + 2 * biases)
+            whole = heads // kv_heads * head + group
+            divisor = (whole if unit == "kv_group" else head + group * kv_heads / heads) if kind == "attention" else 3 * hidden
             result[kind] = values / divisor
         elif normalization == "block_mean":
             result[kind] = values / values.mean(1, keepdim=True)

@@ -77,9 +77,14 @@ class Comparison:
                                  ("float32", "query_head", ((2, 1),), "none")])
         self.scores("flap", [("float64", "query_head", ((2, 2), (3, 1)), "none"), ("float64", "kv_group", ((1, 2),), "none")])
 
+    def test_obs(self):
+        self.scores("obs", [("float64", "query_head", compare.LAYOUTS, "cost"), ("float64", "kv_group", ((2, 2), (3, 1)), "cost")])
+        self.scores("obs scalar", [("float64", "query_head", ((2, 1),), "param_mean")])
+
     def test_combined_domains(self):
         for criterion, combine, layout in (("taylor", "weighted_mean", (1, 2)), ("taylor_gate", "weighted_mean", (2, 1)),
                                            ("taylor", "worst_domain", (2, 1)), ("taylor_gate_sample", "max", (2, 2)),
+                                           ("obs", "weighted_mean", (2, 2)), ("obs", "worst_domain", (1, 2)),
                                            ("wanda_sp", "rank_mean", (1, 2)), ("flap", "max", (2, 1))):
             compare.compare_combined(self.case, self.table, criterion, combine, compare.LAYOUTS if FULL else (layout,))
 

@@ -92,6 +92,8 @@ class Calibration {
   /// The rows of a micro-batch, as numbers of the domain's file.
   std::vector<std::int64_t> rows_of(const MicroBatch& micro_batch) const;
   std::int64_t sequences() const;
+  /// Tokens of a domain's rows that are no padding. Reads the file's lengths.
+  std::int64_t real_tokens(std::size_t domain) const;
   const std::vector<TokenFile>& files() const { return files_; }
   /// Reads the share's part of every row that this or another iteration may read, for what read()
   /// would throw; every file's first problem at once.

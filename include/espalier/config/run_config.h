@@ -19,14 +19,24 @@ enum class Objective { causal_lm, sft, margin };
 enum class NonFinite { fail, skip_batch };
 enum class Combine { pooled, weighted_mean, max, rank_mean, worst_domain };
 enum class Adapt { none, loss_gap };
-enum class Criterion { taylor, taylor_gate, taylor_gate_sample, wanda_sp, flap, magnitude, random };
-enum class Normalization { gisp, param_mean, block_mean, block_l2, block_standardize, none };
+enum class Criterion {
+  taylor,
+  taylor_gate,
+  taylor_gate_sample,
+  wanda_sp,
+  flap,
+  obs,
+  magnitude,
+  random
+};
+enum class Normalization { gisp, param_mean, cost, block_mean, block_l2, block_standardize, none };
 enum class Reduction { gradients, scores };
 enum class Accumulate { automatic, float32, float64, bfloat16 };
 enum class AttentionUnit { query_head, equal_per_group, kv_group };
 enum class Ranking { global, global_by_kind, local };
 enum class Measure { structures, parameters, total_parameters };
 enum class ScheduleShape { linear, gisp, cosine, exponential, geometric };
+enum class Curvature { automatic, full, scalar };
 enum class Compensation { none, mean };
 enum class Order { automatic, sample_major };
 enum class Recompute { automatic, all };
@@ -60,6 +70,9 @@ struct ImportanceConfig {
   Normalization normalization = Normalization::gisp;
   Reduction reduction = Reduction::gradients;
   Accumulate accumulate = Accumulate::automatic;
+  /// Of criterion obs.
+  double damping = 0.01;
+  Curvature curvature = Curvature::automatic;
 };
 
 struct ProtectConfig {

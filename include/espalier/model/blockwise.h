@@ -50,6 +50,16 @@ struct HalfGradients {
   double scale = 1.0;
   /// TokenBatch::samples_SB.
   at::Tensor samples_SB{};
+  /// [B, T, all units]: the gate over all tensor ranks in dense order; undefined unless asked for.
+  at::Tensor whole_gate{};
+  /// [B, T, D]: gradient of the half's output, the same on every tensor rank; undefined unless
+  /// asked for.
+  at::Tensor output_gradient{};
+  /// With output_gradient: TokenBatch::real_BT, and float64, the size of the coefficients of row
+  /// b's predictions in the objective, so that output_gradient / (scale * row_weights) is the
+  /// gradient of the sum of the row's losses. 0 for a row that does not count.
+  at::Tensor real_BT{};
+  at::Tensor row_weights_B{};
 };
 
 /// Receives gradients as the backward pass meets them; knows what they are for, which the pass does
@@ -59,6 +69,9 @@ class BackwardObserver {
   virtual ~BackwardObserver() = default;
   virtual bool wants_gate(std::int64_t, UnitKind) const { return false; }
   virtual std::vector<TensorRole> wants_weights(std::int64_t, UnitKind) const { return {}; }
+  /// Whether it wants the whole gate and the gradient of the output: the same answer on every
+  /// tensor rank, since the gate is gathered.
+  virtual bool wants_output(std::int64_t, UnitKind) const { return false; }
   virtual void observe(std::int64_t, UnitKind, const HalfGradients&) {}
 };
 
@@ -111,8 +124,9 @@ struct TokenLosses {
 ///
 /// Collectives per call and pass (T ranks > 1): 1 + 2L all-reduces of [B, T, D] forward, two per
 /// chunk of the loss ([chunk] and [2, chunk]), 1 + (2L - 1 - lowest_half) of [B, T, D] backward,
-/// and one of a number: whether all gradients are finite. A loss that is not finite ends the pass
-/// early, on all tensor ranks alike. Where something is not, two more say where it arose.
+/// one of the whole gate for each half whose output is observed, and one of a number: whether all
+/// gradients are finite. A loss that is not finite ends the pass early, on all tensor ranks alike.
+/// Where something is not, two more say where it arose.
 BackwardPass blockwise_backward(const CausalLM& model, const TokenBatch& batch,
                                 const BackwardScope& scope, BackwardObserver& observer,
                                 const RankGroup& tensor);

@@ -40,6 +40,14 @@ MemoryForecast forecast_memory(const RunConfig& config, ConfigUse use, const Mod
 /// `as_stored` is that of config.json.
 MemoryForecast forecast_run(const RunConfig& config, const ModelConfig& model);
 
+/// The configuration with `importance.curvature: auto` decided for this pass and these ranks: full
+/// where the rank that has least memory has enough for it, else scalar; said in the log. Collective
+/// over the world of `grid`.
+RunConfig with_curvature(RunConfig config, ConfigUse use, const ModelConfig& model,
+                         const ModelWidths& widths, const ScoredHalves& scored,
+                         const ComputeOptions& options, const CommRuntime& runtime,
+                         const ProcessGrid& grid);
+
 /// Changes of the configuration of which each alone would make it fit, the one that changes least
 /// first: a smaller micro-batch, more tensor ranks (as many on a node as now), then what changes
 /// the scores: a narrower dtype, sums at the gates instead of gradients of weights. Each leaves

@@ -17,7 +17,8 @@ struct ScoreList {
   std::vector<std::int32_t> layer;
   /// Number in the dense model.
   std::vector<std::int32_t> unit;
-  /// Normalised and combined: what is ranked; small falls first.
+  /// Normalised and combined: what is ranked; small falls first. Infinite: never, while another of
+  /// the half can.
   std::vector<double> score;
   /// Per row of raw_rows: the criterion's value before normalisation.
   std::vector<std::vector<double>> raw;

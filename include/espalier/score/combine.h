@@ -14,7 +14,8 @@ namespace espalier {
 ///  - rank_mean: sum_d w_d r_d(u) / sum_d w_d, r_d(u) the rank of s_d(u) among the row's, from 1
 ///  for
 ///    the lowest; equal scores share the mean of their ranks;
-///  - worst_domain: max_d s_d(u) / mean_v s_d(v); 0 for a row of mean 0.
+///  - worst_domain: max_d s_d(u) / mean_v s_d(v); 0 for a row of mean 0; infinite scores are
+///  not in the mean and stay infinite.
 /// Pure. Throws Error(internal) when rows and weights do not match.
 std::vector<double> combined_scores(const std::vector<std::vector<double>>& rows,
                                     const std::vector<double>& weights, Combine combine);

@@ -21,6 +21,8 @@ struct PassShape {
   Criterion criterion = Criterion::taylor;
   AttentionUnit unit = AttentionUnit::query_head;
   Accumulate accumulate = Accumulate::automatic;
+  /// Of criterion obs; automatic counts as scalar, the least it can need.
+  Curvature curvature = Curvature::automatic;
   at::ScalarType dtype = at::kFloat;
   /// Of the calibration, which criteria with small sums keep apart.
   std::int64_t domains = 1;
@@ -37,13 +39,15 @@ struct MemoryNeed {
   /// The rank's slices of all tensors.
   std::int64_t weights = 0;
   /// taylor: a sum per scored weight; gate criteria: a float64 per unit and domain; wanda_sp and
-  /// flap: one or two per entry at the gates and domain.
+  /// flap: one or two per entry at the gates and domain. obs: a matrix of the inputs of every
+  /// scored o_proj and down_proj, and of their outputs' gradients under full curvature.
   std::int64_t statistics = 0;
   /// [B, T, D] in the model's dtype, in full on every tensor rank: the input of every half layer
   /// from the lowest scored one up, and two more under way.
   std::int64_t hidden_states = 0;
   /// The graph of one half layer with the gradients on their way through it, or the loss, whichever
-  /// is more (loss_bytes; a graph: what RMSNorm, the projections, silu or attention keep).
+  /// is more (loss_bytes; a graph: what RMSNorm, the projections, silu or attention keep); obs: or
+  /// the ordering of the largest sublayer after the pass.
   std::int64_t working = 0;
   /// Keys and values of the rank's KV heads in all layers, and a second copy of the largest layer's
   /// while rows leave.

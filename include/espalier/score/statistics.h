@@ -7,7 +7,7 @@
 #include <optional>
 #include <vector>
 
-#include "espalier/comm/rank_group.h"
+#include "espalier/comm/process_grid.h"
 #include "espalier/config/run_config.h"
 #include "espalier/core/error.h"
 #include "espalier/model/blockwise.h"
@@ -53,15 +53,23 @@ class Statistics : public BackwardObserver, public InputObserver {
   /// Whether values depend on sums over all tokens of an item alone, so that options may share the
   /// computation of their prompt.
   virtual bool sums_over_tokens() const { return false; }
+  /// Whether tokens of several domains go into the same sums, each with its domain's
+  /// token_weight().
+  virtual bool weighs_tokens() const { return false; }
   /// Forgets everything: a new pass begins.
   virtual void clear() = 0;
   /// The domain of what is observed from here on.
   void enter(std::size_t domain) { domain_ = domain; }
+  /// For weighs_tokens(): what a token of each domain counts, and what all count together.
+  void weigh(std::vector<double> token_weights, double tokens) {
+    token_weights_ = std::move(token_weights);
+    tokens_ = tokens;
+  }
 
-  /// Sums over the ranks that hold the same shard. Collective over `data`, whatever the values are:
-  /// those of this rank that are not finite are returned with tensor and layer, for the caller's
-  /// next agreement.
-  virtual Problems reduce(const RankGroup& data) = 0;
+  /// Sums over the ranks that hold the same shard. Collective over the grid, whatever the values
+  /// are: those of this rank that are not finite are returned with tensor and layer, for the
+  /// caller's next agreement.
+  virtual Problems reduce(const ProcessGrid& grid) = 0;
   /// After reduce(): this rank's values, finite or not, of units or of entries of theirs that
   /// of_units() makes units of. Throws Error(bad_content) for weights that are not finite.
   virtual UnitSums finish(const Mixture& mixture) const = 0;
@@ -95,11 +103,17 @@ class Statistics : public BackwardObserver, public InputObserver {
   const CausalLM& model() const { return model_; }
   AttentionUnit unit() const { return unit_; }
   std::size_t domain() const { return domain_; }
+  /// Of what is observed now.
+  double token_weight() const { return token_weights_.at(domain_); }
+  /// Of all that the sums are of, over all data ranks.
+  double tokens() const { return tokens_; }
 
  private:
   const CausalLM& model_;
   AttentionUnit unit_;
   std::size_t domain_ = 0;
+  std::vector<double> token_weights_;
+  double tokens_ = 0;
 };
 
 struct StatisticsOptions {
@@ -107,6 +121,9 @@ struct StatisticsOptions {
   AttentionUnit unit = AttentionUnit::query_head;
   Reduction reduction = Reduction::gradients;
   Accumulate accumulate = Accumulate::automatic;
+  /// Of criterion obs: full or scalar.
+  Curvature curvature = Curvature::full;
+  double damping = 0.01;
   ScoredHalves scored;
   std::size_t domains = 1;
   /// Of criterion random.

@@ -18,7 +18,7 @@ class SumsByDomain : public Statistics {
  public:
   bool separates_domains() const override { return true; }
   void clear() override;
-  Problems reduce(const RankGroup& data) override;
+  Problems reduce(const ProcessGrid& grid) override;
   UnitSums finish(const Mixture& mixture) const override;
   std::optional<std::vector<UnitSums>> sums_so_far() const override { return host_sums(); }
   void restore(const std::vector<UnitSums>& rows) override;

@@ -25,6 +25,12 @@ std::unique_ptr<Statistics> wanda_sp(const CausalLM& model, const StatisticsOpti
 /// FLAP (arXiv 2312.11983): the variance of x_e over all tokens (unbiased) times ||W_:e||_2^2,
 /// standardised over the entries of the half, then the mean over the unit's.
 std::unique_ptr<Statistics> flap(const CausalLM& model, const StatisticsOptions& options);
+/// Structured Optimal Brain Surgeon: what the greedy removal of units costs when the weights that
+/// read the others are updated in closed form (score/obs_order.h), from A = mean_t x x^T at the
+/// gate and G = sum_t g g^T, g the gradient of the tokens' summed loss at the output of o_proj or
+/// down_proj. Over all domains each token counts share_d T / T_d, T tokens in all, T_d of its
+/// domain: 1 where domains are of the same size and weight.
+std::unique_ptr<Statistics> obs(const CausalLM& model, const StatisticsOptions& options);
 /// sum |w| over the same tensors as taylor.
 std::unique_ptr<Statistics> magnitude(const CausalLM& model, const StatisticsOptions& options);
 /// A uniform number per unit: a counter-based hash of (seed, iteration, layer, kind, unit).

@@ -50,7 +50,8 @@ class WeightGradients final : public Statistics {
     unit_sums_.clear();
   }
 
-  Problems reduce(const RankGroup& data) override {
+  Problems reduce(const ProcessGrid& grid) override {
+    const RankGroup& data = grid.data();
     Problems problems;
     if (options_.reduction == Reduction::scores) {
       unit_sums_ = sums_of_own_gradients(problems);

@@ -9,7 +9,7 @@ class WithoutData : public Statistics {
  public:
   Needs needs() const override { return Needs::weights; }
   void clear() override {}
-  Problems reduce(const RankGroup&) override { return {}; }
+  Problems reduce(const ProcessGrid&) override { return {}; }
   std::optional<std::vector<UnitSums>> sums_so_far() const override {
     return std::vector<UnitSums>();
   }

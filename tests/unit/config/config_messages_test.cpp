@@ -207,10 +207,10 @@ const std::vector<Row> kRows{
     rest("device: gpu", "config.yaml:4:9: device = gpu (permitted: auto, cpu, cuda)"),
     rest("importance: {criterion: tailor}",
          "config.yaml:4:25: importance.criterion = tailor (permitted: taylor, taylor_gate, "
-         "taylor_gate_sample, wanda_sp, flap, magnitude, random). Did you mean 'taylor'?"),
-    rest("importance: {criterion: obs}",
-         "config.yaml:4:25: importance.criterion = obs (permitted: taylor, taylor_gate, "
-         "taylor_gate_sample, wanda_sp, flap, magnitude, random)"),
+         "taylor_gate_sample, wanda_sp, flap, obs, magnitude, random). Did you mean 'taylor'?"),
+    rest("importance: {criterion: sparsegpt}",
+         "config.yaml:4:25: importance.criterion = sparsegpt (permitted: taylor, taylor_gate, "
+         "taylor_gate_sample, wanda_sp, flap, obs, magnitude, random)"),
     rest("importance: {exact_reduction: true}",
          "config.yaml:4:31: importance.exact_reduction = true (permitted: false)"),
     calibration("calibration: {adapt: gap, domains: [{name: web, tokens: web.h5}]}",

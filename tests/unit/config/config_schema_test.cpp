@@ -49,6 +49,8 @@ const std::map<std::string, std::string> kOtherValues{
     {"importance.normalization", "none"},
     {"importance.reduction", "scores"},
     {"importance.accumulate", "bfloat16"},
+    {"importance.damping", "0.5"},
+    {"importance.curvature", "scalar"},
     {"prune.kinds", "[attention]"},
     {"prune.attention_unit", "kv_group"},
     {"prune.ranking", "local"},

@@ -13,7 +13,8 @@ using testing::ModelCase;
 
 // Ranks share the data here; each has the whole model.
 TEST(TaylorStatistics, ARankWithABrokenGradientObjectsAfterTheReduction) {
-  RankGroup& world = testing::world_group();
+  const ProcessGrid grid(testing::world(), 1);
+  const RankGroup& world = grid.data();
   const RankGroup self(make_self_communicator());
   const ModelCase c(ModelFamily::llama);
   const CausalLM model = c.load(dense_widths(c.config()), self);
@@ -29,7 +30,7 @@ TEST(TaylorStatistics, ARankWithABrokenGradientObjectsAfterTheReduction) {
     observed.weight_gradients.emplace_back(TensorRole::up, gradient);
     statistics->observe(1, UnitKind::mlp, observed);
     Problems problems;
-    EXPECT_NO_THROW(problems = statistics->reduce(world)) << "the others would wait for ever";
+    EXPECT_NO_THROW(problems = statistics->reduce(grid)) << "the others would wait for ever";
     if (reduction == Reduction::scores && world.rank() != world.size() - 1) {
       EXPECT_TRUE(problems.empty()) << "another rank's gradient";
       continue;

@@ -273,6 +273,18 @@ void expect_error(ExitCode code, const std::string& part, const std::function<vo
   }
 }
 
+TEST(Advance, UnitsOfInfiniteScoreFallAfterAllOthers) {
+  const ModelConfig config = tiny();
+  const double never = std::numeric_limits<double>::infinity();
+  const ScoreTable scores =
+      table_of({{never, 1, 1, 1}, {1, 1, 1, never}}, {{1, never, 1}, {never, 1, 1}});
+  const Advance step = advance(config, dense_plan(config, AttentionUnit::query_head), scores, 0.7,
+                               open_rules(config), 1);
+  EXPECT_EQ(step.plan.attention_removed_at.values,
+            (std::vector<std::int32_t>{-1, 1, 1, 1, 1, 1, 1, -1}));
+  EXPECT_EQ(step.plan.mlp_removed_at.values, (std::vector<std::int32_t>{1, -1, 1, -1, 1, -1}));
+}
+
 TEST(Advance, RefusesScoresThatCannotBeRanked) {
   const ModelConfig config = tiny();
   const PruneRules rules = open_rules(config);
@@ -285,8 +297,8 @@ TEST(Advance, RefusesScoresThatCannotBeRanked) {
   bad.mlp.score[4] = std::nan("");
   expect_error(ExitCode::bad_content, "layer 1, channel 1 is nan", run(bad));
   bad = good;
-  bad.attention.score[2] = std::numeric_limits<double>::infinity();
-  expect_error(ExitCode::bad_content, "layer 0, query head 2 is inf", run(bad));
+  bad.attention.score[2] = -std::numeric_limits<double>::infinity();
+  expect_error(ExitCode::bad_content, "layer 0, query head 2 is -inf", run(bad));
   bad = good;
   bad.attention.unit[2] = 4;
   expect_error(ExitCode::internal, "query head 4", run(bad));

@@ -1,6 +1,7 @@
 #include "espalier/score/normalize.h"
 
 #include <cmath>
+#include <limits>
 
 #include <gtest/gtest.h>
 
@@ -40,6 +41,25 @@ TEST(Normalize, DivisorsByHand) {
       << "(2 x 4 + 2) E D";
   EXPECT_DOUBLE_EQ(one(gqa, Normalization::param_mean, head, UnitKind::mlp, {30})[0], 1.0) << "3 D";
   EXPECT_DOUBLE_EQ(one(gqa, Normalization::none, head, UnitKind::mlp, {5})[0], 5.0);
+}
+
+TEST(Normalize, CostsByHand) {
+  const auto head = AttentionUnit::query_head, group = AttentionUnit::kv_group;
+  const auto cost = [](const ModelConfig& config, AttentionUnit unit, UnitKind kind) {
+    return 1 / one(config, Normalization::cost, unit, kind, {1})[0];
+  };
+  ModelConfig gqa = config_of(8, 2);
+  EXPECT_DOUBLE_EQ(cost(gqa, head, UnitKind::mlp), 30) << "3 D";
+  EXPECT_DOUBLE_EQ(cost(gqa, head, UnitKind::attention), 60 + 60 * 2.0 / 8)
+      << "2 E D, and a quarter of a KV head's 2 E D";
+  EXPECT_DOUBLE_EQ(cost(gqa, group, UnitKind::attention), 4 * 60 + 60);
+  EXPECT_DOUBLE_EQ(cost(config_of(4, 4), head, UnitKind::attention), 120) << "4 E D";
+  gqa.family = ModelFamily::qwen2;
+  gqa.qkv_bias = true;
+  EXPECT_DOUBLE_EQ(cost(gqa, head, UnitKind::attention), 63 + 66 * 2.0 / 8) << "with biases";
+  EXPECT_DOUBLE_EQ(cost(gqa, group, UnitKind::attention), 4 * 63 + 66);
+  const double never = std::numeric_limits<double>::infinity();
+  EXPECT_EQ(one(gqa, Normalization::cost, head, UnitKind::mlp, {never})[0], never);
 }
 
 TEST(Normalize, BlocksByHand) {

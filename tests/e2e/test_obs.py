@@ -1,0 +1,130 @@
+"""Criterion obs in whole runs: one pass, nested plans, the same on every layout and whatever the inputs' scales."""
+
+import json
+import pathlib
+import shutil
+import sys
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
+from workbench import Case, digest_of, main, metrics_of, plan_of, run
+
+OPEN = {"first_layers": 0, "last_layers": 0}
+
+
+def obs(target=0.4, unit="query_head", ranking="global_by_kind", **importance):
+    return {
+        "model": {"path": "model", "dtype": "float64"},
+        "importance": {"criterion": "obs", **importance},
+        "prune": {"target": target, "iterations": 1, "measure": "parameters", "ranking": ranking, "attention_unit": unit,
+                  "protect": OPEN},
+        "evaluation": {"perplexity": []},
+    }
+
+
+def power_of_two(random, count):
+    return np.exp2(random.integers(-10, 11, count)).astype(np.float32)
+
+
+def rescaled(model, place, seed):
+    """The same function with other activations: up rows times c and down columns over c; v rows of a KV head times c and the
+    o columns of the query heads that read it over c; c a power of 2 from 2^-10 to 2^10, so that nothing is rounded."""
+    shutil.copytree(model, place)
+    config = json.loads((model / "config.json").read_text())
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    random = np.random.default_rng(seed)
+    for file in place.glob("*.safetensors"):
+        tensors = load_file(file)
+        for name in [n for n in tensors if n.endswith("up_proj.weight")]:
+            down = name.replace("up_proj", "down_proj")
+            factor = power_of_two(random, len(tensors[name]))
+            tensors[name] = tensors[name] * factor[:, None]
+            tensors[down] = tensors[down] / factor
+        for name in [n for n in tensors if n.endswith("v_proj.weight")]:
+            factor = power_of_two(random, kv_heads)
+            width = len(tensors[name]) // kv_heads
+            rows = np.repeat(factor, width)
+            tensors[name] = tensors[name] * rows[:, None]
+            bias = name.replace("weight", "bias")
+            if bias in tensors:
+                tensors[bias] = tensors[bias] * rows
+            out = name.replace("v_proj", "o_proj")
+            tensors[out] = tensors[out] / np.repeat(factor, width * heads // kv_heads)
+        save_file(tensors, file, metadata={"format": "pt"})
+    return place
+
+
+class Obs(Case):
+    model = {"family": "qwen2", "kv_heads": 2, "heads": 4, "channels": 150, "vocab": 61}
+
+    def pruned(self, name, tensor=1, data=1, **changes):
+        config = self.bench.config(name, **{**obs(), **changes})
+        run_dir = self.folder / f"{name}-{tensor}x{data}"
+        self.succeeds("run", config, "--run-dir", run_dir, "--tensor", tensor, ranks=tensor * data)
+        return run_dir
+
+    def test_layouts(self):
+        for name, changes, layouts in [
+            ("heads", obs(), [(2, 1), (1, 2), (2, 2), (3, 1), (1, 5)]),
+            ("groups", obs(unit="kv_group"), [(3, 1)]),
+            ("scalar", obs(curvature="scalar"), [(2, 2)]),
+            ("mean", {**obs(), "calibration": {"combine": "weighted_mean"}}, [(2, 1)]),
+        ]:
+            with self.subTest(name):
+                found = {layout: digest_of(self.pruned(name, *layout, **changes)) for layout in [(1, 1), *layouts]}
+                self.assertEqual(len(set(found.values())), 1, found)
+                plan = plan_of(self.folder / f"{name}-1x1" / "plan.h5")[1]
+                self.assertGreater((plan["mlp/removed_at"] > 0).sum(), 60)
+                self.assertGreater((plan["attention/removed_at"] > 0).sum(), 0)
+
+    def test_rescaled_activations_change_nothing(self):
+        plain = digest_of(self.pruned("plain"))
+        for seed in (1, 2):
+            place = rescaled(self.bench.model, self.folder / f"rescaled{seed}", seed)
+            found = self.pruned(f"scaled{seed}", model={"path": str(place), "dtype": "float64"})
+            self.assertEqual(digest_of(found), plain)
+
+    def test_every_sparsity_is_in_the_order_of_the_largest(self):
+        orders = {}
+        for target in (0.2, 0.4, 0.6):
+            plan = plan_of(self.pruned(f"to{target}", **obs(target, ranking="global")) / "plan.h5")[1]
+            orders[target] = {(kind, int(l), int(u)): int(o[l, u]) for kind, o in
+                              ((k, plan[f"{k}/order"]) for k in ("attention", "mlp")) for l, u in zip(*np.nonzero(o >= 0))}
+        for small, large in ((0.2, 0.4), (0.4, 0.6)):
+            self.assertGreater(len(orders[large]), len(orders[small]))
+            for unit, place in orders[small].items():
+                self.assertEqual(orders[large][unit], place)
+
+    def test_defaults_and_refusals(self):
+        config = self.folder / "defaults.yaml"
+        config.write_text(json.dumps({
+            "model": {"path": str(self.bench.model)}, "importance": {"criterion": "obs"}, "prune": {"target": 0.3},
+            "calibration": {"domains": [{"name": "a", "tokens": str(self.bench.folder / "a.h5")}]},
+        }))
+        text = self.succeeds("config", config).out
+        self.assertIn("iterations: 1", text)
+        self.assertIn("normalization: cost", text)
+        for what, words in [
+            ({"prune": {"iterations": 4}}, ["prune.iterations = 4", "every sparsity", "Use 1"]),
+            ({"prune": {"attention_unit": "equal_per_group"}}, ["equal_per_group", "query_head or kv_group"]),
+            ({"importance": {"criterion": "obs", "normalization": "block_mean"}}, ["block_mean", "infinite", "cost"]),
+            ({"importance": {"criterion": "obs", "damping": 0}}, ["importance.damping = 0", "above 0"]),
+        ]:
+            changed = {**obs(), **what}
+            changed["prune"] = {**obs()["prune"], **what.get("prune", {})}
+            result = run("run", self.bench.config("refused", **changed), "--run-dir", self.folder / "refused")
+            self.assertEqual(result.code, 78, result)
+            for word in words:
+                self.assertIn(word, result.text)
+
+    def test_memory_decides_the_curvature(self):
+        run_dir = self.pruned("auto")
+        log = (run_dir / "logs" / "attempt-001" / "main.log").read_text()
+        self.assertRegex(log, r"obs +curvature full: the matrices of output gradients make it .* GiB a rank")
+        self.assertGreater(metrics_of(run_dir)[1]["statistics_bytes"], 4 * 150 * 150 * 8)
+
+
+if __name__ == "__main__":
+    main()
