@@ -195,6 +195,9 @@ void define_measuring(CLI::App& app, CommandOptions& o, Commands& commands) {
       ->transform(real_number(kRatio))
       ->type_name("RATIO,...");
   add_measure(eval, o);
+  eval->add_flag(
+      "--refit", o.refit,
+      "With --sparsity: refit o_proj and down_proj of every size before it is evaluated");
   add_path(eval, "--out", o.out,
            "JSON file to write; must not exist. With --sparsity a .csv beside it", "FILE");
   add_path(eval, "--items", o.items,
@@ -213,7 +216,7 @@ void define_reading(CLI::App& app, CommandOptions& o, Commands& commands) {
   CLI::App* exported = add(
       app, "export", "Write the pruned model of a run, at any sparsity up to the one it reached",
       "  espalier export runs/a --out model-50\n"
-      "  espalier export runs/a --out model-30 --sparsity 0.3");
+      "  mpirun -n 2 espalier export runs/a --out model-30 --sparsity 0.3 --refit");
   add_path(exported, "PATH", o.path, "Run directory, or a plan.h5 together with --model", "PATH")
       ->required();
   add_path(exported, "--model", o.model,
@@ -232,6 +235,12 @@ void define_reading(CLI::App& app, CommandOptions& o, Commands& commands) {
   add_measure(exported, o);
   exported->add_flag("--no-compensation", o.no_compensation,
                      "Leave out the biases that a run with prune.compensation: mean gives");
+  exported->add_flag("--refit", o.refit,
+                     "Refit o_proj and down_proj of this size, on any number of ranks; the default "
+                     "where the run does");
+  exported->add_flag("--no-refit", o.no_refit, "Keep the dense model's columns");
+  add_set(exported, o);
+  add_tensor(exported, o);
   commands.emplace_back(exported, command_export);
 
   CLI::App* inspect =

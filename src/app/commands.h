@@ -38,6 +38,8 @@ struct CommandOptions {
   bool fast_verify = false;
   bool strict_paths = false;
   bool no_compensation = false;
+  bool refit = false;
+  bool no_refit = false;
   bool deep = false;
   bool json = false;
   bool exit_code = false;
@@ -62,10 +64,11 @@ int command_run(const CommandOptions& options);
 int command_resume(const CommandOptions& options);
 int command_score(const CommandOptions& options);
 int command_eval(const CommandOptions& options);
+/// One process unless the export is refitted.
+int command_export(const CommandOptions& options);
 
 // Commands of one process, which never touch MPI.
 int command_plan(const CommandOptions& options);
-int command_export(const CommandOptions& options);
 int command_inspect(const CommandOptions& options);
 int command_config(const CommandOptions& options);
 int command_verify(const CommandOptions& options);

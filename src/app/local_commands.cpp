@@ -236,30 +236,6 @@ int command_plan(const CommandOptions& options) {
   return forecast.fits() ? 0 : static_cast<int>(ExitCode::unsuitable);
 }
 
-int command_export(const CommandOptions& options) {
-  ExportRequest request;
-  request.from = options.path;
-  request.model = options.model;
-  request.out = options.out;
-  request.format = options.format == "uniform" ? ExportFormat::uniform : ExportFormat::exact;
-  request.compensate = !options.no_compensation;
-  request.sparsity = options.sparsity;
-  request.measure = measure_of(options.measure);
-  const ExportOutcome outcome = export_run(request);
-  if (options.quiet) return 0;
-  const ExportReport& report = outcome.report;
-  for (const std::string& note : report.notes) output::print("note: {}\n", one_line(note));
-  output::print("{}: {}, {} of weights, model type {}\n", report.directory.string(),
-                counted(report.tensors, "tensor"), counted(report.weight_bytes, "byte"),
-                report.model_type);
-  output::print(
-      "removed {:.4f} of structures, {:.4f} of decoder parameters, {:.4f} of all parameters ({} -> "
-      "{})\n",
-      outcome.reached.structures, outcome.reached.parameters, outcome.reached.total_parameters,
-      report.dense_parameters.total, report.parameters.total);
-  return 0;
-}
-
 int command_inspect(const CommandOptions& options) {
   const nlohmann::ordered_json facts = inspection(inspect(options.path, options.model));
   if (options.json) {

@@ -12,6 +12,7 @@
 #include "espalier/core/log.h"
 #include "espalier/core/stop.h"
 #include "espalier/core/text.h"
+#include "espalier/pipeline/exporting.h"
 #include "espalier/pipeline/measure_model.h"
 #include "espalier/pipeline/run.h"
 #include "espalier/pipeline/run_directory.h"
@@ -213,9 +214,10 @@ void check_curve_options(Communicator& world, const CommandOptions& options, boo
 
 void evaluate_curve(CommRuntime& runtime, const CommandOptions& options, const fs::path& file) {
   const RunConfig config = read_config(runtime.world(), file, options, ConfigUse::eval);
-  const nlohmann::ordered_json curve = evaluate_family(
-      runtime, config,
-      {options.path, options.model, options.sparsities, measure_of(options.measure), options.out});
+  const nlohmann::ordered_json curve =
+      evaluate_family(runtime, config,
+                      {options.path, options.model, options.sparsities, measure_of(options.measure),
+                       options.out, options.refit});
   together(runtime.world(), "print", [&] {
     if (runtime.world().rank() == 0) print_curve(curve);
   });
@@ -232,6 +234,10 @@ int command_eval(const CommandOptions& given) {
     if (options.sparsities.empty() && !options.measure.empty())
       throw Error(ExitCode::usage, "--measure without --sparsity", "it says what --sparsity counts",
                   "Give --sparsity RATIO,..., or leave --measure out.");
+    if (options.sparsities.empty() && options.refit)
+      throw Error(ExitCode::usage, "--refit without --sparsity",
+                  "it refits the sizes that --sparsity names",
+                  "Give --sparsity RATIO,..., or leave --refit out.");
     if (!options.sparsities.empty()) {
       check_curve_options(runtime.world(), options, of_run);
       return evaluate_curve(runtime, options, file);
@@ -243,6 +249,66 @@ int command_eval(const CommandOptions& given) {
     const nlohmann::ordered_json result = evaluate_model(runtime, config, request);
     together(runtime.world(), "print", [&] {
       if (runtime.world().rank() == 0) print_evaluations(result);
+    });
+  });
+}
+
+namespace {
+
+void print_export(const ExportOutcome& outcome) {
+  const ExportReport& report = outcome.report;
+  for (const std::string& note : report.notes) output::print("note: {}\n", one_line(note));
+  output::print("{}: {}, {} of weights, model type {}\n", report.directory.string(),
+                counted(report.tensors, "tensor"), counted(report.weight_bytes, "byte"),
+                report.model_type);
+  if (!report.replaced.empty())
+    output::print("refitted {}\n", counted(report.replaced.size(), "matrix", "matrices"));
+  output::print(
+      "removed {:.4f} of structures, {:.4f} of decoder parameters, {:.4f} of all parameters ({} -> "
+      "{})\n",
+      outcome.reached.structures, outcome.reached.parameters, outcome.reached.total_parameters,
+      report.dense_parameters.total, report.parameters.total);
+}
+
+/// What was said, else what the run does.
+bool wants_refit(const CommandOptions& options) {
+  if (options.refit && options.no_refit)
+    throw Error(ExitCode::usage, "--refit and --no-refit exclude each other", {},
+                "Give one of them.");
+  const bool of_run = is_run_directory(options.path);
+  if (options.refit && !of_run)
+    throw Error(ExitCode::usage, "--refit without a run", "a plan file names no data to fit on",
+                "Name the run directory in the place of the plan.", options.path);
+  if (options.refit || options.no_refit || !of_run) return options.refit;
+  return read_run_config(fs::path(options.path) / "config.resolved.yaml", options.set,
+                         ConfigUse::print)
+      .refit.enabled;
+}
+
+}  // namespace
+
+int command_export(const CommandOptions& options) {
+  ExportRequest request;
+  request.from = options.path;
+  request.model = options.model;
+  request.out = options.out;
+  request.format = options.format == "uniform" ? ExportFormat::uniform : ExportFormat::exact;
+  request.compensate = !options.no_compensation;
+  request.sparsity = options.sparsity;
+  request.measure = measure_of(options.measure);
+  request.may_reuse = options.set.empty() && request.compensate;
+  if (!wants_refit(options)) {
+    const ExportOutcome outcome = export_run(request);
+    if (!options.quiet) print_export(outcome);
+    return 0;
+  }
+  return run_on_ranks(options, [&](CommRuntime& runtime, Watchdog&) {
+    const RunConfig config =
+        read_config(runtime.world(), fs::path(options.path) / "config.resolved.yaml", options,
+                    ConfigUse::print);
+    const ExportOutcome outcome = export_refitted(runtime, config, request);
+    together(runtime.world(), "print", [&] {
+      if (runtime.world().rank() == 0 && !options.quiet) print_export(outcome);
     });
   });
 }

@@ -217,18 +217,18 @@ at::Tensor samples_of(const DomainDraw& domain, const MicroBatch& micro_batch) {
 
 }  // namespace
 
-DomainDraw Calibration::drawn(const DomainConfig& domain, const TokenFile& file, std::int64_t seed,
-                              std::int64_t draw, std::size_t place) {
+DomainDraw Calibration::drawn(const DomainConfig& domain, const TokenFile& file, const Take& take,
+                              const std::string& key) {
   const bool items = domain.objective == Objective::margin;
   const OptionRows options = items ? file.options() : OptionRows();
   const std::int64_t all = items ? options.items() : file.rows();
   const std::int64_t wanted = domain.sequences.value_or(all);
   if (wanted > all)
     throw Error(
-        ExitCode::config, fmt::format("calibration.domains[{}].sequences = {}", place, wanted),
+        ExitCode::config, fmt::format("{}.sequences = {}", key, wanted),
         fmt::format("{} has {}", domain.tokens.string(), counted(all, items ? "item" : "sequence")),
         fmt::format("Use at most {}, or leave it out to take all.", all));
-  const std::vector<std::int64_t> taken = draw_rows(all, wanted, seed, domain.name, draw);
+  const std::vector<std::int64_t> taken = take(domain, file, all, wanted);
   DomainDraw result{domain.name, domain.weight, domain.objective, {}, {}, {}, {}};
   if (items)
     take_items(result, options, taken);
@@ -238,8 +238,8 @@ DomainDraw Calibration::drawn(const DomainConfig& domain, const TokenFile& file,
   return result;
 }
 
-Calibration Calibration::draw(const CalibrationConfig& config, std::int64_t iteration,
-                              std::int64_t vocabulary) {
+Calibration Calibration::draw_with(const CalibrationConfig& config, std::int64_t vocabulary,
+                                   const Take& take) {
   Calibration calibration;
   calibration.micro_batch_tokens_ = config.micro_batch_tokens;
   calibration.resample_ = config.resample;
@@ -255,12 +255,51 @@ Calibration Calibration::draw(const CalibrationConfig& config, std::int64_t iter
     }
     problems.add(problems_of([&] {
       calibration.domains_.push_back(
-          drawn(domain, calibration.files_.back(), config.seed,
-                config.resample ? std::max<std::int64_t>(iteration - 1, 0) : 0, d));
+          drawn(domain, calibration.files_.back(), take, fmt::format("{}[{}]", config.key, d)));
     }));
   }
   problems.throw_if_any();
   return calibration;
+}
+
+Calibration Calibration::draw(const CalibrationConfig& config, std::int64_t iteration,
+                              std::int64_t vocabulary) {
+  const std::int64_t draw = config.resample ? std::max<std::int64_t>(iteration - 1, 0) : 0;
+  return draw_with(
+      config, vocabulary,
+      [&](const DomainConfig& domain, const TokenFile&, std::int64_t all, std::int64_t wanted) {
+        return draw_rows(all, wanted, config.seed, domain.name, draw);
+      });
+}
+
+Calibration Calibration::draw_apart(const CalibrationConfig& config, const RowsOfFiles& taken,
+                                    std::int64_t vocabulary) {
+  return draw_with(
+      config, vocabulary,
+      [&](const DomainConfig& domain, const TokenFile& file, std::int64_t all,
+          std::int64_t wanted) {
+        std::vector<std::int64_t> order = shuffled(all, config.seed, name_word(domain.name), 0);
+        const auto others = taken.find(domain.tokens);
+        if (others != taken.end()) {
+          // Of an item, its first row says for all whether they were looked at.
+          const bool items = domain.objective == Objective::margin;
+          const OptionRows options = items ? file.options() : OptionRows();
+          std::stable_partition(order.begin(), order.end(), [&](std::int64_t i) {
+            const std::int64_t row = items ? options.first[static_cast<std::size_t>(i)] : i;
+            return !others->second.contains(row);
+          });
+        }
+        order.resize(static_cast<std::size_t>(wanted));
+        std::sort(order.begin(), order.end());
+        return order;
+      });
+}
+
+Calibration::RowsOfFiles Calibration::rows_of_files() const {
+  RowsOfFiles rows;
+  for (std::size_t d = 0; d < domains_.size(); ++d)
+    rows[files_[d].path()].insert(domains_[d].rows.begin(), domains_[d].rows.end());
+  return rows;
 }
 
 std::vector<std::pair<double, MicroBatch>> Calibration::placed(std::size_t domain) const {

@@ -111,6 +111,7 @@ std::vector<std::string> check_data(const RunConfig& config, ConfigUse use,
                                     const std::filesystem::path& model_directory, Share share) {
   DataCheck check(model, model_directory, share);
   if (use == ConfigUse::run || use == ConfigUse::score) check.calibration(config.calibration);
+  if (use == ConfigUse::run && config.refit.enabled) check.calibration(refit_data(config));
   if (use == ConfigUse::run || use == ConfigUse::eval) check.evaluation(config.evaluation);
   return check.notes();
 }

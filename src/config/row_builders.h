@@ -78,6 +78,28 @@ Row<T> integer_or_word_row(std::string key, Access access, std::string word, Int
   return row;
 }
 
+/// An optional number; `word` stands for its absence.
+template <class T, class Access>
+Row<T> number_or_word_row(std::string key, Access access, std::string word,
+                          std::function<bool(double)> accepts, std::string rule,
+                          std::string meaning) {
+  Row<T> row;
+  row.key = std::move(key);
+  row.type = "number or " + word;
+  row.meaning = std::move(meaning);
+  row.parse = [access, word, accepts, rule](Walk& walk, const YamlNode& node, const std::string& at,
+                                            T& out) {
+    if (node.is_scalar() && node.text == word)
+      access(out) = std::nullopt;
+    else if (const auto value = read_number(walk, node, at, accepts, rule))
+      access(out) = *value;
+  };
+  row.print = [access, word](const T& value) -> std::optional<std::string> {
+    return access(value) ? print_number(*access(value)) : word;
+  };
+  return row;
+}
+
 /// A list of integers, kept ascending and each once.
 template <class T, class Access>
 Row<T> integers_row(std::string key, Access access, IntegerRange range, std::string meaning) {
@@ -248,6 +270,30 @@ Row<T> list_row(std::string key, Access access, Rows<E> rows, std::string meanin
     for (const auto& element : elements(value))
       text += (text.empty() ? "" : ", ") + print_map(element);
     return "[" + text + "]";
+  };
+  return row;
+}
+
+/// An optional list of maps; `word` stands for its absence.
+template <class T, class E, class Access>
+Row<T> list_or_word_row(std::string key, Access access, Rows<E> rows, std::string word,
+                        std::string meaning) {
+  const auto list = [access](auto& value) -> auto& { return access(value).value(); };
+  Row<T> row = list_row<T, E>(std::move(key), list, std::move(rows), std::move(meaning));
+  row.parse = [access, word, parse = row.parse](Walk& walk, const YamlNode& node,
+                                                const std::string& at, T& out) {
+    access(out) = std::nullopt;
+    if (node.is_scalar() && node.text == word) return;
+    if (node.kind != YamlNode::Kind::list || node.items.empty())
+      return walk.wrong(node, at, "a list of one or more maps, or " + word + ", is needed");
+    access(out).emplace();
+    parse(walk, node, at, out);
+  };
+  row.elements = [access, elements = row.elements](const T& value) {
+    return access(value) ? elements(value) : std::vector<std::vector<FlatEntry>>();
+  };
+  row.print = [access, word, print = row.print](const T& value) -> std::optional<std::string> {
+    return access(value) ? print(value) : word;
   };
   return row;
 }

@@ -35,6 +35,7 @@ class Checker {
 
   void check_rules() {
     check_domains();
+    if (config_.refit.domains) check_refit_domains(*config_.refit.domains);
     check_evaluation_names();
     check_exports();
     if (config_.importance.criterion == Criterion::obs) check_obs();
@@ -68,6 +69,8 @@ class Checker {
       for (std::size_t i = 0; i < config_.calibration.domains.size(); ++i)
         check_tokens(fmt::format("calibration.domains[{}].tokens", i),
                      config_.calibration.domains[i].tokens);
+    if (use == ConfigUse::run && config_.refit.enabled && config_.refit.domains)
+      check_token_files("refit.domains", *config_.refit.domains);
     if (use != ConfigUse::score) {
       check_token_files("evaluation.perplexity", config_.evaluation.perplexity);
       check_token_files("evaluation.multiple_choice", config_.evaluation.multiple_choice);
@@ -171,6 +174,16 @@ class Checker {
             "no mean",
             "Use cost, gisp, param_mean or none.");
     }
+  }
+
+  void check_refit_domains(const std::vector<DomainConfig>& domains) {
+    FirstNames first;
+    check_unique_names("refit.domains", domains, first);
+    double sum = 0;
+    for (const DomainConfig& domain : domains) sum += domain.weight;
+    if (!(sum > 0))
+      problem("refit.domains", "the weights of refit.domains sum to 0",
+              "at least one must be above 0");
   }
 
   void check_exports() {
@@ -303,6 +316,21 @@ RunConfig read_checked(const std::filesystem::path& file, const std::vector<std:
 }
 
 }  // namespace
+
+CalibrationConfig refit_data(const RunConfig& config) {
+  CalibrationConfig data = config.calibration;
+  data.resample = false;
+  if (config.refit.domains) {
+    data.key = "refit.domains";
+    data.domains = *config.refit.domains;
+    for (DomainConfig& domain : data.domains)
+      if (!domain.sequences) domain.sequences = config.refit.sequences;
+  } else {
+    data.key = "refit.sequences of calibration.domains";
+    for (DomainConfig& domain : data.domains) domain.sequences = config.refit.sequences;
+  }
+  return data;
+}
 
 RunConfig read_run_config(const std::filesystem::path& file,
                           const std::vector<std::string>& overrides, ConfigUse use,

@@ -196,7 +196,8 @@ std::string reference_yaml() {
       writer.text += fmt::format("{}{}: {}\n", indent, name, value);
     } else if (row.example.empty()) {
       writer.text += describe_elements(row, indent);
-      writer.text += fmt::format("{}{}: []\n", indent, name) + element_text(row, indent + "  ");
+      writer.text += fmt::format("{}{}: {}\n", indent, name, default_of(row)) +
+                     element_text(row, indent + "  ");
     } else {
       writer.text += fmt::format("{}{}:\n", indent, name) + element_text(row, indent + "  ");
     }

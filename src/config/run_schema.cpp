@@ -20,6 +20,7 @@ constexpr double kMaxRate = 50.0;  // e^50 still leaves every step of a schedule
 bool is_at_least_one(double x) { return x >= 1.0; }
 bool is_weight(double x) { return x >= 0.0; }
 bool is_damping(double x) { return x > 0.0 && x <= 1.0; }
+bool is_ridge(double x) { return x > 0.0; }
 bool is_share(double x) { return x > 0.0 && x < 1.0; }
 bool is_rate(double x) { return x != 0.0 && std::abs(x) <= kMaxRate; }
 
@@ -346,6 +347,39 @@ Rows<C> prune_rows() {
   };
 }
 
+Rows<C> refit_rows() {
+  return {
+      free_at_resume(boolean_row<C>(
+          "refit.enabled", [](auto& c) -> auto& { return c.refit.enabled; },
+          "true: after the last iteration every o_proj and down_proj is solved anew by least "
+          "squares, so that the pruned model's residual stream follows the dense model's. The "
+          "matrices are in the exports.")),
+      free_at_resume(list_or_word_row<C, DomainConfig>(
+          "refit.domains", [](auto& c) -> auto& { return c.refit.domains; }, domain_rows(),
+          "calibration",
+          "What the matrices are fitted on: the calibration's domains, or a list of its own. A "
+          "domain's sequences, where it has the key, goes before refit.sequences; weights are "
+          "those "
+          "of tokens.")),
+      free_at_resume(integer_or_word_row<C>(
+          "refit.sequences", [](auto& c) -> auto& { return c.refit.sequences; }, "all", {.min = 1},
+          "Rows of each domain, none that the scores were taken on while a file has others. More "
+          "help up to 200 tokens per input that a matrix keeps.")),
+      free_at_resume(number_or_word_row<C>(
+          "refit.ridge", [](auto& c) -> auto& { return c.refit.ridge; }, "auto", is_ridge,
+          "a number above 0 or auto is needed",
+          "Penalty on the change of a matrix, as a share of each input's power. auto: for each "
+          "matrix that of 1e-5, 1e-4 ... 10 with the least error between two halves of the "
+          "sequences.")),
+      free_at_resume(choice_row<C, ShrinkTo>(
+          "refit.shrink_to", [](auto& c) -> auto& { return c.refit.shrink_to; },
+          {{"dense", ShrinkTo::dense}, {"obs", ShrinkTo::obs}},
+          "What a matrix is drawn towards, and what it stays if the fit does not pay. dense: the "
+          "dense model's columns; obs: these with what fell distributed over them (Optimal Brain "
+          "Surgeon), which helps below 50 tokens per kept input.")),
+  };
+}
+
 Rows<C> remaining_rows() {
   return {
       free_at_resume(choice_row<C, Order>(
@@ -409,8 +443,8 @@ Rows<C> remaining_rows() {
 const Rows<RunConfig>& run_schema() {
   static const Rows<RunConfig> schema = [] {
     Rows<RunConfig> all;
-    for (Rows<RunConfig> part :
-         {machine_rows(), calibration_rows(), importance_rows(), prune_rows(), remaining_rows()})
+    for (Rows<RunConfig> part : {machine_rows(), calibration_rows(), importance_rows(),
+                                 prune_rows(), refit_rows(), remaining_rows()})
       std::move(part.begin(), part.end(), std::back_inserter(all));
     return all;
   }();

@@ -278,7 +278,7 @@ const std::vector<Point>& points() {
   static const std::vector<Point> all = [] {
     std::vector<Point> list;
     for (const char* phase : {"load", "calibrate", "forward", "backward", "reduce", "rank", "slice",
-                              "evaluate", "save", "export", "resume"}) {
+                              "refit", "evaluate", "save", "export", "resume"}) {
       list.push_back(
           {fmt::format("{}.enter", phase), fmt::format("at the start of phase {}", phase)});
       list.push_back({fmt::format("{}.exit", phase), fmt::format("at the end of phase {}", phase)});
@@ -293,14 +293,21 @@ const std::vector<Point>& points() {
         {"post_rename", "after the rename that publishes"},
         {"fsync_dir", "before fsync of a directory"},
         {"unlink", "before a file or directory is removed"}};
-    for (const char* scope : {"save", "export"})
+    for (const char* scope : {"save", "refit", "export"}) {
+      // Refitted layers are written by the ranks that solved them.
+      const bool root_only = std::string_view(scope) != "refit";
       for (const auto& [step, meaning] : steps)
         list.push_back({fmt::format("{}.{}", scope, step), fmt::format("{} ({})", meaning, scope),
-                        false, true, std::string_view(step) == "write", true});
-    list.push_back({"save.readback", "before a saved file is read back and compared", false, true,
-                    false, true});
+                        false, true, std::string_view(step) == "write", root_only});
+      if (std::string_view(scope) != "export")
+        list.push_back({fmt::format("{}.readback", scope),
+                        "before a written file is read back and compared", false, true, false,
+                        root_only});
+    }
     list.push_back(
         {"save.manifest", "before the manifest of a commit is written", false, false, false, true});
+    list.push_back({"refit.solve", "before a matrix is solved from its sums"});
+    list.push_back({"refit.kept", "after a refitted layer is kept"});
     list.push_back({"evaluate.rows", "before the rows of a micro-batch of an evaluation"});
     list.push_back({"evaluate.kept", "after an evaluation, or what a stop left of it, is kept"});
     list.push_back({"layer.forward", "after a half layer, before its output is added", true});

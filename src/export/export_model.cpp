@@ -85,6 +85,8 @@ Preparation prepare(ExportFormat format, const CheckpointReader& source, const M
   prepared.jobs =
       export_detail::tensor_jobs(source, dense, held, kept, added_biases(format, output_bias),
                                  options.means ? &*options.means : nullptr, report.notes);
+  export_detail::replace_matrices(prepared.jobs, options.replaced);
+  for (const auto& [name, reader] : options.replaced) report.replaced.push_back(name);
   prepared.copies = export_detail::files_to_copy(source.directory(), report.notes);
   report.tensors = static_cast<std::int64_t>(prepared.jobs.size());
   for (const TensorJob& job : prepared.jobs) report.weight_bytes += job.bytes;

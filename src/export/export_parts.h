@@ -76,6 +76,8 @@ struct TensorJob {
   std::uint64_t bytes = 0;
   /// In place of a slice of the source's tensor.
   std::optional<MadeBias> made;
+  /// Read from here, whole, in place of the source.
+  const CheckpointReader* replacement = nullptr;
 };
 
 /// Which biases an export has that the family's checkpoints do not.
@@ -106,6 +108,10 @@ std::vector<TensorJob> tensor_jobs(const CheckpointReader& source, const ModelCo
                                    const ModelWidths& held, const ModelWidths& kept,
                                    AddedBiases biases, const FeatureMeans* means,
                                    std::vector<std::string>& notes);
+/// Has the jobs of these names read from elsewhere. Throws Error(bad_content) for a matrix of
+/// another dtype or shape than the job's, and for one that no job writes.
+void replace_matrices(std::vector<TensorJob>& jobs,
+                      const std::map<std::string, const CheckpointReader*>& replaced);
 
 /// Writes model.safetensors, or shards and their index, into `directory`, by the options' sizes;
 /// returns the SHA-256 of every file by name.

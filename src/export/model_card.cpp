@@ -185,12 +185,17 @@ std::string model_card_text(ExportFormat format, const fs::path& source, const M
   std::string text = metadata_text(source, blocks, base);
   text +=
       fmt::format("\n# {}, pruned\n\n", line_text(base.empty() ? name_of_directory(source) : base));
+  const bool refitted = !report.replaced.empty();
   text += fmt::format(
-      "Attention heads and MLP channels were removed by espalier {}; the weights that are left are "
-      "those of its source, bit for bit{}. `{}` lists what was removed and in which order, "
-      "`{}` how this was made.\n\n",
-      version(), report.output_bias ? ", beside biases that stand for what was removed" : "",
-      kPlanFile, kProvenanceFile);
+      "Attention heads and MLP channels were removed by espalier {}; {}{}. `{}` lists what was "
+      "removed and in which order, `{}` how this was made.\n\n",
+      version(),
+      refitted ? fmt::format("{} of o_proj and down_proj were then refitted by least squares (see "
+                             "below), and all other weights that are left are those of its source",
+                             counted(report.replaced.size(), "matrix", "matrices"))
+               : "the weights that are left are those of its source, bit for bit",
+      report.output_bias ? ", beside biases that stand for what was removed" : "", kPlanFile,
+      kProvenanceFile);
   text += facts_table(format, dense, kept, card, report) + "\n";
   text += loading_text(format);
   if (!report.notes.empty()) {

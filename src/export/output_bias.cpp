@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include "espalier/core/error.h"
+#include "espalier/prune/unit_tensors.h"
 #include "export_parts.h"
 
 namespace espalier::export_detail {
@@ -94,3 +95,30 @@ void make_bias(const CheckpointReader& source, const TensorJob& job, const Index
 }
 
 }  // namespace espalier::export_detail
+
+namespace espalier {
+
+std::vector<double> exported_bias(const CheckpointReader& source, const ModelConfig& dense,
+                                  const ModelWidths& held, const ModelWidths& kept,
+                                  std::int64_t layer, UnitKind kind, const FeatureMeans& means) {
+  ModelConfig written = dense;
+  written.output_bias = true;
+  export_detail::TensorJob weight;
+  weight.spec = unit_reader(dense, kind, static_cast<int>(layer));
+  // A layer that had lost everything before is not in the source, and has nothing to stand for.
+  const TensorInfo* info = source.find(weight.spec.name);
+  weight.dtype = info == nullptr ? dense.dtype : info->dtype;
+  const TensorRole role = kind == UnitKind::mlp ? TensorRole::down_bias : TensorRole::o_bias;
+  std::vector<double> values(static_cast<std::size_t>(dense.hidden));
+  for (TensorSpec& spec : layer_tensors(written, static_cast<int>(layer))) {
+    if (spec.role != role) continue;
+    const export_detail::TensorJob job =
+        export_detail::output_bias_job(source, dense, held, kept, std::move(spec), weight, &means);
+    std::vector<std::byte> bytes(values.size() * size_of(job.dtype));
+    export_detail::make_bias(source, job, IndexRuns::all(dense.hidden), bytes);
+    decode(job.dtype, bytes, values);
+  }
+  return values;
+}
+
+}  // namespace espalier

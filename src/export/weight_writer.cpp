@@ -151,6 +151,9 @@ void copy_parts(const CheckpointReader& source, const std::vector<Part>& parts,
     return in_background([&source, &part = parts[i], buffer = buffer_of(i)] {
       if (part.job->made)
         make_bias(source, *part.job, part.rows, buffer);
+      else if (part.job->replacement != nullptr)
+        part.job->replacement->read(part.job->spec.name, part.rows,
+                                    IndexRuns::all(part.job->shape.back()), buffer);
       else
         source.read(part.job->spec.name, part.rows, part.job->slice.columns, buffer);
     });
@@ -230,6 +233,30 @@ std::vector<TensorJob> tensor_jobs(const CheckpointReader& source, const ModelCo
   problems.throw_if_any();
   note_unread(source, dense, read, notes);
   return jobs;
+}
+
+void replace_matrices(std::vector<TensorJob>& jobs,
+                      const std::map<std::string, const CheckpointReader*>& replaced) {
+  Problems problems;
+  std::map<std::string, const CheckpointReader*> left = replaced;
+  for (TensorJob& job : jobs) {
+    const auto found = left.find(job.spec.name);
+    if (found == left.end()) continue;
+    const TensorInfo* info = found->second->find(job.spec.name);
+    if (info == nullptr || info->dtype != job.dtype || info->shape != job.shape)
+      problems.add(
+          ExitCode::bad_content,
+          fmt::format("{} is not the matrix that the export wants", job.spec.name),
+          fmt::format("{} {} is needed", safetensors_name(job.dtype), list_text(job.shape)),
+          "Have the refit made anew.", found->second->directory().string());
+    job.replacement = found->second;
+    job.slice.rows = IndexRuns::all(job.shape.front());
+    left.erase(found);
+  }
+  for (const auto& [name, reader] : left)
+    problems.add(ExitCode::bad_content, fmt::format("{} is no tensor of the export", name), {},
+                 "Have the refit made anew.", reader->directory().string());
+  problems.throw_if_any();
 }
 
 std::map<std::string, std::string> write_weights(const CheckpointReader& source,

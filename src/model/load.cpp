@@ -41,13 +41,22 @@ TensorSlice slice_for(const CausalLM& model, const WeightSource& source, const T
                   model.shard().widths, model.shard().vocabulary);
 }
 
-void load_tensor(CausalLM& model, const WeightSource& source, const TensorSpec& spec) {
+}  // namespace
+
+void load_weight(CausalLM& model, const WeightSource& source, const TensorSpec& spec) {
   at::Tensor t = read_slice(*source.reader, spec, slice_for(model, source, spec));
   require_finite(t, spec, model.tensor_index());
   model.tensor(spec) = t.to(model.options().device, model.options().dtype);
 }
 
-}  // namespace
+at::Tensor read_weight(const ModelConfig& config, const WeightSource& source,
+                       const TensorSpec& spec, const ModelWidths& want) {
+  const Range vocabulary{0, config.vocabulary};
+  at::Tensor t = read_slice(*source.reader, spec,
+                            slice_of(spec, config, source.widths, vocabulary, want, vocabulary));
+  require_finite(t, spec, 0);
+  return t;
+}
 
 at::ScalarType stored_type(const WeightSource& source) {
   const TensorInfo* info = source.reader->find("model.embed_tokens.weight");
@@ -66,6 +75,11 @@ std::vector<ShardWidths> cut(const ModelConfig& config, const ModelWidths& width
 
 }  // namespace
 
+CausalLM unloaded_model(const ModelConfig& config, const ModelWidths& widths,
+                        const ComputeOptions& options, int tensor_size, int tensor_index) {
+  return {config, cut(config, widths, tensor_size), tensor_index, options};
+}
+
 ModelLoader::ModelLoader(const ModelConfig& config, const ModelWidths& widths,
                          const WeightSource& source, const ComputeOptions& options, int tensor_size,
                          int tensor_index)
@@ -74,7 +88,7 @@ ModelLoader::ModelLoader(const ModelConfig& config, const ModelWidths& widths,
 void ModelLoader::load(std::int64_t step) {
   const int layer = step == model_.layers() ? -1 : static_cast<int>(step);
   for (const TensorSpec& spec : tensor_catalog(model_.config()))
-    if (spec.layer == layer) load_tensor(model_, source_, spec);
+    if (spec.layer == layer) load_weight(model_, source_, spec);
 }
 
 CausalLM load_causal_lm(const ModelConfig& config, const ModelWidths& widths,
@@ -109,7 +123,7 @@ void take_cut(CausalLM& model, const WeightSource& source, std::vector<ShardWidt
   for (const TensorSpec& spec : tensor_catalog(model.config())) {
     if (spec.layer < 0) continue;
     const auto l = static_cast<std::size_t>(spec.layer);
-    if (before.layers[l] != model.shard().widths.layers[l]) load_tensor(model, source, spec);
+    if (before.layers[l] != model.shard().widths.layers[l]) load_weight(model, source, spec);
   }
 }
 

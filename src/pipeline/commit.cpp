@@ -11,6 +11,7 @@
 #include "espalier/core/hash.h"
 #include "espalier/core/json.h"
 #include "espalier/store/files.h"
+#include "sealed_json.h"
 
 namespace espalier {
 namespace {
@@ -22,27 +23,6 @@ constexpr const char* kDamaged =
 
 std::span<const std::byte> bytes_of(const std::string& text) {
   return std::as_bytes(std::span(text.data(), text.size()));
-}
-
-/// The manifest carries the hash of itself without that one entry.
-std::string sealed(nlohmann::ordered_json manifest) {
-  manifest.erase("sha256");
-  const std::string hash = sha256_hex(std::string_view(json_text(manifest)));
-  manifest["sha256"] = hash;
-  return json_text(manifest, 2) + "\n";
-}
-
-nlohmann::ordered_json unsealed(const std::string& text, const fs::path& path) {
-  nlohmann::ordered_json manifest = parse_json(text, path.string());
-  if (!manifest.is_object() || !manifest.contains("sha256") || !manifest["sha256"].is_string())
-    throw Error(ExitCode::bad_content, "the manifest has no hash of itself",
-                "one that espalier wrote has", kDamaged, path.string());
-  const std::string hash = manifest["sha256"];
-  manifest.erase("sha256");
-  if (sha256_hex(std::string_view(json_text(manifest))) != hash || sealed(manifest) != text)
-    throw Error(ExitCode::bad_content, "the manifest is damaged: its hash does not match", {},
-                kDamaged, path.string());
-  return manifest;
 }
 
 const char* prefix_of(CommitKind kind) { return kind == CommitKind::pass ? "pass-" : "iter-"; }
@@ -143,7 +123,8 @@ namespace {
 Commit read_parts(const fs::path& directory) {
   Commit commit;
   const fs::path manifest_path = directory / kManifest;
-  commit.manifest = unsealed(read_file(manifest_path, std::size_t{64} << 20), manifest_path);
+  commit.manifest =
+      unsealed(read_file(manifest_path, std::size_t{64} << 20), manifest_path.string(), kDamaged);
   const auto& files = commit.manifest.at("files");
   for (const fs::path& entry : list_directory(directory))
     if (entry.filename() != kManifest && !files.contains(entry.filename().string()))

@@ -30,6 +30,37 @@ std::string perplexities(const nlohmann::ordered_json& row) {
   return text;
 }
 
+/// Which matrices were refitted, and on what.
+void add_refit(ModelCard& card, const nlohmann::ordered_json& record) {
+  if (record.contains("perplexity") && !record.at("perplexity").empty())
+    card.facts.emplace_back("Perplexity, refitted", perplexities(record));
+  card.text +=
+      "## Refitted matrices\n\n"
+      "These were solved anew in closed form after the pruning, so that the residual stream "
+      "follows "
+      "the unpruned model's. A held-out error is the share of the target's variance that is left, "
+      "measured on the half of the sequences that the matrix was not fitted on.\n\n";
+  std::string domains;
+  for (const auto& domain : record.at("domains"))
+    domains += fmt::format("{}{} ({})", domains.empty() ? "" : ", ",
+                           line_text(domain.at("name").get<std::string>()),
+                           counted(domain.at("rows").get<std::int64_t>(), "row"));
+  card.text += fmt::format("Data: {} of {}.\n\n",
+                           counted(record.at("tokens").get<std::int64_t>(), "token"), domains);
+  card.text +=
+      "| layer | matrix | kept inputs | ridge | held-out error before | after |\n"
+      "|---|---|---|---|---|---|\n";
+  for (const auto& half : record.at("halves")) {
+    const RefitFacts facts = facts_from(half);
+    if (facts.outcome == RefitOutcome::dense || facts.outcome == RefitOutcome::empty) continue;
+    card.text +=
+        fmt::format("| {} | {} | {} | {:g} | {:.4f} | {:.4f} |\n", facts.layer,
+                    facts.kind == UnitKind::mlp ? "down_proj" : "o_proj", facts.width, facts.ridge,
+                    facts.error_before,
+                    facts.outcome == RefitOutcome::obs ? facts.error_before : facts.error_after);
+  }
+}
+
 /// What the exporter does not know by itself: it counts heads, channels and parameters.
 ModelCard card_of(const Source& source, const PruneRules& rules, const ExportFacts& facts) {
   const Sparsity sparsity = sparsity_of(source.config, rules, facts.plan);
@@ -47,12 +78,15 @@ ModelCard card_of(const Source& source, const PruneRules& rules, const ExportFac
     if (first == nullptr) first = &row;
     last = &row;
   }
+  const std::string without = std::string(facts.means ? ", without output biases" : "") +
+                              (facts.refit ? ", before the refit" : "");
   for (const auto* row : {first, first == last ? nullptr : last})
     if (row != nullptr)
       card.facts.emplace_back(
           fmt::format("Perplexity, iteration {}{}", json_text(row->at("iteration")),
-                      facts.means ? ", without output biases" : ""),
+                      row == last ? without : ""),
           perplexities(*row));
+  if (facts.refit) add_refit(card, facts.refit->record);
   return card;
 }
 
@@ -65,7 +99,12 @@ ExportReport export_plan(const Source& source, const PruneRules& rules, ExportFo
   options.means = facts.means;
   options.plan_image = plan_image_of(facts.plan, facts.means);
   options.plan_digest = facts.plan.digest();
-  options.provenance = json_text(facts.provenance, 2);
+  nlohmann::ordered_json provenance = facts.provenance;
+  if (facts.refit) {
+    options.replaced = facts.refit->parts.matrices;
+    provenance["refit"] = facts.refit->record;
+  }
+  options.provenance = json_text(provenance, 2);
   options.card = card_of(source, rules, facts);
   options.between_tensors = facts.between_tensors;
   options.replace = facts.replace;
@@ -75,14 +114,8 @@ ExportReport export_plan(const Source& source, const PruneRules& rules, ExportFo
 
 namespace {
 
-/// What is exported, and what is told about it.
-struct Origin {
-  PlanFamily family;
-  ExportFacts facts;
-};
-
-Origin origin_of_run(const fs::path& run, const fs::path& model) {
-  Origin origin{family_of_run(run, model), {}};
+ExportOrigin origin_of_run(const fs::path& run, const fs::path& model) {
+  ExportOrigin origin{family_of_run(run, model), {}};
   const fs::path provenance = run / "provenance.json";
   if (path_exists(provenance))
     origin.facts.provenance = parse_json(read_file(provenance), provenance.string());
@@ -90,11 +123,11 @@ Origin origin_of_run(const fs::path& run, const fs::path& model) {
   return origin;
 }
 
-Origin origin_of_plan(const fs::path& plan, const fs::path& model) {
+ExportOrigin origin_of_plan(const fs::path& plan, const fs::path& model) {
   if (model.empty())
     throw Error(ExitCode::usage, "a plan file without --model", "a plan names units, not weights",
                 "Name the checkpoint it belongs to with --model DIR.");
-  Origin origin{{open_source(model), {}, {}, {}}, {}};
+  ExportOrigin origin{{open_source(model), {}, {}, {}}, {}};
   PlanFamily& family = origin.family;
   // A plan file knows no rules: its smaller plans are the beginnings of its order.
   PruneConfig prune;
@@ -112,14 +145,20 @@ Origin origin_of_plan(const fs::path& plan, const fs::path& model) {
 
 }  // namespace
 
-ExportOutcome export_run(const ExportRequest& request) {
-  Origin origin = file_exists(request.from) ? origin_of_plan(request.from, request.model)
-                                            : origin_of_run(request.from, request.model);
+ExportOrigin export_origin(const ExportRequest& request) {
+  ExportOrigin origin = file_exists(request.from) ? origin_of_plan(request.from, request.model)
+                                                  : origin_of_run(request.from, request.model);
   PlanFamily& family = origin.family;
   if (request.measure) family.rules.measure = *request.measure;
   require_continuation(family.source, family.plan, "the plan of " + request.from.string());
   origin.facts.plan = request.sparsity ? family.part(*request.sparsity) : family.plan;
   if (request.compensate) origin.facts.means = family.means;
+  return origin;
+}
+
+ExportOutcome export_run(const ExportRequest& request) {
+  const ExportOrigin origin = export_origin(request);
+  const PlanFamily& family = origin.family;
   for (const std::string& note : family.source.notes) log::info("note: {}", note);
   return {export_plan(family.source, family.rules, request.format, request.out, origin.facts),
           sparsity_of(family.source.config, family.rules, origin.facts.plan)};
@@ -186,22 +225,41 @@ struct FilesOfExport {
   }
 };
 
+/// The key of the refit that a provenance.json tells of; empty where there is none.
+std::string refit_key(const nlohmann::ordered_json& provenance) {
+  if (!provenance.contains("refit") || !provenance["refit"].is_object()) return "";
+  return provenance["refit"].value("key", "");
+}
+
+/// What an export is to hold.
+struct Wanted {
+  ExportFormat format;
+  /// Of the plan; empty before the end, when nothing is current.
+  std::string digest;
+  std::string refit_key;
+};
+
 /// Empty when the whole export in `out` holds this plan in this form, else what it holds.
-std::string other_content(const fs::path& out, const std::string& digest, ExportFormat format) {
+std::string other_content(const fs::path& out, const Wanted& wanted,
+                          const std::string& their_refit) {
+  const auto& [format, digest, key] = wanted;
   const fs::path file = out / "config.json";
   const nlohmann::ordered_json config = parse_json(read_file(file), file.string());
   const std::string theirs = config.value("espalier_plan_digest", "");
   if (theirs != digest)
     return fmt::format("it holds the plan {}, this run's is {}", theirs.substr(0, 16),
                        digest.substr(0, 16));
+  if (their_refit != key)
+    return their_refit.empty() ? "its matrices are not refitted"
+           : key.empty()       ? "its matrices are refitted"
+                               : "its matrices are of another refit";
   const bool exact = config.contains("espalier");
   if (exact == (format == ExportFormat::exact)) return "";
   return fmt::format("it is of the form {}", exact ? "exact" : "uniform");
 }
 
 /// Without a plan, which is not known before the end, nothing is current.
-Standing look_at(const fs::path& out, const RunDirectory& run, ExportFormat format,
-                 const std::string& digest) {
+Standing look_at(const fs::path& out, const RunDirectory& run, const Wanted& wanted) {
   using Kind = Standing::Kind;
   const nlohmann::ordered_json facts = provenance_of_export(out);
   if (facts.is_null()) return {Kind::kept, "it is no export that espalier wrote"};
@@ -210,7 +268,8 @@ Standing look_at(const fs::path& out, const RunDirectory& run, ExportFormat form
     return {Kind::kept, fmt::format("its {} is not what was written there", files.changed)};
   std::string why = fmt::format("its {} is missing", files.missing);
   if (files.missing.empty()) {
-    why = digest.empty() ? "it is of an earlier plan" : other_content(out, digest, format);
+    why = wanted.digest.empty() ? "it is of an earlier plan"
+                                : other_content(out, wanted, refit_key(facts));
     if (why.empty()) return {Kind::current, ""};
   }
   if (!run.holds(out)) return {Kind::kept, why + ", and it lies outside the run directory"};
@@ -221,11 +280,10 @@ Standing look_at(const fs::path& out, const RunDirectory& run, ExportFormat form
   return {Kind::replaceable, why};
 }
 
-Standing standing_at(const fs::path& out, const RunDirectory& run, ExportFormat format,
-                     const std::string& digest) {
+Standing standing_at(const fs::path& out, const RunDirectory& run, const Wanted& wanted) {
   if (!name_exists(out)) return {};
   try {
-    return look_at(out, run, format, digest);
+    return look_at(out, run, wanted);
   } catch (const Error& error) {
     return {Standing::Kind::kept, fmt::format("it cannot be read ({})", error.what())};
   } catch (const nlohmann::json::exception&) {
@@ -282,7 +340,7 @@ void require_export_places(const RunDirectory& run, const RunConfig& config, Ahe
                    "the run directory lies there", "Give the export a directory of its own.");
     check_parents(problems, out);
     if (ahead == Ahead::exports) continue;  // it may be what this run wrote
-    const Standing standing = standing_at(out, run, target.format, "");
+    const Standing standing = standing_at(out, run, {target.format, "", ""});
     if (standing.kind == Standing::Kind::kept) add_refusal(problems, out, standing.why);
   }
   problems.throw_if_any();
@@ -292,7 +350,10 @@ void write_run_export(const Source& source, const PruneRules& rules, const RunDi
                       const ExportConfig& target, ExportFacts facts) {
   const fs::path out = run.place_of(target);
   run.sweep_unfinished_export(out);
-  const Standing standing = standing_at(out, run, target.format, facts.plan.digest());
+  const Standing standing =
+      standing_at(out, run,
+                  {target.format, facts.plan.digest(),
+                   facts.refit ? facts.refit->record.at("key").get<std::string>() : std::string()});
   if (standing.kind == Standing::Kind::current) {
     log::info("export {} is there already, whole and of this plan", out.string());
     return;

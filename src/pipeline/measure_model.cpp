@@ -23,6 +23,7 @@
 #include "espalier/pipeline/family.h"
 #include "espalier/pipeline/memory_forecast.h"
 #include "espalier/pipeline/monitor.h"
+#include "espalier/pipeline/refitting.h"
 #include "espalier/pipeline/run_report.h"
 #include "espalier/pipeline/source.h"
 #include "espalier/score/score.h"
@@ -115,6 +116,23 @@ ChosenModel choose_model(const RunConfig& config, const ModelChoice& choice) {
   return chosen;
 }
 
+/// Collective.
+CausalLM load_model(const ProcessGrid& grid, const Source& source, const ModelWidths& widths,
+                    const ComputeOptions& options, Monitor& monitor) {
+  monitor.enter("load");
+  fault::hit("load.enter");
+  std::optional<ModelLoader> loader;
+  together(grid.world(), "load", [&] {
+    loader.emplace(source.config, widths, source.weights(), options, grid.tensor_size(),
+                   grid.tensor_index());
+  });
+  take_steps(
+      grid.world(), "load", loader->steps(), [&](std::int64_t step) { loader->load(step); },
+      monitor.hooks("parts"));
+  fault::hit("load.exit");
+  return loader->take();
+}
+
 ChosenModel open_model(CommRuntime& runtime, const ProcessGrid& grid, const RunConfig& config,
                        ConfigUse use, Monitor& monitor,
                        const std::function<ChosenModel()>& choose) {
@@ -139,21 +157,10 @@ ChosenModel open_model(CommRuntime& runtime, const ProcessGrid& grid, const RunC
   for (const std::string& note : chosen->source.notes) log::info("note: {}", note);
   for (const std::string& warning : chosen->source.warnings) log::warning("model: {}", warning);
   require_memory(std::move(forecast), chosen->source.config, options, runtime, grid);
-  monitor.enter("load");
   const std::int64_t read_before = kernel_bytes_read();
-  fault::hit("load.enter");
-  std::optional<ModelLoader> loader;
-  together(grid.world(), "load", [&] {
-    loader.emplace(chosen->source.config, chosen->widths, chosen->source.weights(), options,
-                   grid.tensor_size(), grid.tensor_index());
-  });
-  take_steps(
-      grid.world(), "load", loader->steps(), [&](std::int64_t step) { loader->load(step); },
-      monitor.hooks("parts"));
-  chosen->model.emplace(loader->take());
+  chosen->model.emplace(load_model(grid, chosen->source, chosen->widths, options, monitor));
   chosen->bytes_read = static_cast<std::int64_t>(
       grid.world().max(static_cast<double>(kernel_bytes_read() - read_before)));
-  fault::hit("load.exit");
   return std::move(*chosen);
 }
 
@@ -220,7 +227,7 @@ void require_evaluations(const RunConfig& config) {
 struct Size {
   double sparsity = 0;
   nlohmann::ordered_json facts;
-  std::string digest;
+  PruningPlan plan;
   ModelWidths widths;
 };
 
@@ -229,10 +236,9 @@ std::vector<Size> sizes_from(const PlanFamily& family, std::vector<double> spars
   sparsities.erase(std::unique(sparsities.begin(), sparsities.end()), sparsities.end());
   std::vector<Size> sizes;
   for (const double sparsity : sparsities) {
-    const PruningPlan part = family.part(sparsity);
-    Size size{sparsity, {{"sparsity", sparsity}}, part.digest(), {}};
-    size.facts.update(size_of(family.source.config, family.rules, part));
-    size.widths = widths_of(family.source.config, part);
+    Size size{sparsity, {{"sparsity", sparsity}}, family.part(sparsity), {}};
+    size.facts.update(size_of(family.source.config, family.rules, size.plan));
+    size.widths = widths_of(family.source.config, size.plan);
     sizes.push_back(std::move(size));
   }
   return sizes;
@@ -383,6 +389,8 @@ nlohmann::ordered_json evaluate_family(CommRuntime& runtime, const RunConfig& co
   });
   Monitor monitor(0);
   std::vector<Size> sizes;
+  std::optional<FeatureMeans> means;
+  std::int64_t base = 0, last = 0;  // iterations
   Measure measure{};
   ChosenModel chosen = open_model(runtime, grid, config, ConfigUse::eval, monitor, [&] {
     PlanFamily family = family_of_run(request.run, request.model);
@@ -390,6 +398,9 @@ nlohmann::ordered_json evaluate_family(CommRuntime& runtime, const RunConfig& co
     if (request.measure) family.rules.measure = *request.measure;
     measure = family.rules.measure;
     sizes = sizes_from(family, request.sparsities);
+    means = family.means;
+    base = family.base().iteration;
+    last = family.plan.iteration;
     return ChosenModel{std::move(family.source),
                        family.plan.attention_unit,
                        {},
@@ -406,17 +417,36 @@ nlohmann::ordered_json evaluate_family(CommRuntime& runtime, const RunConfig& co
       {"measure", measure_key(measure)},
       {"dtype", std::string(torch_name(to_dtype(chosen.model->options().dtype)))},
       {"layout", {{"tensor", grid.tensor_size()}, {"data", grid.data_size()}}},
+      {"refit", request.refit},
       {"complete", false},
       {"points", nlohmann::ordered_json::array()}};
   for (const Size& size : sizes) {
-    monitor.enter("slice");
-    slice_to(*chosen.model, chosen.source, size.widths, grid);
+    std::optional<nlohmann::ordered_json> refitted;
+    if (request.refit) {
+      const ComputeOptions options = chosen.model->options();
+      chosen.model.reset();
+      chosen.model.emplace(load_model(grid, chosen.source, size.widths, options, monitor));
+      monitor.enter("refit");
+      std::optional<Refitting> refitting;
+      together(grid.world(), "refit", [&] {
+        refitting.emplace(RefitSubject{config, chosen.source, size.plan, means, base + 1, last, {}},
+                          options.dtype);
+      });
+      refitted = refitting->apply(*chosen.model, nullptr, true, grid, runtime, monitor.hooks());
+    } else {
+      monitor.enter("slice");
+      slice_to(*chosen.model, chosen.source, size.widths, grid);
+    }
     monitor.enter("evaluate");
     const std::vector<TaskOutcome> outcomes =
         evaluate_all(config.evaluation, *chosen.model, grid,
                      {config.calibration.micro_batch_tokens, false, monitor.hooks()});
     nlohmann::ordered_json point = size.facts;
-    point["plan_digest"] = size.digest;
+    point["plan_digest"] = size.plan.digest();
+    if (refitted)
+      point["refit"] = {{"key", refitted->at("key")},
+                        {"tokens", refitted->at("tokens")},
+                        {"matrices", refitted->at("matrices")}};
     point.update(facts_of(outcomes));
     point["results"] = results_of(outcomes);
     result["points"].push_back(std::move(point));

@@ -27,6 +27,7 @@
 #include "espalier/pipeline/monitor.h"
 #include "espalier/pipeline/overlap_file.h"
 #include "espalier/pipeline/provenance.h"
+#include "espalier/pipeline/refitting.h"
 #include "espalier/pipeline/run_report.h"
 #include "espalier/pipeline/source.h"
 #include "espalier/pipeline/straggler.h"
@@ -56,6 +57,7 @@ class PruningRun {
       check_inputs();
       begin();
       prune_to_target();
+      refit_what_is_left();
       write_exports();
       on_root("finish", [&] {
         // A process that died after the last line of metrics left it.
@@ -146,11 +148,12 @@ class PruningRun {
     const auto& allowed = request_.directory.allowed_changes;
     const bool other_data =
         std::find(allowed.begin(), allowed.end(), "calibration.domains") != allowed.end();
-    InputCheck check = espalier::check_inputs(
-        input_files(config_, *source_), before,
-        request_.fast_verify ? Thoroughness::facts : Thoroughness::content,
-        other_data ? std::vector<std::string>{"calibration"} : std::vector<std::string>(), world_,
-        monitor_.hooks("blocks of 64 MiB per rank"));
+    InputCheck check =
+        espalier::check_inputs(input_files(config_, *source_), before,
+                               request_.fast_verify ? Thoroughness::facts : Thoroughness::content,
+                               other_data ? std::vector<std::string>{"calibration", "refit"}
+                                          : std::vector<std::string>{"refit"},
+                               world_, monitor_.hooks("blocks of 64 MiB per rank"));
     agree(world_, "hash inputs", check.problems);
     inputs_ = std::move(check.record);
     if (!grid_.is_root()) return;
@@ -286,6 +289,39 @@ class PruningRun {
     });
     world_.broadcast({&done, 1, DType::i64}, 0);
     return done != 0;
+  }
+
+  /// Least squares on the sparsity that is exported, once. What an earlier process finished stays.
+  void refit_what_is_left() {
+    std::optional<Refitting> refitting;
+    if (config_.refit.enabled) {
+      monitor_.enter("refit");
+      together(world_, "refit", [&] {
+        refitting.emplace(RefitSubject{config_, *source_, plan_, means_, start_.iteration + 1,
+                                       plan_.iteration, inputs_},
+                          options_.dtype);
+      });
+    }
+    RefitRecords records(world_, directory_ ? &*directory_ : nullptr,
+                         refitting ? &*refitting : nullptr);
+    if (!refitting || records.finished()) return monitor_.leave();
+    if (!model_) {
+      require_memory();
+      load();
+      monitor_.enter("refit");
+    }
+    nlohmann::ordered_json record =
+        records.apply(*refitting, *model_, grid_, runtime_, monitor_.hooks());
+    std::vector<TaskOutcome> outcomes;
+    if (!make_evaluations(config_.evaluation).empty()) {
+      monitor_.enter("evaluate");
+      outcomes = evaluate_state(plan_.iteration, plan_.digest() + " refit " + refitting->key());
+    }
+    monitor_.leave();
+    on_root("record", [&] {
+      records.finish(std::move(record), outcomes);
+      remove_file(KeptEvaluations::file_in(directory_->path()));
+    });
   }
 
   /// What cannot fit must not be found by the kernel, hours later.
@@ -584,11 +620,11 @@ class PruningRun {
 
   /// The evaluations of the model as it is; what an interrupted process had done of them is not
   /// done again.
-  std::vector<TaskOutcome> evaluate_state(std::int64_t i) {
+  std::vector<TaskOutcome> evaluate_state(std::int64_t i, const std::string& weights) {
     std::optional<fs::path> place;
     if (directory_) place = directory_->path();
     const std::string dtype(torch_name(to_dtype(options_.dtype)));
-    KeptEvaluations kept(world_, place, {i, plan_.digest(), dtype}, inputs_);
+    KeptEvaluations kept(world_, place, {i, weights, dtype}, inputs_);
     return evaluate_all(config_.evaluation, *model_, grid_,
                         {config_.calibration.micro_batch_tokens, false, monitor_.hooks()},
                         kept.keeper());
@@ -600,7 +636,7 @@ class PruningRun {
     if (milestone && !make_evaluations(config_.evaluation).empty()) {
       monitor_.enter("evaluate");
       fault::hit("evaluate.enter");
-      outcomes = evaluate_state(i);
+      outcomes = evaluate_state(i, plan_.digest());
       fault::hit("evaluate.exit");
       monitor_.leave();
     }
@@ -627,7 +663,10 @@ class PruningRun {
         try {
           write_run_export(
               *source_, rules_, *directory_, target,
-              {plan_, means_, provenance_, directory_->metrics(), [&] { leave_on_request(); }});
+              {plan_, means_, provenance_, directory_->metrics(), [&] { leave_on_request(); },
+               false,
+               config_.refit.enabled ? refit_of_run(directory_->path(), plan_, source_->config)
+                                     : std::nullopt});
         } catch (const stop::Stopped&) {
           // The agreement below tells the others.
         }

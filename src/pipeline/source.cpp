@@ -141,6 +141,9 @@ InputFiles input_files(const RunConfig& config, const Source& source) {
   InputFiles files = model_files(source);
   for (const DomainConfig& domain : config.calibration.domains)
     files["calibration/" + domain.name] = domain.tokens;
+  if (config.refit.enabled && config.refit.domains)
+    for (const DomainConfig& domain : *config.refit.domains)
+      files["refit/" + domain.name] = domain.tokens;
   for (const NamedTokens& data : config.evaluation.perplexity)
     files["evaluation/" + data.name] = data.tokens;
   for (const NamedTokens& data : config.evaluation.multiple_choice)

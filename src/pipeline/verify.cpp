@@ -8,6 +8,7 @@
 #include "espalier/core/text.h"
 #include "espalier/model/tensor_ops.h"
 #include "espalier/pipeline/commit.h"
+#include "espalier/pipeline/refitting.h"
 #include "espalier/pipeline/run_directory.h"
 #include "espalier/pipeline/source.h"
 #include "espalier/prune/plan_scores.h"
@@ -65,6 +66,31 @@ std::string check_commit(const fs::path& path, const ModelConfig& config) {
                      means ? "means of what fell, " : "", plan.digest().substr(0, 16));
 }
 
+/// The refits that are there: every layer's hashes, and, of the finished one, that it is whole and
+/// of the newest plan.
+void check_refits(const fs::path& run, const ModelConfig& config, const std::string& newest,
+                  Verification& result) {
+  if (!path_exists(refits_in(run))) return;
+  for (const fs::path& entry : list_directory(refits_in(run))) {
+    if (entry.filename().string().starts_with(".")) continue;
+    result.checked.push_back(
+        fmt::format("refit {}: {}", entry.filename().string(),
+                    counted(check_refit_layers(entry), "layer matches its hashes",
+                            "layers match their hashes")));
+  }
+  if (!path_exists(refit_record_in(run))) return;
+  const nlohmann::ordered_json record = finished_refit(run, newest);
+  if (record.is_null()) {
+    result.warnings.emplace_back(
+        "refit.json is not of the newest plan (a run that refits makes it anew)");
+    return;
+  }
+  const RefitParts parts = open_refit(refits_in(run) / record.at("directory").get<std::string>(),
+                                      record.at("key").get<std::string>(), config.layers);
+  result.checked.push_back(
+      fmt::format("refit.json: {} refitted", counted(parts.matrices.size(), "matrix", "matrices")));
+}
+
 void collect(Problems& problems, const std::function<void()>& work) {
   try {
     work();
@@ -115,6 +141,7 @@ Verification verify_run(const fs::path& path, Thoroughness how) {
             "plan.h5 is not that of the newest commit (a run rewrites it when it continues)");
       result.checked.push_back(fmt::format("plan.h5: iteration {}", plan.iteration));
     });
+  collect(problems, [&] { check_refits(path, config, newest, result); });
   collect(problems, [&] {
     std::int64_t before = -1;
     for (const auto& row : read_metrics(path)) {

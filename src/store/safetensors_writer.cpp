@@ -57,8 +57,8 @@ std::string layout_header(const std::vector<SafetensorsWriter::Entry>& entries,
 
 struct SafetensorsWriter::State {
   State(const std::filesystem::path& path, std::vector<Entry> list, const std::string& header,
-        std::uint64_t data_bytes)
-      : entries(std::move(list)), file(path, WriteScope::export_model, header.size() + data_bytes) {
+        std::uint64_t data_bytes, WriteScope scope)
+      : entries(std::move(list)), file(path, scope, header.size() + data_bytes) {
     file.write(std::as_bytes(std::span(header)));
     open_current();
   }
@@ -75,12 +75,13 @@ struct SafetensorsWriter::State {
 };
 
 SafetensorsWriter::SafetensorsWriter(const std::filesystem::path& path, std::vector<Entry> entries,
-                                     const std::map<std::string, std::string>& metadata) {
+                                     const std::map<std::string, std::string>& metadata,
+                                     WriteScope scope) {
   std::uint64_t data_bytes = 0;
   for (const Entry& entry : entries) data_bytes += bytes_of(entry);
   const std::string header = layout_header(entries, metadata);
   require_free_space(path.has_parent_path() ? path.parent_path() : ".", header.size() + data_bytes);
-  state_ = std::make_unique<State>(path, std::move(entries), header, data_bytes);
+  state_ = std::make_unique<State>(path, std::move(entries), header, data_bytes, scope);
 }
 
 SafetensorsWriter::~SafetensorsWriter() = default;

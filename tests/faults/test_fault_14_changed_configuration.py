@@ -26,6 +26,10 @@ FREE = {
     "execution.recompute": "all",
     "execution.attention": "math",
     "execution.share_prompts": "false",
+    "refit.enabled": "true",
+    "refit.sequences": 4,
+    "refit.ridge": 0.5,
+    "refit.shrink_to": "obs",
     "checkpoint.keep_last": 1,
     "checkpoint.keep_every": 2,
 }
@@ -76,6 +80,8 @@ FIRST_ELEMENTS = {
     "evaluation.multiple_choice": "[{{name: other, tokens: {folder}/options.h5}}]",
     "evaluation.exact_match": "[{{name: other, tokens: {folder}/prompts.h5, max_new_tokens: 7}}]",
 }
+# Free lists, likewise from none to one.
+FREE_LISTS = {"refit.domains": "[{{name: other, tokens: {folder}/other.h5}}]"}
 # Other lists change by their elements, above.
 LISTS = {"calibration.domains", "evaluation.perplexity", "export"}
 
@@ -103,10 +109,11 @@ class ChangedConfiguration(Finished):
 
     def test_every_key_is_known_as_free_or_frozen(self):
         keys = self.keys()
-        known = {*FREE, *FROZEN, *BY_ITSELF, *TOGETHER, *LISTS, *FIRST_ELEMENTS}
-        known |= {key for key in keys if key.partition("[].")[0] in FIRST_ELEMENTS}
+        known = {*FREE, *FROZEN, *BY_ITSELF, *TOGETHER, *LISTS, *FIRST_ELEMENTS, *FREE_LISTS}
+        known |= {key for key in keys if key.partition("[].")[0] in {*FIRST_ELEMENTS, *FREE_LISTS}}
         self.assertEqual(sorted(set(keys) ^ known), [], "keys that this test does not know, or that are gone")
-        self.assertEqual(sorted(key for key, free in keys.items() if free), sorted(FREE))
+        self.assertEqual(sorted(key for key, free in keys.items() if free and "[]." not in key),
+                         sorted({*FREE, *FREE_LISTS}))
 
     def refused(self, run_dir, values):
         result = run("resume", run_dir, *self.settings(values))
@@ -154,7 +161,7 @@ class ChangedConfiguration(Finished):
         """On two ranks, from the middle of the run: the new values are those that the run works with."""
         run_dir = self.copy()
         shutil.rmtree(run_dir / "ckpt/iter-000004")
-        result = run("resume", run_dir, *self.settings(FREE), ranks=2)
+        result = run("resume", run_dir, *self.settings({**FREE, **FREE_LISTS}), ranks=2)
         self.assertEqual(result.code, 0, result)
         self.assertIn("continuing with iteration 4", result.text)
         resolved = self.succeeds("config", run_dir / "config.resolved.yaml").out

@@ -16,7 +16,7 @@ class EveryPointIsPassed(Case):
         self.assertGreater(len(points), 30)
         trace = self.folder / "trace"
         extra = {"ESPALIER_FAULT_TRACE": str(trace)}
-        config = self.bench.config(**SMALL)
+        config = self.bench.config(**SMALL, refit={"enabled": True})
         run_dir = self.folder / "run"
         # Stopped while it exports, so that an unfinished export is removed; then completed.
         arguments = ["run", config, "--run-dir", run_dir]
@@ -29,6 +29,8 @@ class EveryPointIsPassed(Case):
         self.assertEqual(result.code, 75, result)
         self.assertEqual(list((run_dir / "export").iterdir()), [], "an unfinished export is left")
         self.succeeds(*arguments, extra=extra)
+        # Other settings: what is stale is removed.
+        self.succeeds(*arguments, "--set", "refit.ridge=0.1", extra=extra)
         passed = set(trace.read_text().split())
         self.assertEqual(sorted(set(points) - passed), [], "listed, and never passed")
         self.assertEqual(sorted(passed - set(points)), [], "passed, and not listed")

@@ -1,6 +1,10 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <set>
 #include <span>
 #include <string>
 #include <vector>
@@ -77,6 +81,15 @@ class Calibration {
   static Calibration draw(const CalibrationConfig& config, std::int64_t iteration,
                           std::int64_t vocabulary);
 
+  /// Rows of token files, by path.
+  using RowsOfFiles = std::map<std::filesystem::path, std::set<std::int64_t>>;
+  /// The same, once, for work that looks at other data than the scores did: of every file the rows
+  /// that are not in `taken` come first, in the shuffled order of (seed, domain name).
+  static Calibration draw_apart(const CalibrationConfig& config, const RowsOfFiles& taken,
+                                std::int64_t vocabulary);
+  /// The rows that were drawn.
+  RowsOfFiles rows_of_files() const;
+
   const std::vector<DomainDraw>& domains() const { return domains_; }
   /// Those of all domains in the global order, or of one domain in its own.
   std::vector<MicroBatch> micro_batches() const;
@@ -100,9 +113,14 @@ class Calibration {
   void check(Share share) const;
 
  private:
+  /// What one draw takes: rows or items, ascending, of so many.
+  using Take = std::function<std::vector<std::int64_t>(
+      const DomainConfig& domain, const TokenFile& file, std::int64_t all, std::int64_t wanted)>;
+  static Calibration draw_with(const CalibrationConfig& config, std::int64_t vocabulary,
+                               const Take& take);
   /// The rows of a domain that one draw takes, with what is known of them.
-  static DomainDraw drawn(const DomainConfig& domain, const TokenFile& file, std::int64_t seed,
-                          std::int64_t draw, std::size_t place);
+  static DomainDraw drawn(const DomainConfig& domain, const TokenFile& file, const Take& take,
+                          const std::string& key);
   /// Place in (0, 1) of every micro-batch of a domain, in its own order.
   std::vector<std::pair<double, MicroBatch>> placed(std::size_t domain) const;
 

@@ -10,7 +10,7 @@
 
 namespace espalier {
 
-/// Looks at every token file that `use` reads (run: calibration and evaluation, score: calibration,
+/// Looks at every token file that `use` reads (run: calibration, evaluation and refit, score: calibration,
 /// eval: evaluation) before a weight is loaded: opens it for what the configuration counts, and
 /// reads the share's part of every row that will ever be read. Throws every problem; what is wrong
 /// with the rows is known once all shares are done.

@@ -38,6 +38,7 @@ enum class Measure { structures, parameters, total_parameters };
 enum class ScheduleShape { linear, gisp, cosine, exponential, geometric };
 enum class Curvature { automatic, full, scalar };
 enum class Compensation { none, mean };
+enum class ShrinkTo { dense, obs };
 enum class Order { automatic, sample_major };
 enum class Recompute { automatic, all };
 enum class AttentionBackend { automatic, flash, math };
@@ -53,6 +54,8 @@ struct DomainConfig {
 };
 
 struct CalibrationConfig {
+  /// The list's key, for messages.
+  const char* key = "calibration.domains";
   std::vector<DomainConfig> domains;
   Combine combine = Combine::pooled;
   bool resample = false;
@@ -101,6 +104,17 @@ struct PruneConfig {
   Compensation compensation = Compensation::none;
 };
 
+struct RefitConfig {
+  bool enabled = false;
+  /// Absent = those of the calibration.
+  std::optional<std::vector<DomainConfig>> domains;
+  /// Of each domain that does not say it itself; absent = all rows.
+  std::optional<std::int64_t> sequences;
+  /// Absent = by held-out error.
+  std::optional<double> ridge;
+  ShrinkTo shrink_to = ShrinkTo::dense;
+};
+
 struct NamedTokens {
   std::string name;
   std::filesystem::path tokens;
@@ -143,6 +157,7 @@ struct RunConfig {
   bool share_prompts = true;
   AttentionBackend attention = AttentionBackend::automatic;
   EvaluationConfig evaluation;
+  RefitConfig refit;
   std::int64_t keep_last = 2;
   std::int64_t keep_every = 10;
   std::vector<ExportConfig> exports;
@@ -152,6 +167,10 @@ struct RunConfig {
   /// Notes (numbered and printed; never an error).
   std::vector<std::string> notes;
 };
+
+/// The data of the refit as a calibration: its own domains or the calibration's, with the rows of
+/// each as refit.sequences says; drawn once, with the calibration's seed and micro-batches.
+CalibrationConfig refit_data(const RunConfig& config);
 
 /// The word of the configuration for a value.
 const char* name_of(Objective value);

@@ -15,6 +15,7 @@
 #include "espalier/config/run_config.h"
 #include "espalier/prune/feature_means.h"
 #include "espalier/prune/plan.h"
+#include "espalier/prune/score_table.h"
 #include "espalier/prune/widths.h"
 #include "espalier/store/safetensors.h"
 
@@ -45,6 +46,9 @@ struct ExportOptions {
   /// dtype of their weights, which stand for what was removed from `held` to `kept`. They are added
   /// to those that the source has; what it lost before is none of their business.
   std::optional<FeatureMeans> means;
+  /// Matrices that stand in the place of the source's, by name: where each is read from, in the
+  /// shape and dtype that it is written with. The readers outlive the export.
+  std::map<std::string, const CheckpointReader*> replaced;
   /// Bytes of espalier_plan.h5, see plan_image_of.
   std::vector<std::byte> plan_image;
   /// config.json repeats it; empty = left out.
@@ -71,6 +75,8 @@ struct ExportReport {
   std::string model_type;
   /// o_proj and down_proj have biases.
   bool output_bias = false;
+  /// Names of the matrices that are not the source's.
+  std::vector<std::string> replaced;
   /// Of every file but provenance.json, by name.
   std::map<std::string, std::string> sha256;
   /// Things a user should know, one sentence each.
@@ -134,6 +140,12 @@ std::string uniform_config_json(const ModelConfig& dense, const ModelWidths& kep
 /// Throws Error(config) where the stock class of this family has no biases on o_proj and down_proj:
 /// only Llama's has. Pure.
 void require_output_biases(ModelFamily family);
+
+/// The bias of the layer's o_proj or down_proj that an export from `held` to `kept` has with these
+/// means, as its dtype holds it. Throws as export_model does. Not collective.
+std::vector<double> exported_bias(const CheckpointReader& source, const ModelConfig& dense,
+                                  const ModelWidths& held, const ModelWidths& kept,
+                                  std::int64_t layer, UnitKind kind, const FeatureMeans& means);
 
 /// The bundled modelling file, as copied into every exact export.
 std::string_view modeling_file_text();

@@ -56,6 +56,17 @@ class ModelLoader {
   WeightSource source_;
 };
 
+/// The rows and columns of `spec` that `want` keeps, whole on this rank: in the stored dtype, on
+/// the host. Throws Error(bad_content) where a value is not finite. Not collective.
+at::Tensor read_weight(const ModelConfig& config, const WeightSource& source,
+                       const TensorSpec& spec, const ModelWidths& want);
+
+/// A model of which nothing is loaded, cut as ModelLoader cuts it; and the shard of one of its
+/// tensors, as ModelLoader::load reads it: for passes that hold a layer at a time. Not collective.
+CausalLM unloaded_model(const ModelConfig& config, const ModelWidths& widths,
+                        const ComputeOptions& options, int tensor_size, int tensor_index);
+void load_weight(CausalLM& model, const WeightSource& source, const TensorSpec& spec);
+
 /// All steps at once. Not collective; wrap in `together`.
 CausalLM load_causal_lm(const ModelConfig& config, const ModelWidths& widths,
                         const WeightSource& source, const ComputeOptions& options, int tensor_size,

@@ -9,6 +9,8 @@
 #include <nlohmann/json.hpp>
 
 #include "espalier/export/export_model.h"
+#include "espalier/pipeline/family.h"
+#include "espalier/pipeline/refitting.h"
 #include "espalier/pipeline/run_directory.h"
 #include "espalier/pipeline/source.h"
 #include "espalier/prune/plan.h"
@@ -26,6 +28,8 @@ struct ExportFacts {
   std::function<void()> between_tensors;
   /// What stands in the place is this run's own and goes.
   bool replace = false;
+  /// Matrices in the place of the source's.
+  std::optional<ExportedRefit> refit{};
 };
 
 /// Writes one export of `facts.plan` with model card and provenance. One process alone.
@@ -64,6 +68,9 @@ struct ExportRequest {
   std::optional<double> sparsity;
   /// Absent = the run's own prune.measure.
   std::optional<Measure> measure;
+  /// The refit's settings are those that the run has: its own refit may be taken, if it is of the
+  /// plan that is exported.
+  bool may_reuse = true;
 };
 struct ExportOutcome {
   ExportReport report;
@@ -74,5 +81,21 @@ struct ExportOutcome {
 /// below what its source had lost, bad_content when the model is not the one that the run began
 /// with or a plan file is not of the model, cannot_create when `out` exists.
 ExportOutcome export_run(const ExportRequest& request);
+
+/// What is exported, and what is told about it.
+struct ExportOrigin {
+  PlanFamily family;
+  ExportFacts facts;
+};
+/// The run or plan file that the request names, with the plan that it asks for. Throws as
+/// export_run does. Not collective.
+ExportOrigin export_origin(const ExportRequest& request);
+
+/// export_run with refitted matrices: those of the run's own refit where it is of this plan, else
+/// made now, on the data of `config` (the run's). Finished layers are kept in OUT.refit until the
+/// export is whole, so that the same command continues. Only rank 0 has the outcome. Collective
+/// over runtime.world(); throws as export_run and refit() do, and stop::Stopped.
+ExportOutcome export_refitted(CommRuntime& runtime, const RunConfig& config,
+                              const ExportRequest& request);
 
 }  // namespace espalier

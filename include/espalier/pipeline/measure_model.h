@@ -57,6 +57,8 @@ struct CurveRequest {
   std::optional<Measure> measure;
   /// FILE.json; FILE.csv lies beside it. Empty = only printed.
   std::filesystem::path out;
+  /// Each size is refitted first, as `export --refit` does; each is loaded anew.
+  bool refit = false;
 };
 /// `espalier eval RUN --sparsity`: the configuration's evaluations on the plans that `export RUN
 /// --sparsity` would write, smallest sparsity first. The model is loaded once and sliced further:

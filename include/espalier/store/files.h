@@ -19,8 +19,9 @@ namespace espalier {
 /// are made again. New files have the mode 0666 and new directories 0777, less the umask; a file
 /// that replaces another does not take over its mode. Each writing step passes the fault point
 /// `<scope>.<step>` with the steps open, write, flush, close, fsync, readback, pre_rename,
-/// post_rename, fsync_dir, unlink, where scope is "save" for checkpoints and "export" for exports.
-enum class WriteScope { save, export_model, other };
+/// post_rename, fsync_dir, unlink, where scope is "save" for checkpoints, "refit" for refitted
+/// layers and "export" for exports; the first two are read back.
+enum class WriteScope { save, refit, export_model, other };
 
 /// Whether something is there, links followed. False only for missing names (ENOENT, ENOTDIR).
 bool path_exists(const std::filesystem::path& path);

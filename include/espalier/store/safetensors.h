@@ -13,6 +13,7 @@
 
 #include "espalier/core/dtype.h"
 #include "espalier/core/error.h"
+#include "espalier/store/files.h"
 #include "espalier/store/tensor_layout.h"
 
 namespace espalier {
@@ -93,10 +94,11 @@ class SafetensorsWriter {
     DType dtype;
     std::vector<std::int64_t> shape;
   };
-  /// Creates `path` (must not exist). `metadata` goes into `__metadata__`. Fault points: see
-  /// store/files.h.
+  /// Creates `path` (must not exist). `metadata` goes into `__metadata__`. Fault points, and
+  /// whether the file is read back: see store/files.h.
   SafetensorsWriter(const std::filesystem::path& path, std::vector<Entry> entries,
-                    const std::map<std::string, std::string>& metadata);
+                    const std::map<std::string, std::string>& metadata,
+                    WriteScope scope = WriteScope::export_model);
   ~SafetensorsWriter();
   SafetensorsWriter(const SafetensorsWriter&) = delete;
   SafetensorsWriter& operator=(const SafetensorsWriter&) = delete;

@@ -16,6 +16,7 @@ class ConfigSchema : public ConfigTest {
     return minimal() +
            "evaluation: {perplexity: [{name: p, tokens: wiki.h5}], multiple_choice: [{name: m, "
            "tokens: wiki.h5}], exact_match: [{name: e, tokens: wiki.h5}]}\n"
+           "refit: {domains: [{name: r, tokens: wiki.h5}]}\n"
            "export: [{format: exact, path: export/exact}]\n";
   }
   /// The same, with what some values of the key need.
@@ -65,6 +66,16 @@ const std::map<std::string, std::string> kOtherValues{
     {"prune.protect.layers", "[4, 2]"},
     {"prune.protect.min_heads", "0"},
     {"prune.protect.min_channels", "8"},
+    {"refit.enabled", "true"},
+    {"refit.domains", "calibration"},
+    {"refit.domains[].name", "other"},
+    {"refit.domains[].tokens", "math.h5"},
+    {"refit.domains[].sequences", "3"},
+    {"refit.domains[].weight", "2.5"},
+    {"refit.domains[].objective", "sft"},
+    {"refit.sequences", "7"},
+    {"refit.ridge", "0.25"},
+    {"refit.shrink_to", "obs"},
     {"execution.order", "sample_major"},
     {"execution.recompute", "all"},
     {"execution.share_prompts", "false"},
@@ -91,7 +102,8 @@ const std::map<std::string, std::string> kOtherValues{
 bool is_free(const std::string& key) {
   return key == "device" || key == "calibration.micro_batch_tokens" ||
          key == "calibration.overlap" || key.starts_with("parallel.") ||
-         key.starts_with("execution.") || key.starts_with("checkpoint.");
+         key.starts_with("refit.") || key.starts_with("execution.") ||
+         key.starts_with("checkpoint.");
 }
 
 TEST_F(ConfigSchema, EveryKeyCanBeSetAndIsFreeOrFrozen) {
@@ -208,9 +220,11 @@ TEST_F(ConfigSchema, TheCommentedElementsOfTheReferenceAreValid) {
     std::ofstream(directory_ / "data" / name) << "x";
   std::string text = std::regex_replace(
       reference_yaml(), std::regex("(perplexity|multiple_choice|exact_match): \\[\\]"), "$1:");
+  text = std::regex_replace(text, std::regex("domains: calibration"), "domains:");
   text = std::regex_replace(text, std::regex("export: \\[\\]"), "export:");
   text = std::regex_replace(text, std::regex("# - "), "- ");
-  text = std::regex_replace(text, std::regex("#   (tokens|path|max_new_tokens): "), "  $1: ");
+  text = std::regex_replace(
+      text, std::regex("#   (tokens|path|max_new_tokens|sequences|weight|objective): "), "  $1: ");
   const RunConfig c = read(text);
   ASSERT_EQ(c.evaluation.perplexity.size(), 1u);
   EXPECT_EQ(c.evaluation.perplexity[0].name, "wikitext2");
@@ -218,6 +232,9 @@ TEST_F(ConfigSchema, TheCommentedElementsOfTheReferenceAreValid) {
   EXPECT_EQ(c.evaluation.multiple_choice[0].name, "arc_easy");
   ASSERT_EQ(c.evaluation.exact_match.size(), 1u);
   EXPECT_EQ(c.evaluation.exact_match[0].max_new_tokens, 256);
+  ASSERT_TRUE(c.refit.domains.has_value());
+  ASSERT_EQ(c.refit.domains->size(), 1u);
+  EXPECT_EQ(c.refit.domains->front().name, "web");
   ASSERT_EQ(c.exports.size(), 1u);
   EXPECT_EQ(c.exports[0].path, "export/exact");
 }

@@ -1,0 +1,311 @@
+#include "espalier/pipeline/refitting.h"
+
+#include <algorithm>
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+
+#include "espalier/core/error.h"
+#include "espalier/core/hash.h"
+#include "espalier/core/json.h"
+#include "espalier/core/log.h"
+#include "espalier/core/paths.h"
+#include "espalier/core/text.h"
+#include "espalier/export/export_model.h"
+#include "espalier/model/memory.h"
+#include "espalier/model/tensor_ops.h"
+#include "espalier/pipeline/run_directory.h"
+#include "espalier/pipeline/run_report.h"
+#include "espalier/store/files.h"
+
+namespace espalier {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::ordered_json;
+
+constexpr UnitKind kHalves[] = {UnitKind::attention, UnitKind::mlp};
+
+const char* name_of(ShrinkTo value) { return value == ShrinkTo::obs ? "obs" : "dense"; }
+
+Json settings_json(const RefitConfig& config) {
+  return {{"ridge", config.ridge ? Json(*config.ridge) : Json("auto")},
+          {"shrink_to", name_of(config.shrink_to)}};
+}
+
+/// The rows that the scores were taken on.
+Calibration::RowsOfFiles scored_rows(const RefitSubject& subject) {
+  Calibration::RowsOfFiles taken;
+  const CalibrationConfig& calibration = subject.config.calibration;
+  const std::int64_t last = calibration.resample ? subject.last_iteration : subject.first_iteration;
+  if (subject.last_iteration < subject.first_iteration) return taken;
+  for (std::int64_t i = subject.first_iteration; i <= last; ++i)
+    for (const auto& [file, rows] :
+         Calibration::draw(calibration, i, subject.source.config.vocabulary).rows_of_files())
+      taken[file].insert(rows.begin(), rows.end());
+  return taken;
+}
+
+std::string identity(const Fingerprint& print) {
+  return print.content_sha256.empty() ? fmt::format("{}-{}", print.head_sha256, print.bytes)
+                                      : print.content_sha256;
+}
+
+std::string identity_of(const RefitSubject& subject, const std::string& part,
+                        const fs::path& file) {
+  const auto known = subject.inputs.find(part);
+  return identity(known == subject.inputs.end() ? quick_fingerprint(file) : known->second);
+}
+
+std::string rows_sha256(const DomainDraw& domain) {
+  return sha256_hex(std::as_bytes(std::span(domain.rows)));
+}
+
+Json key_facts(const RefitSubject& subject, const Calibration& data, at::ScalarType dtype) {
+  Json facts{{"plan_digest", subject.plan.digest()},
+             {"means", subject.means ? Json(subject.means->digest()) : Json()},
+             {"settings", settings_json(subject.config.refit)},
+             {"dtype", std::string(torch_name(to_dtype(dtype)))},
+             {"domains", Json::array()},
+             {"model", Json::array()}};
+  const char* prefix = subject.config.refit.domains ? "refit/" : "calibration/";
+  for (std::size_t d = 0; d < data.domains().size(); ++d) {
+    const DomainDraw& domain = data.domains()[d];
+    facts["domains"].push_back(
+        {{"name", utf8_text(domain.name)},
+         {"weight", domain.weight},
+         {"objective", name_of(domain.objective)},
+         {"file", identity_of(subject, prefix + domain.name, data.files()[d].path())},
+         {"rows", rows_sha256(domain)}});
+  }
+  for (const auto& [part, file] : model_files(subject.source))
+    facts["model"].push_back(identity_of(subject, part, file));
+  return facts;
+}
+
+/// Biases that stand for what fell, as the export has them.
+void install_biases(CausalLM& model, const RefitSubject& subject, const ModelWidths& kept) {
+  const Source& source = subject.source;
+  for (std::int64_t l = 0; l < model.layers(); ++l)
+    for (const UnitKind kind : kHalves) {
+      const std::vector<double> bias =
+          exported_bias(source.reader, source.config, source.widths, kept, l, kind, *subject.means);
+      at::Tensor& place = model.layer(l).by_role(
+          kind == UnitKind::attention ? TensorRole::o_bias : TensorRole::down_bias);
+      place = at::tensor(bias, at::kDouble).to(model.options().device, model.options().dtype);
+    }
+}
+
+/// Bytes of tensors that the refit takes on one rank beside the pruned model, at its height: one
+/// dense layer, the sums of the widest half, and what solving it needs.
+std::int64_t refit_bytes(const CausalLM& model, const Source& source, bool moments) {
+  const ModelConfig& config = model.config();
+  const auto ranks = static_cast<std::int64_t>(model.shards().size());
+  std::int64_t layer = 0, sums = 0;
+  for (std::int64_t l = 0; l < config.layers; ++l) {
+    std::int64_t weights = 0, heads = 0, channels = 0;
+    for (const TensorSpec& spec : layer_tensors(config, static_cast<int>(l))) {
+      std::int64_t n = 1;
+      for (const std::int64_t extent : shape_with(spec, config, source.widths)) n *= extent;
+      weights += n;
+    }
+    for (const ShardWidths& shard : model.shards()) {
+      heads += static_cast<std::int64_t>(
+          shard.widths.layers[static_cast<std::size_t>(l)].query_heads.size());
+      channels += static_cast<std::int64_t>(
+          shard.widths.layers[static_cast<std::size_t>(l)].channels.size());
+    }
+    const LayerWidths& held = source.widths.layers[static_cast<std::size_t>(l)];
+    const auto of = [&](std::int64_t k, std::int64_t all) {
+      // Rows of two folds, whole on each rank; H of both, the damped copy and its factor.
+      const std::int64_t h = 2 * k * k + (ranks > 1 ? 2 * k * k / ranks : 0) + 3 * k * k;
+      const std::int64_t c = 8 * k * config.hidden;
+      return 8 * (h + c + (moments ? 3 * k * all : 0));
+    };
+    sums = std::max({sums,
+                     of(heads * config.head_dim,
+                        static_cast<std::int64_t>(held.query_heads.size()) * config.head_dim),
+                     of(channels, static_cast<std::int64_t>(held.channels.size()))});
+    layer = std::max(layer, weights / ranks *
+                                static_cast<std::int64_t>(c10::elementSize(model.options().dtype)));
+  }
+  return layer + sums;
+}
+
+void require_refit_memory(const CausalLM& model, const Source& source, bool moments,
+                          const CommRuntime& runtime) {
+  const std::int64_t need = refit_bytes(model, source, moments);
+  const std::int64_t available =
+      available_memory(model.options().device) / ranks_on_device(model.options().device, runtime);
+  if (available <= 0 || need <= available) return;
+  throw Error(ExitCode::unsuitable,
+              fmt::format("the refit needs {:.1f} GiB a rank beside the model",
+                          static_cast<double>(need) / (1 << 30)),
+              fmt::format("{:.1f} GiB are available", static_cast<double>(available) / (1 << 30)),
+              "Use fewer ranks per node, or leave the refit out (refit.enabled: false).");
+}
+
+}  // namespace
+
+Refitting::Refitting(const RefitSubject& subject, at::ScalarType dtype)
+    : subject_(subject), dtype_(dtype) {
+  const Calibration::RowsOfFiles taken = scored_rows(subject_);
+  data_ = Calibration::draw_apart(refit_data(subject_.config), taken,
+                                  subject_.source.config.vocabulary);
+  for (std::size_t d = 0; d < data_.domains().size(); ++d) {
+    const auto others = taken.find(data_.files()[d].path());
+    const std::vector<std::int64_t>& rows = data_.domains()[d].rows;
+    reused_.push_back(
+        others == taken.end() ? 0 : std::count_if(rows.begin(), rows.end(), [&](std::int64_t row) {
+          return others->second.contains(row);
+        }));
+  }
+  kept_ = widths_of(subject_.source.config, subject_.plan);
+  key_ = sha256_hex(std::string_view(json_text(key_facts(subject_, data_, dtype_))));
+}
+
+std::string Refitting::directory_name() const {
+  return fmt::format("{}-{}", subject_.plan.digest().substr(0, 16), key_.substr(0, 16));
+}
+
+void Refitting::tell() const {
+  for (std::size_t d = 0; d < reused_.size(); ++d)
+    if (reused_[d] > 0)
+      log::warning(
+          "refit    {} of the {} of domain '{}' were among those of the scores: {} has no others",
+          reused_[d], counted(data_.domains()[d].rows.size(), "row"), data_.domains()[d].name,
+          data_.files()[d].path().string());
+}
+
+Json Refitting::record(const RefitReport& report) const {
+  Json record{{"schema", 1},
+              {"plan_digest", subject_.plan.digest()},
+              {"key", key_},
+              {"directory", directory_name()},
+              {"settings", settings_json(subject_.config.refit)},
+              {"tokens", report.tokens},
+              {"domains", Json::array()},
+              {"matrices", Json::object()},
+              {"recalled_layers", report.recalled}};
+  for (std::size_t d = 0; d < data_.domains().size(); ++d)
+    record["domains"].push_back({{"name", utf8_text(data_.domains()[d].name)},
+                                 {"rows", data_.domains()[d].rows.size()},
+                                 {"rows_of_the_scores", reused_[d]}});
+  for (const RefitOutcome outcome :
+       {RefitOutcome::refitted, RefitOutcome::obs, RefitOutcome::dense, RefitOutcome::empty})
+    record["matrices"][espalier::name_of(outcome)] =
+        std::count_if(report.facts.begin(), report.facts.end(),
+                      [&](const RefitFacts& facts) { return facts.outcome == outcome; });
+  record["halves"] = Json::array();
+  for (const RefitFacts& facts : report.facts) record["halves"].push_back(to_json(facts));
+  return record;
+}
+
+Json Refitting::apply(CausalLM& model, RefitStore* store, bool everywhere, const ProcessGrid& grid,
+                      const CommRuntime& runtime, const RoundHooks& hooks) {
+  const bool moments = subject_.config.refit.shrink_to == ShrinkTo::obs;
+  together(grid.world(), "refit", [&] {
+    require_refit_memory(model, subject_.source, moments, runtime);
+    if (subject_.means) install_biases(model, subject_, kept_);
+    if (grid.is_root()) {
+      tell();
+      if (store != nullptr) store->prepare();
+    }
+  });
+  RefitRequest request{subject_.config.refit, subject_.source.weights(), kept_, {}};
+  request.keeper.everywhere = everywhere;
+  if (store != nullptr) {
+    request.keeper.recall = [store](std::int64_t layer) { return store->recall(layer); };
+    request.keeper.keep = [store](const RefittedLayer& layer) { store->keep(layer); };
+  }
+  return record(refit(model, data_, request, grid, hooks));
+}
+
+Json finished_refit(const fs::path& run, const std::string& plan_digest) {
+  const fs::path file = refit_record_in(run);
+  if (!path_exists(file)) return nullptr;
+  Json record = parse_json(read_file(file), file.string());
+  const bool fits = record.is_object() && record.value("plan_digest", "") == plan_digest &&
+                    record.contains("key") && record.contains("directory");
+  return fits ? record : Json();
+}
+
+RefitRecords::RefitRecords(Communicator& world, RunDirectory* directory, const Refitting* refitting)
+    : world_(world), directory_(directory) {
+  together(world_, "refit", [&] {
+    if (directory_ != nullptr) look(refitting);
+  });
+  std::int64_t done = finished_ ? 1 : 0;
+  world_.broadcast({&done, 1, DType::i64}, 0);
+  finished_ = done != 0;
+  if (finished_ || refitting == nullptr) return;
+  key_ = refitting->key();
+  const std::string place = world_.broadcast_text(layers_.string(), 0);
+  together(world_, "refit", [&] {
+    layers_ = place;
+    if (directory_ != nullptr) make_directories(layers_);
+  });
+  std::int64_t sees = 0;
+  together(world_, "refit", [&] { sees = directory_exists(layers_) ? 1 : 0; });
+  everywhere_ = world_.min(sees) != 0;
+}
+
+void RefitRecords::look(const Refitting* refitting) {
+  directory_->require_lock();
+  const fs::path& run = directory_->path();
+  const std::string name = refitting == nullptr ? std::string() : refitting->directory_name();
+  sweep_refits(refits_in(run), name);
+  const fs::path file = refit_record_in(run);
+  if (refitting == nullptr) return remove_file(file);
+  layers_ = absolute_path(refits_in(run) / name);
+  if (!path_exists(file)) return;
+  const Json record = Json::parse(read_file(file), nullptr, false);
+  if (!record.is_object() || record.value("key", "") != refitting->key()) return remove_file(file);
+  try {
+    open_refit(layers_, refitting->key(), refitting->layers());
+    finished_ = true;
+    log::info("refit    is there already, whole and of this plan");
+  } catch (const Error& error) {
+    if (!is_damage(error)) throw;
+    log::warning("refit    is not whole, and made again where it is not: {}", error.what());
+    remove_file(file);
+  }
+}
+
+Json RefitRecords::apply(Refitting& refitting, CausalLM& model, const ProcessGrid& grid,
+                         const CommRuntime& runtime, const RoundHooks& hooks) {
+  RefitStore store(layers_, key_);
+  return refitting.apply(model, &store, everywhere_, grid, runtime, hooks);
+}
+
+void RefitRecords::finish(Json record, const std::vector<TaskOutcome>& after) const {
+  directory_->require_lock();
+  Json before = Json::object();
+  for (const Json& row : directory_->metrics())
+    if (!row.at("perplexity").empty()) before = row.at("perplexity");
+  Json evaluated{{"perplexity", Json::object()}};
+  add_evaluations(evaluated, after);
+  record["perplexity_before"] = before;
+  record.update(evaluated);
+  replace_file(refit_record_in(directory_->path()), json_text(record, 2) + "\n");
+  std::string text;
+  for (const auto& [name, value] : record["perplexity"].items())
+    text += fmt::format(
+        ", {} {:.3f}{}", name, value.get<double>(),
+        before.contains(name) ? fmt::format(" (before {:.3f})", before[name].get<double>()) : "");
+  log::info("refit    {} of {} matrices refitted on {}{}",
+            record["matrices"]["refitted"].get<std::int64_t>(), record["halves"].size(),
+            counted(record["tokens"].get<std::int64_t>(), "token"),
+            text.empty() ? "" : "; perplexity" + text.substr(1));
+}
+
+std::optional<ExportedRefit> refit_of_run(const fs::path& run, const PruningPlan& plan,
+                                          const ModelConfig& config) {
+  Json record = finished_refit(run, plan.digest());
+  if (record.is_null()) return std::nullopt;
+  RefitParts parts = open_refit(refits_in(run) / record.at("directory").get<std::string>(),
+                                record.at("key").get<std::string>(), config.layers);
+  return ExportedRefit{std::move(record), std::move(parts)};
+}
+
+}  // namespace espalier

@@ -1,0 +1,120 @@
+#!/usr/bin/env python3
+"""What the refit gives back: perplexities of half a model with and without it, over the number of rows that it is fitted on.
+
+  refit.py --espalier build/release/bin/espalier [--model DIR --texts NAME=FILE...] [--rows 8] [--refit-rows 1 2 8 32] [--seeds 2]
+
+The order is `taylor` in four steps with no protected layer, once for each seed; every refit is one of the same run, resumed with other
+settings. Rows are per domain; the perplexities are those of refit.json, on held-out rows.
+"""
+
+import argparse
+import json
+import math
+import os
+import pathlib
+import statistics
+import sys
+import tempfile
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+
+import h5py  # noqa: E402
+import numpy  # noqa: E402
+
+import cheapest  # noqa: E402
+import token_files  # noqa: E402
+
+
+class Bench(cheapest.Bench):
+    def draw(self, seed):
+        """A file per domain in the order of the seed: the scores take its first rows, the refit those behind them."""
+        for d in self.domains:
+            with h5py.File(self.folder / f"{d}.calibration.h5") as file:
+                rows = file["tokens"][:]
+            order = numpy.random.default_rng(seed).permutation(len(rows))
+            scores, others = order[: self.a.rows], order[self.a.rows :]
+            token_files.write(self.folder / f"{d}.drawn.h5", rows[scores], self.vocabulary)
+            token_files.write(self.folder / f"{d}.refit.h5", rows[others], self.vocabulary)
+
+    def configuration(self, importance, prune, micro_batch_tokens):
+        value = super().configuration(importance, prune, micro_batch_tokens)
+        held = [{"name": d, "tokens": f"{d}.heldout.h5"} for d in self.domains]
+        value["evaluation"] = {"every": 1000, "perplexity": held}
+        value["refit"] = {"domains": [{"name": d, "tokens": f"{d}.refit.h5"} for d in self.domains]}
+        return value
+
+    def order(self, seed):
+        config = self.folder / "config.yaml"
+        prune = {"iterations": self.a.steps, "protect": {"first_layers": 0, "last_layers": 0}}
+        config.write_text(json.dumps(self.configuration({"criterion": self.a.criterion}, prune, self.a.micro_batch_tokens)))
+        run = self.folder / f"run-{seed}"
+        _, seconds = self.call("run", config, "--run-dir", run)
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        return run, {"dense": rows[0]["perplexity"], "perplexity": rows[-1]["perplexity"], "processor": seconds}
+
+    def refit(self, run, rows, shrink_to):
+        _, seconds = self.call("resume", run, "--set", "refit.enabled=true", "--set", f"refit.sequences={rows}",
+                               "--set", f"refit.shrink_to={shrink_to}")
+        record = json.loads((run / "refit.json").read_text())
+        widths = [half["tokens_per_width"] for half in record["halves"] if half["outcome"] != "empty"]
+        return {"perplexity": record["perplexity"], "tokens": record["tokens"], "matrices": record["matrices"],
+                "per_width": (min(widths), max(widths)), "processor": seconds}
+
+
+def line(name, seeds, domains):
+    mean = lambda key: statistics.fmean(r[key] for r in seeds)  # noqa: E731
+    cells = [f"{statistics.fmean(r['perplexity'][d] for r in seeds):.2f}" for d in domains]
+    cells.append(" ".join(f"{cheapest.geometric_mean(r['perplexity'].values()):.2f}" for r in seeds))
+    if "per_width" in seeds[0]:
+        least, most = zip(*(r["per_width"] for r in seeds))
+        kept = " ".join(str(r["matrices"]["dense"] + r["matrices"]["obs"]) for r in seeds)
+        cells += [f"{mean('tokens'):.0f}", f"{min(least):.1f} to {max(most):.0f}", kept]
+    else:
+        cells += ["", "", ""]
+    return f"| {name} | " + " | ".join(cells) + f" | {mean('processor'):.1f} |"
+
+
+def parse():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--espalier", required=True)
+    p.add_argument("--model")
+    p.add_argument("--texts", nargs="+", metavar="NAME=FILE")
+    p.add_argument("--target", type=float, default=0.5)
+    p.add_argument("--criterion", default="taylor")
+    p.add_argument("--steps", type=int, default=4)
+    p.add_argument("--rows", type=int, default=8, help="of the scores, per domain")
+    p.add_argument("--refit-rows", type=int, nargs="+", default=[1, 2, 8, 32], help="per domain")
+    p.add_argument("--shrink-to", nargs="+", default=["dense"], choices=("dense", "obs"))
+    p.add_argument("--heldout-rows", type=int, default=48, help="per domain")
+    p.add_argument("--window", type=int, default=256)
+    p.add_argument("--micro-batch-tokens", type=int, default=2048)
+    p.add_argument("--seeds", type=int, default=2)
+    return p.parse_args()
+
+
+def main():
+    a = parse()
+    a.espalier = os.path.abspath(a.espalier)
+    with tempfile.TemporaryDirectory() as folder:
+        bench, results = Bench(a, folder), {}
+        for seed in range(a.seeds):
+            bench.draw(seed)
+            run, found = bench.order(seed)
+            dense = found["dense"]
+            results.setdefault("no refit", []).append(found)
+            for shrink_to in a.shrink_to:
+                for rows in a.refit_rows:
+                    name = f"refit, {len(bench.domains) * rows} x {a.window}" + (", towards OBS" if shrink_to == "obs" else "")
+                    results.setdefault(name, []).append(bench.refit(run, rows, shrink_to))
+    mean = math.exp(statistics.fmean(math.log(v) for v in dense.values()))
+    print(f"{bench.model.name}, {a.target:.0%} of the decoder parameters, {a.criterion} in {a.steps} steps on {a.rows} rows of {a.window} tokens "
+          f"per domain, {a.seeds} seeds; dense " + ", ".join(f"{d} {v:.2f}" for d, v in dense.items()) + f", geometric mean {mean:.2f}.\n")
+    print("| way | " + " | ".join(bench.domains) + " | geometric mean | tokens | for each input | matrices kept | processor, s |")
+    print("|---|" + "---|" * (len(bench.domains) + 5))
+    for name, seeds in results.items():
+        print(line(name, seeds, bench.domains))
+
+
+if __name__ == "__main__":
+    main()
