@@ -1,0 +1,118 @@
+"""Refitted matrices in every export, at smaller sparsities, on one rank and several; what is said about them."""
+
+import json
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
+import numpy as np
+import workbench
+from safetensors.numpy import load_file
+from workbench import main, run
+
+REFIT = {
+    "prune": {"target": 0.45, "iterations": 2, "ranking": "local", "attention_unit": "equal_per_group",
+              "protect": {"first_layers": 0, "last_layers": 0}},
+    "refit": {"enabled": True},
+    "export": [{"format": "exact", "path": "export/exact"}, {"format": "uniform", "path": "export/uniform"}],
+}
+
+
+def tensors_of(path):
+    return load_file(pathlib.Path(path) / "model.safetensors")
+
+
+def is_refittable(name):
+    return name.endswith(("o_proj.weight", "down_proj.weight"))
+
+
+class Refit(workbench.Case):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        workbench.write_tokens(cls.class_folder / "bench/a.h5", rows=12, seed=1)
+        cls.config = cls.bench.config("refit", **REFIT)
+        cls.first = cls.class_folder / "first"
+        result = run("run", cls.config, "--run-dir", cls.first)
+        assert result.code == 0, result
+        cls.log = result.err
+        cls.record = json.loads((cls.first / "refit.json").read_text())
+
+    def perplexity(self, model):
+        out = self.folder / "eval.json"
+        out.unlink(missing_ok=True)
+        self.succeeds("eval", self.config, "--model", model, "--out", out)
+        return json.loads(out.read_text())["perplexity"]["held"]["perplexity"]
+
+    def test_every_form_holds_the_refitted_matrices(self):
+        exact, uniform = tensors_of(self.first / "export/exact"), tensors_of(self.first / "export/uniform")
+        self.succeeds("export", self.first, "--no-refit", "--out", self.folder / "plain")
+        plain = tensors_of(self.folder / "plain")
+        changed = {name for name in plain if not np.array_equal(plain[name], exact[name])}
+        self.assertGreater(len(changed), 0)
+        self.assertTrue(all(is_refittable(name) for name in changed), changed)
+        self.assertEqual(len(changed), self.record["matrices"]["refitted"])
+        for name, values in exact.items():
+            self.assertTrue(np.array_equal(values, uniform[name]), name)
+        for form in ("exact", "uniform"):
+            # The matrices are stored in float32, and read again from there.
+            self.assertAlmostEqual(self.perplexity(self.first / "export" / form) / self.record["perplexity"]["held"], 1, delta=1e-9)
+        self.succeeds("verify", self.first / "export/exact", "--deep")
+
+    def test_what_is_said(self):
+        card = (self.first / "export/exact/README.md").read_text()
+        self.assertNotIn("bit for bit", card)
+        self.assertIn("## Refitted matrices", card)
+        self.assertEqual(card.count(" | o_proj | ") + card.count(" | down_proj | "), self.record["matrices"]["refitted"])
+        provenance = json.loads((self.first / "export/exact/provenance.json").read_text())
+        self.assertEqual(provenance["refit"]["key"], self.record["key"])
+        self.assertIn("were among those of the scores", self.log)
+        verified = self.succeeds("verify", self.first)
+        self.assertIn("refit.json: ", verified.text)
+
+    def test_few_tokens_are_told_and_guarded(self):
+        workbench.write_tokens(self.bench.folder / "few.h5", rows=2, length=4, seed=7)
+        config = self.bench.config("few", **workbench.merged(REFIT, {
+            "refit": {"domains": [{"name": "few", "tokens": "few.h5"}]}, "export": []}))
+        result = self.succeeds("run", config, "--run-dir", self.folder / "run")
+        self.assertIn("matrices have fewer than 10 tokens for each input that they keep (8 tokens", result.err)
+        record = json.loads((self.folder / "run/refit.json").read_text())
+        self.assertEqual(record["tokens"], 8)
+        self.assertGreater(record["matrices"]["dense"], 0)
+        for half in record["halves"]:
+            if half["outcome"] == "dense":
+                self.assertGreaterEqual(half["error_after"], half["error_before"])
+
+    def test_a_smaller_plan_on_any_number_of_ranks(self):
+        one, two = self.folder / "one", self.folder / "two"
+        self.succeeds("export", self.first, "--sparsity", 0.25, "--out", one)
+        self.succeeds("export", self.first, "--sparsity", 0.25, "--refit", "--tensor", 2, "--out", two, ranks=2)
+        self.assertEqual(sorted(p.name for p in self.folder.iterdir()), ["one", "two"])
+        for name, values in tensors_of(one).items():
+            np.testing.assert_allclose(tensors_of(two)[name], values, rtol=0, atol=2e-6 * np.abs(values).max(), err_msg=name)
+        curve = self.folder / "curve.json"
+        self.succeeds("eval", self.first, "--sparsity", "0.25,0.4", "--refit", "--out", curve)
+        points = json.loads(curve.read_text())["points"]
+        self.assertAlmostEqual(points[0]["perplexity"]["held"]["perplexity"] / self.perplexity(one), 1, delta=1e-9)
+        self.assertGreater(points[1]["refit"]["matrices"]["refitted"], 0)
+
+    def test_that_of_the_run_is_taken_for_its_own_plan(self):
+        out = self.folder / "again"
+        result = self.succeeds("export", self.first, "--out", out)
+        self.assertIn("that of the run is of this plan", result.err)
+        self.assertEqual(workbench.weights_of(out), workbench.weights_of(self.first / "export/exact"))
+
+    def test_what_cannot_be(self):
+        for arguments, words in (
+            (["export", self.first, "--refit", "--no-refit", "--out", self.folder / "x"], "exclude each other"),
+            (["export", self.first / "plan.h5", "--model", self.bench.model, "--refit", "--out", self.folder / "x"],
+             "a plan file names no data"),
+            (["eval", self.first, "--refit"], "--refit without --sparsity"),
+        ):
+            result = run(*arguments)
+            self.assertEqual(result.code, 64, result)
+            self.assertIn(words, " ".join(result.err.split()))
+
+
+if __name__ == "__main__":
+    main()
