@@ -39,6 +39,11 @@ const NumberRange kRanks{1, 1e6, "a whole number of ranks", "2"};
 const NumberRange kIteration{0, 1e6, "an iteration, a whole number", "10"};
 const NumberRange kGib{0, 1e6, "a number of GiB", "79.1"};
 const NumberRange kRows{1, 1e6, "a whole number of rows", "1"};
+const NumberRange kLayers{1, 1024, "a whole number of layers", "4"};
+const NumberRange kSequences{1, 1e6, "a whole number of sequences", "16"};
+const NumberRange kSequenceTokens{2, 1 << 20, "a whole number of tokens from 2", "256"};
+const NumberRange kTokens{2, 1e9, "a whole number of tokens from 2", "8192"};
+const NumberRange kRepeats{1, 1000, "a whole number of passes", "3"};
 
 using Commands = std::vector<std::pair<CLI::App*, Command>>;
 
@@ -90,6 +95,12 @@ void add_choice(CLI::App* command, CommandOptions& o) {
                    "With --run-dir: after this iteration (default: newest commit)")
       ->transform(whole_number(kIteration))
       ->type_name("N");
+}
+
+std::vector<std::string> criterion_words() {
+  for (const KeyInfo& key : config_keys())
+    if (key.key == "importance.criterion") return key.values;
+  return {};
 }
 
 void add_measure(CLI::App* command, CommandOptions& o) {
@@ -163,6 +174,8 @@ void define_planning(CLI::App& app, CommandOptions& o, Commands& commands) {
   plan->add_option("--memory", o.memory, "What one rank can have, in GiB")
       ->transform(real_number(kGib))
       ->type_name("GIB");
+  add_path(plan, "--bench", o.bench,
+           "What 'espalier bench --out FILE' measured: time is told as well", "FILE");
   plan->add_flag("--json", o.json, "As JSON");
   commands.emplace_back(plan, command_plan);
 }
@@ -210,6 +223,58 @@ void define_measuring(CLI::App& app, CommandOptions& o, Commands& commands) {
       ->type_name("N")
       ->capture_default_str();
   commands.emplace_back(eval, command_eval);
+}
+
+void define_bench(CLI::App& app, CommandOptions& o, Commands& commands) {
+  CLI::App* bench =
+      add(app, "bench",
+          "Measure this machine: matrix products and scoring passes on random weights and tokens",
+          "  espalier bench configs/quickstart.yaml --repeat 1\n"
+          "  mpirun -n 2 espalier bench --shape hidden=64,channels=160,layers=2,heads=4,kv_heads=2,"
+          "vocabulary=256 --tensor 2 --tokens 512 --sequence-tokens 64 --json");
+  add_path(bench, "CONFIG", o.path, "YAML configuration; of its model only config.json is read",
+           "FILE");
+  add_set(bench, o);
+  add_tensor(bench, o);
+  bench
+      ->add_option(
+          "--shape", o.shape,
+          "Sizes (hidden=,channels=,layers=,heads=,kv_heads=,vocabulary=) or a known model "
+          "(qwen2.5-7b); nothing is protected")
+      ->check(not_empty())
+      ->type_name("SHAPE");
+  const auto number = [&](const char* name, std::optional<std::int64_t>& value,
+                          const NumberRange& range, const char* what) {
+    bench->add_option(name, value, what)->transform(whole_number(range))->type_name("N");
+  };
+  number("--layers", o.layers, kLayers, "So many layers in place of all");
+  number("--sequences", o.sequences, kSequences, "Sequences of a pass (default: 16)");
+  number("--sequence-tokens", o.sequence_tokens, kSequenceTokens,
+         "Tokens of each (default: rows of CONFIG's token files, else 256)");
+  number("--tokens", o.tokens, kTokens, "Tokens of a pass, in place of --sequences");
+  number("--micro-batch-tokens", o.micro_batch_tokens, kTokens,
+         "As in the configuration (default: the fastest that is found)");
+  bench->add_option("--dtype", o.dtype, "Default: CONFIG's, or what the model is stored in")
+      ->check(CLI::IsMember({"float64", "float32", "bfloat16", "float16"}));
+  bench
+      ->add_option("--criterion", o.criteria,
+                   "A pass of each (default: CONFIG's, else taylor,taylor_gate)")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->check(CLI::IsMember(criterion_words()))
+      ->type_name("NAME,...");
+  bench->add_option("--recompute", o.recompute, "Default: the faster one")
+      ->check(CLI::IsMember({"auto", "all"}));
+  bench->add_option("--plan", o.plan, "CONFIG's model as this plan.h5 leaves it")
+      ->check(not_empty())
+      ->type_name("FILE");
+  bench->add_option("--repeat", o.repeats, "Passes of each criterion; the median is told")
+      ->transform(whole_number(kRepeats))
+      ->type_name("N")
+      ->capture_default_str();
+  bench->add_flag("--json", o.json, "As one JSON object");
+  add_path(bench, "--out", o.out, "JSON file to write as well; must not exist", "FILE");
+  commands.emplace_back(bench, command_bench);
 }
 
 void define_reading(CLI::App& app, CommandOptions& o, Commands& commands) {
@@ -459,6 +524,7 @@ int run_command_line(int argc, char** argv) {
   define_run(app, options, commands);
   define_planning(app, options, commands);
   define_measuring(app, options, commands);
+  define_bench(app, options, commands);
   define_reading(app, options, commands);
   define_watching(app, options, commands);
   return guarded([&] { return parse_and_run(app, commands, options, argc, argv); });

@@ -23,10 +23,20 @@ struct CommandOptions {
   std::string format = "exact";
   std::string measure;
   std::string explain;
+  std::string shape;
+  std::string dtype;
+  std::string recompute;
+  std::string bench;
   std::vector<std::string> set;
   std::vector<std::string> allow_change;
+  std::vector<std::string> criteria;
   std::optional<std::int64_t> tensor;
   std::optional<std::int64_t> iteration;
+  std::optional<std::int64_t> layers;
+  std::optional<std::int64_t> sequences;
+  std::optional<std::int64_t> sequence_tokens;
+  std::optional<std::int64_t> micro_batch_tokens;
+  std::optional<std::int64_t> tokens;
   std::optional<std::int64_t> ranks;
   std::optional<double> sparsity;
   std::vector<double> sparsities;
@@ -34,6 +44,7 @@ struct CommandOptions {
   std::optional<double> max_hours;
   std::optional<double> memory;
   std::int64_t logit_rows = 1;
+  std::int64_t repeats = 3;
   double lock_wait = 30;
   bool fast_verify = false;
   bool strict_paths = false;
@@ -66,6 +77,7 @@ int command_score(const CommandOptions& options);
 int command_eval(const CommandOptions& options);
 /// One process unless the export is refitted.
 int command_export(const CommandOptions& options);
+int command_bench(const CommandOptions& options);
 
 // Commands of one process, which never touch MPI.
 int command_plan(const CommandOptions& options);

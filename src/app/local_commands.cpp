@@ -18,6 +18,7 @@
 #include "espalier/pipeline/run_directory.h"
 #include "espalier/pipeline/run_outline.h"
 #include "espalier/pipeline/source.h"
+#include "espalier/pipeline/time_forecast.h"
 #include "espalier/pipeline/verify.h"
 #include "output.h"
 
@@ -216,8 +217,12 @@ int command_plan(const CommandOptions& options) {
                 fmt::format("{} with --tensor {}", counted(forecast.ranks, "rank"), config.tensor),
                 "the ranks form groups of that many", "Give a multiple of it with --ranks.");
   const RunOutline outline = outline_run(config, model);
+  std::optional<TimeForecast> time;
+  if (!options.bench.empty())
+    time = forecast_time(config, model, outline, forecast.ranks, options.bench);
   nlohmann::ordered_json facts = to_json(forecast, model);
   if (options.json) {
+    if (time) facts["time"] = to_json(*time);
     facts["run"] = to_json(outline, config, model);
     output::put(json_text(facts, 2) + "\n");
   } else {
@@ -232,6 +237,7 @@ int command_plan(const CommandOptions& options) {
                     forecast.fits() ? "fits" : "does not fit; each of these would:");
     for (const auto& change : facts.value("fitting_changes", nlohmann::ordered_json::array()))
       output::print("         {}\n", change.get<std::string>());
+    if (time) output::put(time_text(*time));
   }
   return forecast.fits() ? 0 : static_cast<int>(ExitCode::unsuitable);
 }

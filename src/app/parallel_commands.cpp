@@ -9,9 +9,11 @@
 #include "espalier/comm/runtime.h"
 #include "espalier/core/batch.h"
 #include "espalier/core/fault.h"
+#include "espalier/core/json.h"
 #include "espalier/core/log.h"
 #include "espalier/core/stop.h"
 #include "espalier/core/text.h"
+#include "espalier/pipeline/bench.h"
 #include "espalier/pipeline/exporting.h"
 #include "espalier/pipeline/measure_model.h"
 #include "espalier/pipeline/run.h"
@@ -285,6 +287,23 @@ bool wants_refit(const CommandOptions& options) {
       .refit.enabled;
 }
 
+BenchChoice bench_choice(const CommandOptions& options) {
+  return {options.path,
+          options.set,
+          options.tensor,
+          options.shape,
+          options.layers,
+          options.sequences,
+          options.sequence_tokens,
+          options.tokens,
+          options.micro_batch_tokens,
+          options.dtype,
+          options.criteria,
+          options.recompute,
+          options.plan,
+          options.repeats};
+}
+
 }  // namespace
 
 int command_export(const CommandOptions& options) {
@@ -309,6 +328,24 @@ int command_export(const CommandOptions& options) {
     const ExportOutcome outcome = export_refitted(runtime, config, request);
     together(runtime.world(), "print", [&] {
       if (runtime.world().rank() == 0 && !options.quiet) print_export(outcome);
+    });
+  });
+}
+
+int command_bench(const CommandOptions& options) {
+  return run_on_ranks(options, [&](CommRuntime& runtime, Watchdog&) {
+    BenchRequest request;
+    together(runtime.world(), "read the command line", [&] {
+      request = bench_request(bench_choice(options));
+      if (!options.out.empty()) require_new_output(options.out);
+    });
+    const nlohmann::ordered_json result = run_bench(runtime, request);
+    together(runtime.world(), "print", [&] {
+      if (runtime.world().rank() != 0) return;
+      const std::string text = json_text(result, 2) + "\n";
+      if (!options.out.empty()) write_new_output(options.out, text);
+      output::put(options.json ? text : bench_text(result));
+      output::flush();
     });
   });
 }

@@ -302,6 +302,21 @@ Calibration::RowsOfFiles Calibration::rows_of_files() const {
   return rows;
 }
 
+Calibration Calibration::whole(TokenFile file, const std::string& name,
+                               std::int64_t micro_batch_tokens) {
+  Calibration calibration;
+  calibration.micro_batch_tokens_ = micro_batch_tokens;
+  DomainConfig domain;
+  domain.name = name;
+  domain.tokens = file.path();
+  const Take all_rows = [](const DomainConfig&, const TokenFile&, std::int64_t all, std::int64_t) {
+    return draw_rows(all, all, 0, {}, 0);
+  };
+  calibration.domains_.push_back(drawn(domain, file, all_rows, name));
+  calibration.files_.push_back(std::move(file));
+  return calibration;
+}
+
 std::vector<std::pair<double, MicroBatch>> Calibration::placed(std::size_t domain) const {
   const DomainDraw& draw = domains_[domain];
   const auto size = static_cast<std::size_t>(

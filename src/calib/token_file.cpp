@@ -72,6 +72,15 @@ TokenFile TokenFile::open(const std::filesystem::path& path, std::int64_t vocabu
   });
 }
 
+TokenFile TokenFile::from_image(std::span<const std::byte> image, const std::string& origin,
+                                std::int64_t vocabulary, Counting counting) {
+  return with_remedy([&] {
+    TokenFile file(origin, Hdf5Reader::from_image(image, origin), vocabulary, counting);
+    file.check_objects();
+    return file;
+  });
+}
+
 void TokenFile::check_objects() {
   if (!reader_.has_attribute("/", "format") ||
       reader_.attribute_string("/", "format") != "espalier-tokens")

@@ -56,4 +56,10 @@ const char* name_of(Normalization value) {
   return config_detail::name_in(config_detail::normalization_names(), value);
 }
 
+std::optional<Criterion> criterion_named(std::string_view name) {
+  for (const auto& [known, criterion] : config_detail::criterion_names())
+    if (name == known) return criterion;
+  return std::nullopt;
+}
+
 }  // namespace espalier

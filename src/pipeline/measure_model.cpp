@@ -164,28 +164,9 @@ ChosenModel open_model(CommRuntime& runtime, const ProcessGrid& grid, const RunC
   return std::move(*chosen);
 }
 
-/// Looked at before the work: an output that is there, or that cannot be written, must not be found
-/// after an hour.
-void require_new(const fs::path& path) {
-  if (name_exists(path))
-    throw Error(ExitCode::cannot_create, "the output exists already", "nothing is overwritten",
-                "Name another file, or remove it.", path.string());
-  fs::path above = absolute_path(path).parent_path();
-  while (!path_exists(above) && above.has_relative_path()) above = above.parent_path();
-  if (!directory_exists(above))
-    throw Error(ExitCode::cannot_create, "the output cannot be made below a file", {},
-                "Name another file.", above.string());
-  require_writable(above);
-}
-
-void write_new(const fs::path& path, std::string_view bytes) {
-  require_new(path);
-  if (path.has_parent_path()) make_directories(path.parent_path());
-  replace_file(path, bytes);
-}
-
-void write_new(const fs::path& path, const std::vector<std::byte>& bytes) {
-  write_new(path, std::string_view(reinterpret_cast<const char*>(bytes.data()), bytes.size()));
+void write_image(const fs::path& path, const std::vector<std::byte>& bytes) {
+  write_new_output(path,
+                   std::string_view(reinterpret_cast<const char*>(bytes.data()), bytes.size()));
 }
 
 /// Logits of the first rows of one evaluation file: [rows, tokens, vocabulary] in float64.
@@ -293,10 +274,28 @@ void slice_to(CausalLM& model, const Source& source, const ModelWidths& widths,
 
 }  // namespace
 
+void require_new_output(const fs::path& path) {
+  if (name_exists(path))
+    throw Error(ExitCode::cannot_create, "the output exists already", "nothing is overwritten",
+                "Name another file, or remove it.", path.string());
+  fs::path above = absolute_path(path).parent_path();
+  while (!path_exists(above) && above.has_relative_path()) above = above.parent_path();
+  if (!directory_exists(above))
+    throw Error(ExitCode::cannot_create, "the output cannot be made below a file", {},
+                "Name another file.", above.string());
+  require_writable(above);
+}
+
+void write_new_output(const fs::path& path, std::string_view bytes) {
+  require_new_output(path);
+  if (path.has_parent_path()) make_directories(path.parent_path());
+  replace_file(path, bytes);
+}
+
 void score_model(CommRuntime& runtime, const RunConfig& config, const ModelChoice& choice,
                  const fs::path& out) {
   const ProcessGrid grid(runtime.world(), static_cast<int>(config.tensor));
-  together(grid.world(), "open", [&] { require_new(out); });
+  together(grid.world(), "open", [&] { require_new_output(out); });
   Monitor monitor(0);
   const ChosenModel chosen = open_model(runtime, grid, config, ConfigUse::score, monitor,
                                         [&] { return choose_model(config, choice); });
@@ -322,7 +321,7 @@ void score_model(CommRuntime& runtime, const RunConfig& config, const ModelChoic
     if (!grid.is_root()) return;
     Hdf5Writer file;
     write_scores(file, "", pass.table);
-    write_new(out, file.finish());
+    write_image(out, file.finish());
   });
   const auto seconds = pass.seconds.at("calibrate");
   log::info("scored {} and {} on {} in {:.2f} s ({:.0f} tokens/s): {}",
@@ -336,9 +335,9 @@ nlohmann::ordered_json evaluate_model(CommRuntime& runtime, const RunConfig& con
   const ProcessGrid grid(runtime.world(), static_cast<int>(config.tensor));
   together(grid.world(), "open", [&] {
     require_evaluations(config);
-    if (!request.out.empty()) require_new(request.out);
-    if (!request.logits.empty()) require_new(request.logits);
-    if (!request.items.empty()) require_new(request.items);
+    if (!request.out.empty()) require_new_output(request.out);
+    if (!request.logits.empty()) require_new_output(request.logits);
+    if (!request.items.empty()) require_new_output(request.items);
   });
   Monitor monitor(0);
   const ChosenModel chosen = open_model(runtime, grid, config, ConfigUse::eval, monitor,
@@ -366,9 +365,9 @@ nlohmann::ordered_json evaluate_model(CommRuntime& runtime, const RunConfig& con
   monitor.leave();
   together(grid.world(), "save", [&] {
     if (!grid.is_root()) return;
-    if (!request.out.empty()) write_new(request.out, json_text(result, 2) + "\n");
-    if (!request.logits.empty()) write_new(request.logits, logits.finish());
-    if (!request.items.empty()) write_new(request.items, item_lines(outcomes));
+    if (!request.out.empty()) write_new_output(request.out, json_text(result, 2) + "\n");
+    if (!request.logits.empty()) write_image(request.logits, logits.finish());
+    if (!request.items.empty()) write_new_output(request.items, item_lines(outcomes));
   });
   return result;
 }
@@ -384,8 +383,8 @@ nlohmann::ordered_json evaluate_family(CommRuntime& runtime, const RunConfig& co
                   "with --sparsity it names a JSON file, and a CSV file of the same name lies "
                   "beside it",
                   "Give --out FILE.json.", request.out.string());
-    require_new(request.out);
-    require_new(csv_beside(request.out));
+    require_new_output(request.out);
+    require_new_output(csv_beside(request.out));
   });
   Monitor monitor(0);
   std::vector<Size> sizes;

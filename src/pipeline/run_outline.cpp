@@ -1,5 +1,6 @@
 #include "espalier/pipeline/run_outline.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include <fmt/format.h>
@@ -32,6 +33,14 @@ DomainOutline outline_domain(const DomainConfig& domain, const CalibrationConfig
     outline.items = static_cast<std::int64_t>(draw.begins.size());
   for (const std::int64_t row : draw.rows)
     outline.tokens += lengths.at(static_cast<std::size_t>(row));
+  for (const MicroBatch& batch : drawn.micro_batches()) {
+    const std::vector<std::int64_t> rows = drawn.rows_of(batch);
+    std::int64_t longest = 0;
+    for (const std::int64_t row : rows)
+      longest = std::max<std::int64_t>(longest, lengths.at(static_cast<std::size_t>(row)));
+    outline.computed_tokens += longest * static_cast<std::int64_t>(rows.size());
+    ++outline.micro_batches;
+  }
   return outline;
 }
 

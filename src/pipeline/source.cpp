@@ -80,8 +80,13 @@ void require_continuation(const Source& source, const PruningPlan& plan,
 
 ComputeOptions compute_options(const RunConfig& config, const Source& source,
                                const CommRuntime& runtime) {
+  return compute_options(config, stored_type(source.weights()), runtime);
+}
+
+ComputeOptions compute_options(const RunConfig& config, at::ScalarType stored,
+                               const CommRuntime& runtime) {
   ComputeOptions options;
-  options.dtype = config.dtype ? to_scalar_type(*config.dtype) : stored_type(source.weights());
+  options.dtype = config.dtype ? to_scalar_type(*config.dtype) : stored;
   const bool available = at::globalContext().hasCUDA();
   if (config.device == DeviceChoice::cuda && !available)
     throw Error(ExitCode::unsuitable, "device: cuda, and this process sees no GPU",

@@ -89,6 +89,9 @@ class Calibration {
                                 std::int64_t vocabulary);
   /// The rows that were drawn.
   RowsOfFiles rows_of_files() const;
+  /// All rows of a file that is open already, as the one domain `name` with objective causal_lm.
+  static Calibration whole(TokenFile file, const std::string& name,
+                           std::int64_t micro_batch_tokens);
 
   const std::vector<DomainDraw>& domains() const { return domains_; }
   /// Those of all domains in the global order, or of one domain in its own.

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <optional>
@@ -51,6 +52,9 @@ class TokenFile {
   /// loss mask for Counting::loss_mask or Counting::options.
   static TokenFile open(const std::filesystem::path& path, std::int64_t vocabulary,
                         Counting counting);
+  /// The same from the bytes of such a file; `origin` names them in messages.
+  static TokenFile from_image(std::span<const std::byte> image, const std::string& origin,
+                              std::int64_t vocabulary, Counting counting);
 
   std::int64_t rows() const { return rows_; }
   std::int64_t sequence_tokens() const { return sequence_tokens_; }

@@ -6,6 +6,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -176,6 +177,8 @@ CalibrationConfig refit_data(const RunConfig& config);
 const char* name_of(Objective value);
 const char* name_of(Criterion value);
 const char* name_of(Normalization value);
+/// The criterion of that name, if there is one.
+std::optional<Criterion> criterion_named(std::string_view name);
 
 /// What the caller needs; decides which keys are required (`prune.target` for run).
 enum class ConfigUse { run, score, eval, print };

@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <nlohmann/json.hpp>
@@ -23,6 +24,12 @@ struct ModelChoice {
   std::filesystem::path run_dir;
   std::optional<std::int64_t> iteration;
 };
+
+/// Throws cannot_create where an output is there already, or could not be written: looked at before
+/// the work, since it must not be found after an hour.
+void require_new_output(const std::filesystem::path& path);
+/// Writes it whole, with directories above it that are missing. Throws as above.
+void write_new_output(const std::filesystem::path& path, std::string_view bytes);
 
 /// `espalier score`: one scoring pass over the calibration data; prunes nothing and ignores
 /// protection. Rank 0 writes scores.h5 (docs/file-formats.md). Collective; throws as run_pruning

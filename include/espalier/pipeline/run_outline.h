@@ -25,6 +25,9 @@ struct DomainOutline {
   std::int64_t items = 0;
   /// Of the rows that are drawn, without padding.
   std::int64_t tokens = 0;
+  /// With the padding that goes through the model: every row as long as its micro-batch's longest.
+  std::int64_t computed_tokens = 0;
+  std::int64_t micro_batches = 0;
 };
 
 /// What a run will do, as far as config.json and the token files that are there tell it.

@@ -54,6 +54,9 @@ void require_continuation(const Source& source, const PruningPlan& plan, const s
 /// Error(unsuitable) when `device: cuda` finds no GPU.
 ComputeOptions compute_options(const RunConfig& config, const Source& source,
                                const CommRuntime& runtime);
+/// The same for weights that are stored as `stored`.
+ComputeOptions compute_options(const RunConfig& config, at::ScalarType stored,
+                               const CommRuntime& runtime);
 
 /// Ranks of this node that compute on one device: all of them on a CPU.
 std::int64_t ranks_on_device(at::Device device, const CommRuntime& runtime);

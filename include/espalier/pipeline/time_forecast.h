@@ -1,0 +1,55 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "espalier/config/model_config.h"
+#include "espalier/config/run_config.h"
+#include "espalier/pipeline/run_outline.h"
+
+namespace espalier {
+
+/// How long a run would take by arithmetic and a measured rate: FLOP of the linear maps
+/// (score/linear_flops.h) of every iteration, over the FLOP/s at which a bench made a pass of the
+/// same criterion. In it is scoring, and perplexity and multiple choice; loading, saving, exports
+/// and generated answers are not.
+struct TimeForecast {
+  std::int64_t iterations = 0;
+  /// Scoring alone.
+  double first_seconds = 0;
+  double last_seconds = 0;
+  double scoring_seconds = 0;
+  /// States that are evaluated, the one before the first iteration among them.
+  std::int64_t evaluations = 0;
+  double evaluation_seconds = 0;
+  /// Of the first iteration, over all ranks, recomputed forwards included.
+  double first_flops = 0;
+  /// What a rank was measured at.
+  double flops_per_s = 0;
+  /// "taylor at 150.2 GFLOP/s a rank on ...".
+  std::string basis;
+  std::vector<std::string> notes;
+
+  double seconds() const { return scoring_seconds + evaluation_seconds; }
+};
+
+/// Of a run on the dense model with so many ranks. Widths shrink by the schedule as if every layer
+/// that may lose units lost the same share of each kind, which is what can be known before. Data
+/// ranks wait for the one with most micro-batches. `execution.recompute: auto` repeats as large a
+/// share as the bench did.
+///
+/// Throws Error: bad_content when `bench` is not what `espalier bench --out` writes, config when it
+/// has no pass of this criterion or a token file is not there, with what to do.
+TimeForecast forecast_time(const RunConfig& config, const ModelConfig& model,
+                           const RunOutline& outline, std::int64_t ranks,
+                           const std::filesystem::path& bench);
+
+nlohmann::ordered_json to_json(const TimeForecast& time);
+/// Lines for people, the first of which begins with "time".
+std::string time_text(const TimeForecast& time);
+
+}  // namespace espalier

@@ -1,0 +1,316 @@
+#include "espalier/pipeline/time_forecast.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <set>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "espalier/calib/token_file.h"
+#include "espalier/core/error.h"
+#include "espalier/core/json.h"
+#include "espalier/core/text.h"
+#include "espalier/pipeline/bench.h"
+#include "espalier/prune/plan.h"
+#include "espalier/prune/unit_tensors.h"
+#include "espalier/score/linear_flops.h"
+#include "espalier/score/score.h"
+#include "espalier/store/files.h"
+
+namespace espalier {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::ordered_json;
+
+constexpr std::size_t kMostBenchBytes = std::size_t{16} << 20;
+
+[[noreturn]] void not_a_bench(const fs::path& path, const std::string& why) {
+  throw Error(ExitCode::bad_content, "this is not what a bench measured", why,
+              "Write it with 'espalier bench CONFIG --out FILE'.", path.string());
+}
+
+/// Members of the object, each checked as it is read.
+class Facts {
+ public:
+  Facts(const Json& json, const fs::path& path) : json_(json), path_(path) {}
+
+  double positive(const char* key) const {
+    const Json& value = member(key);
+    if (!value.is_number() || !(value.get<double>() > 0) || !std::isfinite(value.get<double>()))
+      not_a_bench(path_, fmt::format("{} is not a positive number", key));
+    return value.get<double>();
+  }
+  std::string text(const char* key) const {
+    const Json& value = member(key);
+    if (!value.is_string()) not_a_bench(path_, fmt::format("{} is not a text", key));
+    return value.get<std::string>();
+  }
+  const Json& list(const char* key) const {
+    const Json& value = member(key);
+    if (!value.is_array()) not_a_bench(path_, fmt::format("{} is not a list", key));
+    return value;
+  }
+  Facts object(const char* key) const {
+    const Json& value = member(key);
+    if (!value.is_object()) not_a_bench(path_, fmt::format("{} is not an object", key));
+    return {value, path_};
+  }
+
+ private:
+  const Json& member(const char* key) const {
+    if (!json_.is_object() || !json_.contains(key))
+      not_a_bench(path_, fmt::format("{} is missing", key));
+    return json_.at(key);
+  }
+
+  const Json& json_;
+  const fs::path& path_;
+};
+
+/// What a pass of the bench came to.
+struct Rate {
+  double flops_per_s = 0;  // of a rank, recomputed forwards included
+  double executed = 1;     // share of what a criterion needs, 1 and more
+  std::int64_t tensor = 1;
+  std::int64_t sequence_tokens = 0;
+};
+
+/// The pass of this criterion, of this number of tensor ranks where there is one.
+Rate rate_of(const Facts& bench, const RunConfig& config, const fs::path& path) {
+  const char* wanted = name_of(config.importance.criterion);
+  std::optional<Rate> found;
+  std::set<std::string> names;
+  for (const Json& entry : bench.list("passes")) {
+    const Facts pass(entry, path);
+    names.insert(line_text(pass.text("criterion")));
+    if (pass.text("criterion") != wanted) continue;
+    const double tensor = pass.positive("tensor"), data = pass.positive("data");
+    const double hardware = pass.positive("hardware_flops_per_s");
+    if (found && found->tensor == config.tensor) continue;
+    found = Rate{hardware / (tensor * data),
+                 std::max(1.0, hardware / pass.positive("model_flops_per_s")),
+                 static_cast<std::int64_t>(tensor),
+                 static_cast<std::int64_t>(pass.positive("sequence_tokens"))};
+  }
+  if (!found)
+    throw Error(ExitCode::config, fmt::format("importance.criterion = {}", wanted),
+                fmt::format("the bench has passes of {}", fmt::join(names, ", ")),
+                fmt::format("Measure it: espalier bench CONFIG --criterion {} --out FILE.", wanted),
+                path.string());
+  return *found;
+}
+
+/// The share of its units that each layer keeps that may lose any, when the run has come to
+/// `target`.
+double kept_share(const ModelConfig& model, const PruneRules& rules, const RunOutline& outline,
+                  double target) {
+  const auto left = [](double gone, double all) {
+    return all > 0 ? std::clamp(1 - gone / all, 0.0, 1.0) : 1.0;
+  };
+  if (rules.ranking == Ranking::local) return 1 - target;
+  if (rules.measure == Measure::structures || rules.ranking == Ranking::global_by_kind)
+    return left(target * static_cast<double>(outline.structures),
+                static_cast<double>(outline.unprotected_structures));
+  const UnitSizes sizes = unit_parameters(model);
+  const double of_layer =
+      (rules.attention
+           ? static_cast<double>(model.heads * sizes.query_head + model.kv_heads * sizes.kv_head)
+           : 0.0) +
+      (rules.mlp ? static_cast<double>(model.channels * sizes.channel) : 0.0);
+  const auto open = std::count(rules.protected_layer.begin(), rules.protected_layer.end(), false);
+  const auto all = static_cast<double>(
+      rules.measure == Measure::parameters ? outline.decoder_parameters : outline.parameters);
+  return left(target * all, of_layer * static_cast<double>(open));
+}
+
+/// `count` of `all` units, spread evenly.
+std::vector<std::int32_t> spread(std::int64_t all, double share) {
+  const auto count =
+      std::clamp<std::int64_t>(std::llround(share * static_cast<double>(all)), 0, all);
+  std::vector<std::int32_t> units;
+  units.reserve(static_cast<std::size_t>(count));
+  for (std::int64_t i = 0; i < count; ++i)
+    units.push_back(static_cast<std::int32_t>(i * all / count));
+  return units;
+}
+
+ModelWidths shrunk(const ModelConfig& model, const PruneRules& rules, double share) {
+  ModelWidths widths = dense_widths(model);
+  for (std::size_t l = 0; l < widths.layers.size(); ++l) {
+    if (rules.protected_layer[l]) continue;
+    LayerWidths& layer = widths.layers[l];
+    if (rules.attention) {
+      layer.query_heads = spread(model.heads, share);
+      layer.kv_heads = kept_kv_heads(model, layer.query_heads);
+    }
+    if (rules.mlp) layer.channels = spread(model.channels, share);
+  }
+  return widths;
+}
+
+/// Tokens that go through the model, and those of them that predict.
+struct Load {
+  std::int64_t tokens = 0;
+  std::int64_t predictions = 0;
+  std::int64_t micro_batches = 0;
+};
+
+Load calibration_load(const RunConfig& config, const RunOutline& outline) {
+  Load load;
+  for (std::size_t d = 0; d < outline.domains.size(); ++d) {
+    const DomainOutline& domain = outline.domains[d];
+    if (!domain.known)
+      throw Error(ExitCode::config,
+                  fmt::format("the tokens of domain '{}' are not known", one_line(domain.name)),
+                  "its token file is not there, and time is counted in tokens",
+                  "Write it first (launch/tokenize.py), or leave --bench out.",
+                  config.calibration.domains[d].tokens.string());
+    load.tokens += domain.computed_tokens;
+    load.predictions += domain.tokens - domain.sequences;
+    load.micro_batches += domain.micro_batches;
+  }
+  return load;
+}
+
+Load evaluation_load(const RunConfig& config, std::int64_t vocabulary,
+                     std::vector<std::string>& notes) {
+  Load load;
+  for (const auto* list : {&config.evaluation.perplexity, &config.evaluation.multiple_choice})
+    for (const NamedTokens& data : *list) {
+      if (!path_exists(data.tokens)) {
+        notes.push_back(fmt::format("without evaluation '{}', whose token file is not there",
+                                    one_line(data.name)));
+        continue;
+      }
+      const TokenFile file = TokenFile::open(data.tokens, vocabulary, Counting::every_token);
+      load.tokens += file.rows() * file.sequence_tokens();
+      load.predictions += file.rows() * (file.sequence_tokens() - 1);
+    }
+  if (!config.evaluation.exact_match.empty())
+    notes.emplace_back("without exact_match, whose answers are as long as the model makes them");
+  return load;
+}
+
+/// How much longer data ranks take than if each had the same share.
+double waiting(std::int64_t micro_batches, std::int64_t data_ranks) {
+  if (micro_batches == 0) return 1;
+  const std::int64_t rounds = (micro_batches + data_ranks - 1) / data_ranks;
+  return static_cast<double>(rounds * data_ranks) / static_cast<double>(micro_batches);
+}
+
+void add_differences(const Facts& bench, const RunConfig& config, const ModelConfig& model,
+                     const Rate& rate, const RunOutline& outline, TimeForecast& time) {
+  const Facts shape = bench.object("shape");
+  const std::string dtype(torch_name(config.dtype.value_or(model.dtype)));
+  if (shape.text("dtype") != dtype)
+    time.notes.push_back(fmt::format("measured in {}, the run computes in {}",
+                                     line_text(shape.text("dtype")), dtype));
+  if (static_cast<std::int64_t>(shape.positive("hidden")) != model.hidden ||
+      static_cast<std::int64_t>(shape.positive("channels")) != model.channels)
+    time.notes.emplace_back("measured on a model of other widths");
+  if (rate.tensor != config.tensor)
+    time.notes.push_back(fmt::format("measured with {}, the run has {}",
+                                     counted(rate.tensor, "tensor rank"), config.tensor));
+  for (const DomainOutline& domain : outline.domains)
+    if (domain.sequence_tokens > 2 * rate.sequence_tokens) {
+      time.notes.push_back(
+          fmt::format("measured on sequences of {}; attention grows with their length",
+                      counted(rate.sequence_tokens, "token")));
+      break;
+    }
+}
+
+}  // namespace
+
+TimeForecast forecast_time(const RunConfig& config, const ModelConfig& model,
+                           const RunOutline& outline, std::int64_t ranks, const fs::path& path) {
+  const Json json = parse_json(read_file(path, kMostBenchBytes), path.string());
+  const Facts bench(json, path);
+  const Rate rate = rate_of(bench, config, path);
+  const Facts machine = bench.object("machine");
+  TimeForecast time;
+  time.flops_per_s = rate.flops_per_s;
+  time.basis = fmt::format(
+      "{} at {} a rank on {}, {} a rank, as {} says", name_of(config.importance.criterion),
+      rate_text(rate.flops_per_s), line_text(machine.text("name")),
+      counted(static_cast<std::int64_t>(machine.positive("threads")), "thread"),
+      line_text(path.string()));
+  add_differences(bench, config, model, rate, outline, time);
+
+  const PruneRules rules = prune_rules(model, config.prune);
+  const Load scoring = calibration_load(config, outline);
+  const Load evaluating = evaluation_load(config, model.vocabulary, time.notes);
+  const std::int64_t data_ranks = ranks / config.tensor;
+  const double all_per_s = rate.flops_per_s * static_cast<double>(ranks);
+  PassShape shape;
+  shape.scored = prunable_halves(model, rules);
+  shape.unit = config.prune.attention_unit;
+  const auto pass_flops = [&](const ModelWidths& widths) {
+    shape.widths = widths;
+    shape.criterion = config.importance.criterion;
+    shape.tokens = scoring.tokens;
+    const LinearFlops flops = linear_flops(model, shape, scoring.predictions);
+    return config.recompute == Recompute::all ? flops.needed() + flops.recompute
+                                              : flops.needed() * rate.executed;
+  };
+  const auto evaluate = [&](const ModelWidths& widths) {
+    if (evaluating.tokens == 0) return;
+    shape.widths = widths;
+    shape.criterion = Criterion::magnitude;  // losses only
+    shape.tokens = evaluating.tokens;
+    ++time.evaluations;
+    time.evaluation_seconds +=
+        linear_flops(model, shape, evaluating.predictions).needed() / all_per_s;
+  };
+  ModelWidths widths = dense_widths(model);
+  evaluate(widths);
+  time.iterations = config.prune.target ? config.prune.iterations : 1;
+  for (std::int64_t i = 1; i <= time.iterations; ++i) {
+    const double flops = pass_flops(widths);
+    const double seconds = flops / all_per_s * waiting(scoring.micro_batches, data_ranks);
+    if (i == 1) {
+      time.first_flops = flops;
+      time.first_seconds = seconds;
+    }
+    time.last_seconds = seconds;
+    time.scoring_seconds += seconds;
+    if (config.prune.target)
+      widths = shrunk(model, rules,
+                      kept_share(model, rules, outline, scheduled_target(config.prune, 0, i)));
+    if (i == time.iterations || i % config.evaluation.every == 0) evaluate(widths);
+  }
+  if (!config.prune.target) time.notes.emplace_back("one pass: there is no prune.target");
+  return time;
+}
+
+Json to_json(const TimeForecast& time) {
+  return {{"seconds", time.seconds()},
+          {"iterations", time.iterations},
+          {"first_iteration_seconds", time.first_seconds},
+          {"last_iteration_seconds", time.last_seconds},
+          {"scoring_seconds", time.scoring_seconds},
+          {"evaluations", time.evaluations},
+          {"evaluation_seconds", time.evaluation_seconds},
+          {"first_iteration_flops", time.first_flops},
+          {"rank_flops_per_s", time.flops_per_s},
+          {"basis", time.basis},
+          {"notes", time.notes}};
+}
+
+std::string time_text(const TimeForecast& time) {
+  std::string text = fmt::format(
+      "time     about {} in all: {} of {} (the first) to {} (the last){}\n",
+      duration(time.seconds()), counted(time.iterations, "iteration"), duration(time.first_seconds),
+      duration(time.last_seconds),
+      time.evaluations > 0 ? fmt::format(", {} in {}", counted(time.evaluations, "evaluation"),
+                                         duration(time.evaluation_seconds))
+                           : "");
+  text += fmt::format("         {}\n", time.basis);
+  for (const std::string& note : time.notes) text += fmt::format("         note: {}\n", note);
+  return text;
+}
+
+}  // namespace espalier

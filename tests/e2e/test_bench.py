@@ -1,0 +1,251 @@
+"""`espalier bench`, and `plan --bench`, which reads what it wrote: names, and numbers against arithmetic done here."""
+
+import json
+import pathlib
+import sys
+import unittest
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
+import workbench  # noqa: E402
+
+LAYERS, HIDDEN, CHANNELS, HEADS, KV_HEADS, VOCABULARY = 3, 48, 80, 6, 2, 200
+HEAD_DIM = HIDDEN // HEADS
+SHAPE = f"hidden={HIDDEN},channels={CHANNELS},layers={LAYERS},heads={HEADS},kv_heads={KV_HEADS},vocabulary={VOCABULARY}"
+PASS = {"criterion", "order", "recompute", "tensor", "data", "sequences", "sequence_tokens", "micro_batch_tokens", "seconds",
+        "tokens_per_s", "model_flops_per_s", "hardware_flops_per_s", "peak_bytes", "seconds_by_phase"}
+Q = O = HIDDEN * HEADS * HEAD_DIM
+K = V = HIDDEN * KV_HEADS * HEAD_DIM
+MLP = 3 * HIDDEN * CHANNELS
+LAYER = Q + K + V + O + MLP
+
+
+def flops(criterion, sequences, tokens):
+    """(needed, forward once more) for a pass over everything, from the sizes."""
+    per_weight = 2 * sequences * tokens
+    head = 2 * sequences * (tokens - 1) * HIDDEN * VOCABULARY
+    forward = per_weight * LAYERS * LAYER + head
+    if criterion == "flap":
+        return forward, 0
+    # The projections of the first layer's attention are below the lowest gate.
+    needed = forward + per_weight * (LAYERS * LAYER - Q - K - V) + head
+    if criterion == "taylor":
+        needed += per_weight * LAYERS * (Q + O + MLP)
+    return needed, per_weight * LAYERS * LAYER
+
+
+class OfShapes(unittest.TestCase):
+    """No files at all."""
+
+    maxDiff = None
+
+    def succeeds(self, *arguments, **options):
+        done = workbench.run(*arguments, **options)
+        self.assertEqual(done.code, 0, done)
+        return done
+
+    def measure(self, *arguments, **options):
+        return json.loads(self.succeeds("bench", *arguments, "--json", **options).out)
+
+    def check_pass(self, one, gemm):
+        self.assertLessEqual(PASS, set(one))
+        tokens = one["sequences"] * one["sequence_tokens"]
+        self.assertAlmostEqual(one["tokens_per_s"] * one["seconds"], tokens, delta=1e-9 * tokens)
+        self.assertGreaterEqual(one["hardware_flops_per_s"], one["model_flops_per_s"])
+        self.assertAlmostEqual(one["gemm_fraction"], one["hardware_flops_per_s"] / one["gemm_flops_per_s"], places=12)
+        self.assertEqual(one["order"], "sample_major")
+        self.assertIn(one["recompute"], ("auto", "all"))
+        self.assertEqual(one["micro_batch_tokens"] % one["sequence_tokens"], 0)
+        self.assertIn(one["seconds"], one["seconds_of_each"])
+        phases = one["seconds_by_phase"]
+        self.assertLessEqual({"calibrate", "reduce"}, set(phases))
+        self.assertAlmostEqual(sum(one["seconds_by_kind"].values()), sum(phases.values()), delta=0.02 * one["seconds"] + 1e-3)
+        self.assertGreater(one["peak_bytes"], one["forecast_bytes"] // 2)
+        self.assertGreater(gemm, 0)
+
+    def test_the_object(self):
+        result = self.measure("--shape", SHAPE, "--sequences", "4", "--sequence-tokens", "16", "--repeat", "2")
+        self.assertLessEqual({"machine", "shape", "gemm_flops_per_s", "passes", "collectives"}, set(result))
+        machine = result["machine"]
+        self.assertTrue(machine["name"])
+        self.assertEqual((machine["threads"], machine["ranks"]), (1, 1))
+        self.assertIn("libtorch", machine["libraries"])
+        self.assertEqual(
+            {k: result["shape"][k] for k in ("hidden", "channels", "layers", "heads", "kv_heads", "vocabulary", "dtype")},
+            {"hidden": HIDDEN, "channels": CHANNELS, "layers": LAYERS, "heads": HEADS, "kv_heads": KV_HEADS,
+             "vocabulary": VOCABULARY, "dtype": "float32"})
+        self.assertEqual(result["collectives"], [])
+        self.assertEqual([one["criterion"] for one in result["passes"]], ["taylor", "taylor_gate"])
+        for one in result["passes"]:
+            self.check_pass(one, result["gemm_flops_per_s"])
+            self.assertEqual(len(one["seconds_of_each"]), 2)
+            self.assertEqual((one["tensor"], one["data"], one["sequences"], one["sequence_tokens"]), (1, 1, 4, 16))
+        gemm = result["gemm"]
+        self.assertEqual(gemm["flops"] / gemm["sweeps"], 3 * 2 * gemm["rows"] * (LAYERS * LAYER + HIDDEN * VOCABULARY))
+        self.assertAlmostEqual(result["gemm_flops_per_s"], gemm["flops"] / gemm["seconds"], delta=1)
+
+    def test_counted_is_computed(self):
+        for recompute in ("auto", "all"):
+            for ranks, layout in ((1, ()), (2, ("--tensor", "2")), (2, ()), (4, ("--tensor", "2"))):
+                result = self.measure(
+                    "--shape", SHAPE, "--tokens", "80", "--sequence-tokens", "16", "--micro-batch-tokens", "32", "--criterion",
+                    "taylor,taylor_gate,flap", "--recompute", recompute, "--repeat", "1", *layout, ranks=ranks)
+                tensor = 2 if layout else 1
+                for one in result["passes"]:
+                    with self.subTest(recompute=recompute, ranks=ranks, tensor=tensor, criterion=one["criterion"]):
+                        self.check_pass(one, result["gemm_flops_per_s"])
+                        self.assertEqual((one["tensor"], one["data"], one["sequences"]), (tensor, ranks // tensor, 5))
+                        self.assertEqual(one["micro_batch_tokens"], 32)
+                        needed, again = flops(one["criterion"], 5, 16)
+                        self.assertEqual(one["model_flops"], needed)
+                        gradients = one["criterion"] != "flap"
+                        self.assertEqual(one["hardware_flops"], needed + (again if recompute == "all" else 0))
+                        self.assertEqual(one["repeated_halves"], 2 * LAYERS if recompute == "all" and gradients else 0)
+                groups = {"tensor"} if layout else {"data"} if ranks > 1 else set()
+                if ranks == 4:
+                    groups = {"tensor", "data"}
+                self.assertEqual({one["group"] for one in result["collectives"]}, groups)
+                for one in result["collectives"]:
+                    self.assertGreater(one["seconds"], 0)
+                sizes = [one["bytes"] for one in result["collectives"] if one["group"] in groups]
+                self.assertGreaterEqual(len(set(sizes)), 4 if groups else 0)
+
+    def test_text_for_people(self):
+        done = self.succeeds("bench", "--shape", SHAPE, "--sequences", "2", "--sequence-tokens", "8", "--repeat", "1", ranks=2)
+        for begin in ("machine  ", "shape    hidden=48", "gemm     ", "pass     taylor: 2 sequences of 8 tokens",
+                      "pass     taylor_gate: ", "sum      2 ranks (data), 4 KiB: "):
+            self.assertIn("\n" + begin, "\n" + done.out)
+
+    def test_what_is_refused(self):
+        cases = [
+            ((), 64, "bench needs a model"),
+            (("--shape", "qwen2.5-8b"), 64, "did you mean 'qwen2.5-7b'?"),
+            (("--shape", "hidden=8"), 64, "channels is missing"),
+            (("--shape", SHAPE, "--tokens", "64", "--sequences", "2"), 64, "exclude each other"),
+            (("--shape", SHAPE, "--plan", "plan.h5"), 64, "--plan excludes"),
+            (("--shape", SHAPE, "--criterion", "obs"), 64, "--criterion"),
+            (("--shape", SHAPE, "--set", "device=cpu"), 64, "--set without CONFIG"),
+            (("--shape", SHAPE, "--tensor", "2"), 69, "1 rank"),
+            (("absent.yaml",), 66, "absent.yaml"),
+            (("--shape", "llama-3.1-70b"), 69, "not enough memory"),
+        ]
+        for arguments, code, says in cases:
+            with self.subTest(arguments):
+                done = workbench.run("bench", *arguments)
+                self.assertEqual(done.code, code, done)
+                self.assertIn(says, done.text)
+                self.assertEqual(done.out, "")
+
+
+class OfAConfiguration(workbench.Case):
+    def test_of_a_configuration(self):
+        config = self.bench.config("gate", importance={"criterion": "taylor_gate"})
+        (self.folder / "model").mkdir()
+        (self.folder / "model" / "config.json").write_bytes((self.bench.folder / "model" / "config.json").read_bytes())
+        out = self.folder / "new" / "bench.json"
+        done = self.succeeds("bench", config, "--set", f"model.path={self.folder / 'model'}", "--repeat", "1", "--out", out, "--json")
+        result = json.loads(done.out)
+        self.assertEqual(json.loads(out.read_text()), result)
+        self.assertEqual(result["shape"]["channels"], workbench.SHAPE["channels"])
+        self.assertEqual(result["shape"]["dtype"], "float64")
+        (one,) = result["passes"]
+        self.assertEqual((one["criterion"], one["sequence_tokens"]), ("taylor_gate", 12))
+        # The last layer of four is protected, and its inputs are differentiated all the same.
+        widths = result["shape"]
+        q = widths["hidden"] * widths["heads"] * widths["head_dim"]
+        kv = widths["hidden"] * widths["kv_heads"] * widths["head_dim"]
+        layer = 2 * q + 2 * kv + 3 * widths["hidden"] * widths["channels"]
+        tokens, predictions = 16 * 12, 16 * 11
+        head = 2 * predictions * widths["hidden"] * widths["vocabulary"]
+        self.assertEqual(one["model_flops"], 2 * tokens * (8 * layer - q - 2 * kv) + 2 * head)
+        again = workbench.run("bench", config, "--out", out)
+        self.assertEqual(again.code, 73, again)
+
+
+class Time(workbench.Case):
+    """A run takes about what plan says from a bench made beside it."""
+
+    model = {"layers": 4, "hidden": 128, "heads": 8, "kv_heads": 4, "head_dim": 16, "channels": 384, "vocab": 512}
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        folder = cls.bench.folder
+        workbench.write_tokens(folder / "long.h5", rows=48, length=128, vocab=512, seed=5)
+        cls.config = cls.bench.config(
+            "time", model={"path": "model", "dtype": "float32"},
+            calibration={"domains": [{"name": "long", "tokens": "long.h5"}], "micro_batch_tokens": 512},
+            prune={"target": 0.5, "iterations": 3, "protect": {"first_layers": 0, "last_layers": 0}},
+            evaluation={"every": 3, "perplexity": [{"name": "held", "tokens": "long.h5"}]})
+        cls.measured = folder / "bench.json"
+        done = workbench.run("bench", cls.config, "--micro-batch-tokens", "512", "--repeat", "1", "--out", cls.measured)
+        assert done.code == 0, done
+
+    def plan(self, *arguments, measured=None):
+        return json.loads(self.succeeds("plan", self.config, "--bench", measured or self.measured, "--json", *arguments).out)["time"]
+
+    def test_plan_and_run(self):
+        time = self.plan()
+        run_dir = self.folder / "run"
+        self.succeeds("run", self.config, "--run-dir", run_dir)
+        rows = workbench.metrics_of(run_dir)
+        scoring = sum(row["seconds"].get("calibrate", 0) for row in rows)
+        evaluating = sum(row["seconds"].get("evaluate", 0) for row in rows)
+        self.assertEqual((time["iterations"], time["evaluations"]), (3, 2))
+        # On a machine that others use either may be slowed down alone.
+        self.assertLess(time["scoring_seconds"], 3 * scoring)
+        self.assertGreater(time["scoring_seconds"], scoring / 3)
+        self.assertLess(time["evaluation_seconds"], 4 * evaluating)
+        self.assertGreater(time["evaluation_seconds"], evaluating / 4)
+
+    def test_arithmetic(self):
+        bench = json.loads(self.measured.read_text())
+        one = bench["passes"][0]
+        time = self.plan()
+        self.assertAlmostEqual(time["rank_flops_per_s"], one["hardware_flops_per_s"], delta=1)
+        q, kv, mlp = 128 * 128, 128 * 64, 3 * 384 * 128
+        tokens, predictions = 48 * 128, 48 * 127
+        head = 2 * predictions * 128 * 512
+        forward = 2 * tokens * 4 * (2 * q + 2 * kv + mlp) + head
+        needed = 2 * forward - 2 * tokens * (q + 2 * kv) + 2 * tokens * 4 * (2 * q + mlp)
+        self.assertAlmostEqual(time["first_iteration_flops"], needed * one["hardware_flops"] / one["model_flops"], delta=1e-6 * needed)
+        self.assertAlmostEqual(time["first_iteration_seconds"], time["first_iteration_flops"] / time["rank_flops_per_s"], places=9)
+        self.assertLess(time["last_iteration_seconds"], time["first_iteration_seconds"])
+        self.assertAlmostEqual(time["seconds"], time["scoring_seconds"] + time["evaluation_seconds"], places=9)
+        # The dense model's evaluation, and that of half of every layer's units (two heads of a KV head, one of which stays).
+        half = 2 * tokens * 4 * (q + 2 * kv + mlp // 2) + head
+        self.assertAlmostEqual(time["evaluation_seconds"], (forward + half) / time["rank_flops_per_s"], places=9)
+        # 12 micro-batches on 5 data ranks: three rounds, in which the last one has two.
+        five = self.plan("--ranks", "5")
+        self.assertAlmostEqual(five["first_iteration_seconds"], time["first_iteration_seconds"] * 3 / 12, places=9)
+        repeated = self.plan("--set", "execution.recompute=all")
+        self.assertAlmostEqual(repeated["first_iteration_flops"], needed + forward - head, delta=1e-6 * needed)
+
+    def test_text_and_notes(self):
+        done = self.succeeds("plan", self.config, "--bench", self.measured)
+        self.assertRegex(done.out, r"\ntime     about .* in all: 3 iterations of .* \(the first\) to .* \(the last\), 2 evaluations in ")
+        self.assertRegex(done.out, r"\n         taylor at [0-9.]+ GFLOP/s a rank on .*, 1 thread a rank, as .*bench.json says\n")
+        notes = self.plan("--set", "model.dtype=float64", "--tensor", "2")["notes"]
+        self.assertEqual(notes, ["measured in float32, the run computes in float64", "measured with 1 tensor rank, the run has 2"])
+
+    def test_what_is_no_bench(self):
+        good = json.loads(self.measured.read_text())
+        broken = [("{", 65, "bad.json"), ("[]", 65, "not what a bench measured"), ("{}", 65, "passes is missing")]
+        for change in ({"passes": [{}]}, {"passes": [{**good["passes"][0], "hardware_flops_per_s": 0}]}, {"machine": 1},
+                       {"shape": {}}, {"passes": [{**good["passes"][0], "tensor": "two"}]}):
+            broken.append((json.dumps({**good, **change}), 65, "not what a bench measured"))
+        broken.append((json.dumps({**good, "passes": [{**good["passes"][0], "criterion": "flap"}]}), 78, "the bench has passes of flap"))
+        for text, code, says in broken:
+            bad = self.folder / "bad.json"
+            bad.write_text(text)
+            done = workbench.run("plan", self.config, "--bench", bad)
+            self.assertEqual(done.code, code, (text, done))
+            self.assertIn(says, done.text)
+        done = workbench.run("plan", self.config, "--bench", self.folder / "absent.json")
+        self.assertEqual(done.code, 66, done)
+        done = workbench.run("plan", self.config, "--bench", self.measured, "--set", "calibration.domains=[{name: x, tokens: absent.h5}]")
+        self.assertEqual(done.code, 78, done)
+        self.assertIn("the tokens of domain 'x' are not known", done.text)
+
+
+if __name__ == "__main__":
+    workbench.main()
