@@ -26,6 +26,7 @@
 #include "espalier/pipeline/memory_forecast.h"
 #include "espalier/pipeline/monitor.h"
 #include "espalier/pipeline/overlap_file.h"
+#include "espalier/pipeline/peak_memory.h"
 #include "espalier/pipeline/provenance.h"
 #include "espalier/pipeline/refitting.h"
 #include "espalier/pipeline/run_report.h"
@@ -336,6 +337,7 @@ class PruningRun {
       forecast =
           forecast_memory(decided, ConfigUse::run, source_->config, widths, scored, options_.dtype);
     });
+    forecast_bytes_ = forecast.need.total();
     espalier::require_memory(std::move(forecast), source_->config, options_, runtime_, grid_);
   }
 
@@ -553,7 +555,7 @@ class PruningRun {
       row["skipped"].push_back({{"domain", batch.domain}, {"rows", batch.rows}});
     row["imbalance"] = imbalance(source_->config, model_->shards());
     row["peak_bytes"] =
-        static_cast<std::int64_t>(world_.max(static_cast<double>(peak_memory_bytes())));
+        static_cast<std::int64_t>(world_.max(static_cast<double>(peak_memory(options_.device))));
     row["weight_bytes"] =
         static_cast<std::int64_t>(world_.max(static_cast<double>(model_->weight_bytes())));
     row["statistics_bytes"] =
@@ -695,7 +697,8 @@ class PruningRun {
     status.exit_code = code;
     status.reason = reason;
     monitor_.write_status();
-    if (code == 0) print_end(*source_, config_, rules_, plan_, *directory_, monitor_.elapsed());
+    if (code == 0)
+      print_end(*source_, config_, rules_, plan_, *directory_, monitor_.elapsed(), forecast_bytes_);
   }
 
   /// What all ranks throw together rank 0 reports; what one throws alone that one reports itself,
@@ -724,6 +727,7 @@ class PruningRun {
   std::optional<FeatureMeans> means_;  // of what fell, where that is compensated for
   ComputeOptions options_;
   ImportanceConfig importance_;  // with what was left to the machine decided
+  std::int64_t forecast_bytes_ = 0;  // of a rank; 0 until it is known
   Inputs inputs_;
   std::optional<RunDirectory> directory_;  // rank 0 only
   nlohmann::ordered_json provenance_;

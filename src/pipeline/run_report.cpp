@@ -344,6 +344,21 @@ std::map<std::string, double> seconds_of_phases(const std::vector<nlohmann::orde
   return phases;
 }
 
+/// What became of the forecast.
+void add_memory(log::Block& block, const std::vector<nlohmann::ordered_json>& rows, int attempt,
+                std::int64_t forecast_bytes) {
+  std::int64_t peak = 0;
+  for (const auto& row : rows)
+    if (row.at("attempt").get<int>() == attempt)
+      peak = std::max(peak, row.at("peak_bytes").get<std::int64_t>());
+  if (forecast_bytes == 0 || peak == 0) return;
+  constexpr double kGiB = 1073741824.0;
+  block.text +=
+      fmt::format("  memory        at least {:.2f} GiB a rank forecast, peak {:.2f} GiB\n",
+                  static_cast<double>(forecast_bytes) / kGiB, static_cast<double>(peak) / kGiB);
+  block.facts["memory"] = {{"forecast_bytes", forecast_bytes}, {"peak_bytes", peak}};
+}
+
 std::string export_lines(const ExportConfig& target, const fs::path& out) {
   return fmt::format(
       "  export        {0}\n"
@@ -355,7 +370,8 @@ std::string export_lines(const ExportConfig& target, const fs::path& out) {
 }  // namespace
 
 void print_end(const Source& source, const RunConfig& config, const PruneRules& rules,
-               const PruningPlan& plan, const RunDirectory& directory, double seconds) {
+               const PruningPlan& plan, const RunDirectory& directory, double seconds,
+               std::int64_t forecast_bytes) {
   const ParameterCount before = count_parameters(source.config, dense_widths(source.config));
   const ParameterCount after = count_parameters(source.config, widths_of(source.config, plan));
   const Sparsity sparsity = sparsity_of(source.config, rules, plan);
@@ -393,6 +409,7 @@ void print_end(const Source& source, const RunConfig& config, const PruneRules& 
     block.facts["seconds_in"][phase] = value;
   }
   block.text += "\n";
+  add_memory(block, rows, directory.attempt(), forecast_bytes);
   for (const ExportConfig& target : config.exports) {
     const fs::path out = directory.place_of(target);
     block.text += export_lines(target, out);

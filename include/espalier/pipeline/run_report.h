@@ -51,8 +51,11 @@ const char* measure_text(Measure measure);
 const char* measure_key(Measure measure);
 
 /// What was done, on standard output or as a line of the JSON log: parameters and perplexities
-/// before and after, seconds per phase, where the exports are and how to load them.
+/// before and after, seconds per phase, the memory that was forecast for a rank (0: nothing was,
+/// the model was not loaded) and the most that this attempt's passes came to, where the exports are
+/// and how to load them.
 void print_end(const Source& source, const RunConfig& config, const PruneRules& rules,
-               const PruningPlan& plan, const RunDirectory& directory, double seconds);
+               const PruningPlan& plan, const RunDirectory& directory, double seconds,
+               std::int64_t forecast_bytes);
 
 }  // namespace espalier
