@@ -23,6 +23,7 @@ Needs needs_of(Criterion criterion) {
     case Criterion::taylor:
     case Criterion::taylor_gate:
     case Criterion::taylor_gate_sample:
+    case Criterion::obs:
       return Needs::gradients;
     case Criterion::wanda_sp:
     case Criterion::flap:
@@ -59,9 +60,18 @@ LinearFlops linear_flops(const ModelConfig& config, const PassShape& shape,
       flops.forward += once;
       if (half < lowest) continue;
       flops.recompute += once;
-      // Below the lowest gate nothing asks for a gradient of an input.
+      // Below the lowest gate nothing asks for a gradient of an input; obs wants none at the gate.
       const auto k = static_cast<std::size_t>(kind);
-      if (half > lowest || spec.role == reader[k]) flops.input_gradients += once;
+      const bool reads_lowest_gate = spec.role == reader[k] && shape.criterion != Criterion::obs;
+      if (half > lowest || reads_lowest_gate) flops.input_gradients += once;
+      if (shape.criterion == Criterion::obs && spec.role == reader[k] &&
+          is_scored(shape.scored, l, kind)) {
+        flops.statistics +=
+            per_weight * static_cast<double>(sizes[1]) * static_cast<double>(sizes[1]);
+        if (shape.curvature == Curvature::full)
+          flops.statistics +=
+              per_weight * static_cast<double>(sizes[0]) * static_cast<double>(sizes[0]);
+      }
       const std::vector<TensorRole>& scored = with_gradient[k];
       if (is_scored(shape.scored, l, kind) &&
           std::find(scored.begin(), scored.end(), spec.role) != scored.end())

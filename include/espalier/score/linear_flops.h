@@ -15,11 +15,14 @@ struct LinearFlops {
   double forward = 0;
   double input_gradients = 0;
   double weight_gradients = 0;
+  /// Of obs: 2 T K^2 for the K inputs of every scored o_proj and down_proj, and 2 T D^2 for its
+  /// outputs under full curvature. Their ordering, after the pass, is not in it.
+  double statistics = 0;
   /// Forward once more of all halves that are differentiated: what recomputing all of them costs.
   double recompute = 0;
 
   /// What the criterion cannot do without: every half runs forward once.
-  double needed() const { return forward + input_gradients + weight_gradients; }
+  double needed() const { return forward + input_gradients + weight_gradients + statistics; }
 };
 
 /// Of shape.tokens tokens, `predictions` of which are compared with a target. Pure arithmetic.

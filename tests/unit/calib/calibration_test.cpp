@@ -299,5 +299,30 @@ TEST(Calibration, ChecksAllFilesAtOnce) {
   }
 }
 
+TEST(Calibration, OfAFileThatIsNowhere) {
+  Hdf5Writer file;
+  const std::vector<std::int32_t> tokens{0, 1, 2, 3, 4, 5};
+  file.write("/tokens", std::span<const std::int32_t>(tokens), {3, 2});
+  file.attribute("/", "format", std::string("espalier-tokens"));
+  file.attribute("/", "version", std::int64_t{1});
+  const std::vector<std::byte> image = file.finish();
+  const Calibration data = Calibration::whole(
+      TokenFile::from_image(image, "made up", 6, Counting::every_token), "random", 4);
+  EXPECT_EQ(data.sequences(), 3);
+  ASSERT_EQ(data.micro_batches().size(), 2u);
+  const CalibrationBatch batch =
+      data.read(data.micro_batches()[0], Differentiated::pooled_loss, at::kCPU);
+  EXPECT_TRUE(batch.batch.tokens_BT.equal(at::tensor({0, 1, 2, 3}, at::kLong).view({2, 2})));
+  EXPECT_EQ(batch.real_tokens, 4);
+  const Calibration beyond = Calibration::whole(
+      TokenFile::from_image(image, "made up", 5, Counting::every_token), "random", 2);
+  try {
+    beyond.read(beyond.micro_batches()[2], Differentiated::pooled_loss, at::kCPU);
+    ADD_FAILURE() << "an id beyond the vocabulary was taken";
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("made up"), std::string::npos) << error.what();
+  }
+}
+
 }  // namespace
 }  // namespace espalier
