@@ -181,6 +181,7 @@ class Bench {
     shape.criterion = criterion;
     shape.unit = request_.config.prune.attention_unit;
     shape.accumulate = request_.config.importance.accumulate;
+    shape.curvature = with_matrices(request_.config.importance.curvature);
     shape.dtype = options_.dtype;
     shape.tokens = tokens;
     return shape;

@@ -248,6 +248,7 @@ TimeForecast forecast_time(const RunConfig& config, const ModelConfig& model,
   PassShape shape;
   shape.scored = prunable_halves(model, rules);
   shape.unit = config.prune.attention_unit;
+  shape.curvature = with_matrices(config.importance.curvature);
   const auto pass_flops = [&](const ModelWidths& widths) {
     shape.widths = widths;
     shape.criterion = config.importance.criterion;

@@ -46,8 +46,7 @@ class Pass {
     options_.unit = request.unit;
     options_.reduction = request.importance.reduction;
     options_.accumulate = request.importance.accumulate;
-    options_.curvature =
-        request.importance.curvature == Curvature::scalar ? Curvature::scalar : Curvature::full;
+    options_.curvature = with_matrices(request.importance.curvature);
     options_.damping = request.importance.damping;
     options_.scored = request.scored;
     options_.domains = data_.domains().size();
@@ -516,6 +515,10 @@ class Pass {
 };
 
 }  // namespace
+
+Curvature with_matrices(Curvature curvature) {
+  return curvature == Curvature::automatic ? Curvature::full : curvature;
+}
 
 std::int64_t max_skipped(const CalibrationConfig& config) {
   return config.non_finite == NonFinite::skip_batch ? config.max_skipped : 0;

@@ -122,7 +122,7 @@ class OfShapes(unittest.TestCase):
             (("--shape", "hidden=8"), 64, "channels is missing"),
             (("--shape", SHAPE, "--tokens", "64", "--sequences", "2"), 64, "exclude each other"),
             (("--shape", SHAPE, "--plan", "plan.h5"), 64, "--plan excludes"),
-            (("--shape", SHAPE, "--criterion", "obs"), 64, "--criterion"),
+            (("--shape", SHAPE, "--criterion", "sparsegpt"), 64, "--criterion"),
             (("--shape", SHAPE, "--set", "device=cpu"), 64, "--set without CONFIG"),
             (("--shape", SHAPE, "--tensor", "2"), 69, "1 rank"),
             (("absent.yaml",), 66, "absent.yaml"),

@@ -14,7 +14,7 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
 from workbench import PROGRAM, ROOT, Case, Running, environment, main, metrics_of, run, status_of, write_tokens
 
-COMMANDS = ("run", "resume", "plan", "score", "eval", "export", "inspect", "config", "verify", "status", "stop", "doctor")
+COMMANDS = ("run", "resume", "plan", "score", "eval", "export", "inspect", "config", "verify", "status", "stop", "doctor", "bench")
 EXPORT = {"export": [{"format": "exact", "path": "export/exact"}]}
 SLOW = "point=forward.enter;action=slow:300"
 

@@ -42,6 +42,8 @@ struct ScoreRequest {
   StatisticsMaker make = make_statistics;
 };
 
+/// What score() takes for a curvature that nobody decided: full.
+Curvature with_matrices(Curvature curvature);
 /// ScoreRequest::max_skipped of a configuration.
 std::int64_t max_skipped(const CalibrationConfig& config);
 /// Every half of every layer.

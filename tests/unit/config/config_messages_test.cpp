@@ -305,7 +305,7 @@ const std::vector<Row> kRows{
      "config.yaml:3:17: prune.target = 7 (a number above 0 and below 1 is needed)\n"
      "config.yaml:4:1: unknown key 'devise'. Did you mean 'device'?\n"
      "--set x: unknown key 'x'. Keys here: model, device, parallel, calibration, importance, "
-     "prune, execution, evaluation, checkpoint, export.",
+     "prune, refit, execution, evaluation, checkpoint, export.",
      78},
 };
 
