@@ -231,7 +231,7 @@ void define_bench(CLI::App& app, CommandOptions& o, Commands& commands) {
           "Measure this machine: matrix products and scoring passes on random weights and tokens",
           "  espalier bench configs/quickstart.yaml --repeat 1\n"
           "  mpirun -n 2 espalier bench --shape hidden=64,channels=160,layers=2,heads=4,kv_heads=2,"
-          "vocabulary=256 --tensor 2 --tokens 512 --sequence-tokens 64 --json");
+          "vocabulary=256 --tokens 256 --json");
   add_path(bench, "CONFIG", o.path, "YAML configuration; of its model only config.json is read",
            "FILE");
   add_set(bench, o);
@@ -239,8 +239,7 @@ void define_bench(CLI::App& app, CommandOptions& o, Commands& commands) {
   bench
       ->add_option(
           "--shape", o.shape,
-          "Sizes (hidden=,channels=,layers=,heads=,kv_heads=,vocabulary=) or a known model "
-          "(qwen2.5-7b); nothing is protected")
+          "hidden=,channels=,layers=,heads=,kv_heads=,vocabulary= or a known model: qwen2.5-7b")
       ->check(not_empty())
       ->type_name("SHAPE");
   const auto number = [&](const char* name, std::optional<std::int64_t>& value,
