@@ -726,7 +726,7 @@ class PruningRun {
   PruningPlan plan_;                   // now
   std::optional<FeatureMeans> means_;  // of what fell, where that is compensated for
   ComputeOptions options_;
-  ImportanceConfig importance_;  // with what was left to the machine decided
+  ImportanceConfig importance_;      // with what was left to the machine decided
   std::int64_t forecast_bytes_ = 0;  // of a rank; 0 until it is known
   Inputs inputs_;
   std::optional<RunDirectory> directory_;  // rank 0 only
