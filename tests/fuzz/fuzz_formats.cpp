@@ -8,6 +8,7 @@
 
 #include <cmath>
 #include <filesystem>
+#include <limits>
 #include <set>
 
 #include <fmt/format.h>
@@ -208,6 +209,9 @@ void put_scores(Content& content, const PruningPlan& plan) {
   content.attributes["tokens"].value = std::int64_t{4096};
 }
 
+/// Infinite: of a unit that never falls.
+bool is_score(double value) { return value > -std::numeric_limits<double>::infinity(); }
+
 std::string broken_list(const ScoreTable& scores, const ScoreList& list) {
   const std::size_t n = list.score.size();
   if (list.layer.size() != n || list.unit.size() != n || list.raw.size() != scores.raw_rows.size())
@@ -215,10 +219,10 @@ std::string broken_list(const ScoreTable& scores, const ScoreList& list) {
   for (const std::vector<double>& row : list.raw) {
     if (row.size() != n) return "a short raw row";
     for (const double value : row)
-      if (!std::isfinite(value)) return "a raw score that is not finite";
+      if (!is_score(value)) return "a raw score that is no number";
   }
   for (std::size_t i = 0; i < n; ++i) {
-    if (!std::isfinite(list.score[i])) return "a score that is not finite";
+    if (!is_score(list.score[i])) return "a score that is no number";
     if (i > 0 &&
         std::pair(list.layer[i - 1], list.unit[i - 1]) >= std::pair(list.layer[i], list.unit[i]))
       return "units out of order";

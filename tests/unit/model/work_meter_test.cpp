@@ -29,8 +29,9 @@ TEST(WorkMeter, CountsProductsOfMatrices) {
 }
 
 TEST(WorkMeter, CountsBothWays) {
-  const at::Tensor x = at::ones({10, 7}, at::requires_grad()),
-                   w = at::ones({3, 7}, at::requires_grad());
+  const c10::AutoGradMode with_gradients(true);
+  const at::Tensor x = at::ones({10, 7}).requires_grad_(true),
+                   w = at::ones({3, 7}).requires_grad_(true);
   const WorkMeter meter;
   at::linear(x, w).sum().backward();
   EXPECT_EQ(meter.work().flops, 3 * 2 * 10 * 7 * 3);
