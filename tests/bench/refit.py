@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """What the refit gives back: perplexities of half a model with and without it, over the number of rows that it is fitted on.
 
-  refit.py --espalier build/release/bin/espalier [--model DIR --texts NAME=FILE...] [--rows 8] [--refit-rows 1 2 8 32] [--seeds 2]
+  refit.py --espalier build/release/bin/espalier [--model DIR --texts NAME=FILE...] [--ways taylor:40 taylor:4 obs:1] [--refit-rows 1 2 8 32]
 
-The order is `taylor` in four steps with no protected layer, once for each seed; every refit is one of the same run, resumed with other
-settings. Rows are per domain; the perplexities are those of refit.json, on held-out rows.
+A way is a criterion and its number of steps, with no protected layer, once for each seed; every refit is one of the same run, resumed with
+other settings. Rows are per domain; the perplexities are those of refit.json, on held-out rows. Processor seconds are those of the process
+less what its evaluations took on the clock: compare them on an idle machine.
 """
 
 import argparse
@@ -44,22 +45,25 @@ class Bench(cheapest.Bench):
         value["refit"] = {"domains": [{"name": d, "tokens": f"{d}.refit.h5"} for d in self.domains]}
         return value
 
-    def order(self, seed):
+    def order(self, seed, criterion, steps):
         config = self.folder / "config.yaml"
-        prune = {"iterations": self.a.steps, "protect": {"first_layers": 0, "last_layers": 0}}
-        config.write_text(json.dumps(self.configuration({"criterion": self.a.criterion}, prune, self.a.micro_batch_tokens)))
-        run = self.folder / f"run-{seed}"
+        prune = {"iterations": steps, "protect": {"first_layers": 0, "last_layers": 0}}
+        importance = {"criterion": criterion, "normalization": "cost" if criterion == "obs" else "gisp"}
+        config.write_text(json.dumps(self.configuration(importance, prune, self.a.micro_batch_tokens)))
+        run = self.folder / f"run-{criterion}-{steps}-{seed}"
         _, seconds = self.call("run", config, "--run-dir", run)
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        return run, {"dense": rows[0]["perplexity"], "perplexity": rows[-1]["perplexity"], "processor": seconds}
+        evaluated = [row["seconds"].get("evaluate", 0) for row in rows]
+        return run, {"dense": rows[0]["perplexity"], "perplexity": rows[-1]["perplexity"], "evaluate": evaluated[-1],
+                     "processor": seconds - sum(evaluated)}
 
-    def refit(self, run, rows, shrink_to):
+    def refit(self, run, found, rows, shrink_to):
         _, seconds = self.call("resume", run, "--set", "refit.enabled=true", "--set", f"refit.sequences={rows}",
                                "--set", f"refit.shrink_to={shrink_to}")
         record = json.loads((run / "refit.json").read_text())
         widths = [half["tokens_per_width"] for half in record["halves"] if half["outcome"] != "empty"]
         return {"perplexity": record["perplexity"], "tokens": record["tokens"], "matrices": record["matrices"],
-                "per_width": (min(widths), max(widths)), "processor": seconds}
+                "per_width": (min(widths), max(widths)), "processor": seconds - found["evaluate"]}
 
 
 def line(name, seeds, domains):
@@ -81,8 +85,7 @@ def parse():
     p.add_argument("--model")
     p.add_argument("--texts", nargs="+", metavar="NAME=FILE")
     p.add_argument("--target", type=float, default=0.5)
-    p.add_argument("--criterion", default="taylor")
-    p.add_argument("--steps", type=int, default=4)
+    p.add_argument("--ways", nargs="+", default=["taylor:4", "obs:1"], metavar="CRITERION:STEPS")
     p.add_argument("--rows", type=int, default=8, help="of the scores, per domain")
     p.add_argument("--refit-rows", type=int, nargs="+", default=[1, 2, 8, 32], help="per domain")
     p.add_argument("--shrink-to", nargs="+", default=["dense"], choices=("dense", "obs"))
@@ -100,16 +103,19 @@ def main():
         bench, results = Bench(a, folder), {}
         for seed in range(a.seeds):
             bench.draw(seed)
-            run, found = bench.order(seed)
-            dense = found["dense"]
-            results.setdefault("no refit", []).append(found)
-            for shrink_to in a.shrink_to:
-                for rows in a.refit_rows:
-                    name = f"refit, {len(bench.domains) * rows} x {a.window}" + (", towards OBS" if shrink_to == "obs" else "")
-                    results.setdefault(name, []).append(bench.refit(run, rows, shrink_to))
+            for way in a.ways:
+                criterion, steps = way.split(":")
+                run, found = bench.order(seed, criterion, int(steps))
+                dense = found["dense"]
+                results.setdefault(f"`{criterion}`, {steps} step{'s' * (steps != '1')}", []).append(found)
+                for shrink_to in a.shrink_to:
+                    for rows in a.refit_rows:
+                        name = f"`{criterion}`, {steps}, refit on {len(bench.domains) * rows} x {a.window}"
+                        name += " towards OBS" * (shrink_to == "obs")
+                        results.setdefault(name, []).append(bench.refit(run, found, rows, shrink_to))
     mean = math.exp(statistics.fmean(math.log(v) for v in dense.values()))
-    print(f"{bench.model.name}, {a.target:.0%} of the decoder parameters, {a.criterion} in {a.steps} steps on {a.rows} rows of {a.window} tokens "
-          f"per domain, {a.seeds} seeds; dense " + ", ".join(f"{d} {v:.2f}" for d, v in dense.items()) + f", geometric mean {mean:.2f}.\n")
+    print(f"{bench.model.name}, {a.target:.0%} of the decoder parameters, {a.rows} rows of {a.window} tokens per domain for the order, "
+          f"{a.seeds} seeds; dense " + ", ".join(f"{d} {v:.2f}" for d, v in dense.items()) + f", geometric mean {mean:.2f}.\n")
     print("| way | " + " | ".join(bench.domains) + " | geometric mean | tokens | for each input | matrices kept | processor, s |")
     print("|---|" + "---|" * (len(bench.domains) + 5))
     for name, seeds in results.items():

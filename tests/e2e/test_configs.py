@@ -49,6 +49,11 @@ EXPERIMENTS = {
 }  # fmt: skip
 
 
+# configs/recommended: one pass of obs, then a refit. name: (model, tensor ranks)
+RECOMMENDED = {"llama-3.1-8b": ("Llama-3.1-8B", 2), "mistral-7b-v0.3": ("Mistral-7B-v0.3", 2), "qwen2.5-7b": ("Qwen2.5-7B", 2),
+               "qwen3-8b": ("Qwen3-8B", 2), "qwen2.5-32b": ("Qwen2.5-32B", 8), "qwen3-32b": ("Qwen3-32B", 8)}  # fmt: skip
+
+
 def model_config(model):
     return json.loads((ROOT / f"tests/models/configs/{model}.json").read_text())
 
@@ -66,7 +71,8 @@ class Says(unittest.TestCase):
         found = {f"{folder}/{path.stem}" for folder in ("gisp", "multi_domain") for path in (CONFIGS / folder).iterdir()}
         self.assertEqual(found, set(EXPERIMENTS))
         models = {path.stem for path in (ROOT / "tests/models/configs").iterdir()}
-        self.assertEqual(models, {model for model, *_ in EXPERIMENTS.values()})
+        self.assertEqual(models, {model for model, *_ in [*EXPERIMENTS.values(), *RECOMMENDED.values()]})
+        self.assertEqual({path.stem for path in (CONFIGS / "recommended").iterdir()}, set(RECOMMENDED))
 
     def test_settings(self):
         for name, (model, domains, iterations, target, kinds) in EXPERIMENTS.items():
@@ -311,6 +317,55 @@ class Means(unittest.TestCase):
                 self.assertIn(f"{100 * target:.1f}% of structures", result.err)
                 self.assertIn(f"in {iterations} iterations; {layers // 10 + 1} layers protected", result.err)
                 self.assertFalse(re.search("warning: (?!.*memory)", result.err), result)
+
+
+class Recommended(unittest.TestCase):
+    """One pass and a refit: what the files say, the memory they name, and one of them on a small model to its end."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.tree = pathlib.Path(tempfile.mkdtemp(prefix="espalier-configs-"))
+        cls.addClassCleanup(shutil.rmtree, cls.tree, ignore_errors=True)
+        shutil.copytree(CONFIGS, cls.tree / "configs")
+
+    def test_one_pass_and_a_refit_that_fit(self):
+        for name, (model, tensor) in RECOMMENDED.items():
+            with self.subTest(name=name):
+                (self.tree / "models" / model).mkdir(parents=True)
+                (self.tree / "models" / model / "config.json").write_text(json.dumps(model_config(model)))
+                path = self.tree / f"configs/recommended/{name}.yaml"
+                resolved = yaml.safe_load(run("config", path).out)
+                self.assertEqual((resolved["importance"]["criterion"], resolved["importance"]["normalization"]), ("obs", "cost"))
+                self.assertEqual((resolved["prune"]["iterations"], resolved["prune"]["measure"]), (1, "parameters"))
+                self.assertTrue(resolved["refit"]["enabled"])
+                self.assertEqual(resolved["parallel"]["tensor"], tensor)
+                result = run("plan", path, "--json", "--memory", "74.5")
+                self.assertEqual(result.code, 0, result)
+                need = json.loads(result.out)["total_bytes"] / 2**30
+                head = " ".join(head_of(f"recommended/{name}"))
+                self.assertIn(f"at least {need:.1f} GiB a rank at tensor {tensor}.", head)
+                self.assertIn("Not run here: needs the checkpoint.", head)
+                self.assertIn(f"mpirun -n {tensor} build/release/bin/espalier run configs/recommended/{name}.yaml", head)
+
+    def test_one_goes_to_its_end(self):
+        model, _ = RECOMMENDED["qwen2.5-7b"]
+        vocab = SHAPE["vocab"]
+        make_model(self.tree / "models/small", "qwen2")
+        data = self.tree / "data" / model
+        data.mkdir(parents=True)
+        for place, name in enumerate(("web", "code", "math", "wikitext2")):
+            mask = np.ones((400, 8), bool) if name == "math" else None
+            write_tokens(data / f"{name}.h5", 400, 8, vocab, seed=place, mask=mask)
+        for name in SETS:
+            write_options(data / f"{name}.h5", vocab=vocab)
+        run_dir = self.tree / "runs/a"
+        result = run("run", self.tree / "configs/recommended/qwen2.5-7b.yaml", "--run-dir", run_dir, "--tensor", 1,
+                     "--set", f"model.path={self.tree / 'models/small'}")  # fmt: skip
+        self.assertEqual(result.code, 0, result)
+        record = json.loads((run_dir / "refit.json").read_text())
+        self.assertGreater(record["matrices"]["refitted"], 0)
+        self.assertIn("wikitext2", record["perplexity"])
+        self.assertTrue((run_dir / "export/exact/config.json").exists())
 
 
 class Goes(unittest.TestCase):
