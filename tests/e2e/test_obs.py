@@ -3,13 +3,14 @@
 import json
 import pathlib
 import shutil
+import subprocess
 import sys
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
-from workbench import Case, digest_of, main, metrics_of, plan_of, run
+from workbench import ROOT, Case, digest_of, main, metrics_of, plan_of, run
 
 OPEN = {"first_layers": 0, "last_layers": 0}
 
@@ -118,6 +119,14 @@ class Obs(Case):
             self.assertEqual(result.code, 78, result)
             for word in words:
                 self.assertIn(word, result.text)
+
+    def test_what_reads_a_run_reads_this_one(self):
+        """Infinite scores are in its commit."""
+        run_dir = self.pruned("read")
+        self.succeeds("verify", run_dir)
+        self.succeeds("inspect", run_dir)
+        report = subprocess.run([sys.executable, ROOT / "launch/report.py", run_dir], capture_output=True, text=True)
+        self.assertEqual(report.returncode, 0, report.stderr)
 
     def test_memory_decides_the_curvature(self):
         run_dir = self.pruned("auto")

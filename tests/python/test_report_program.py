@@ -195,12 +195,19 @@ class Damage(Ends):
 
         for name, edit in {
             "a layer too many": replace("mlp/layer", 3), "a unit too many": replace("mlp/unit", 10), "below zero": replace("mlp/unit", -1),
-            "not a number": replace("mlp/score", np.nan), "shorter": shorter, "no scores": lambda f: f.__delitem__("mlp/score"),
+            "not a number": replace("mlp/score", np.nan), "below all": replace("mlp/score", -np.inf), "shorter": shorter, "no scores": lambda f: f.__delitem__("mlp/score"),
             "no criterion": lambda f: f.attrs.__delitem__("criterion"),
         }.items():
             with self.subTest(name=name):
                 commit(edit)
                 self.refused(65, "state.h5")
+        # Criterion obs says so of units that never fall; they are in no picture.
+        commit(lambda file: None)
+        whole = page.read_run(self.run_dir).scores[0].lists["mlp"]
+        commit(replace("mlp/score", np.inf))
+        left = page.read_run(self.run_dir).scores[0].lists["mlp"]
+        for before, after in zip(whole, left):
+            self.assertEqual(before[:-1].tolist(), after.tolist())
         commit(lambda file: None)
         content = (self.run_dir / "ckpt/iter-000003/state.h5").read_bytes()
         (self.run_dir / "ckpt/iter-000003/state.h5").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))

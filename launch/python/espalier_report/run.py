@@ -277,9 +277,10 @@ def scores_in(arrays, kind, plan):
         min(layer.min(), unit.min()) >= 0 and layer.max() < shape[0] and unit.max() < shape[1]
     ):
         raise damaged(arrays.path, f"{kind}: a score is of a unit that the plan does not have")
-    if not np.isfinite(score).all():
-        raise damaged(arrays.path, f"{kind}: a score is not finite")
-    return layer, unit, score
+    if np.isnan(score).any() or np.isneginf(score).any():
+        raise damaged(arrays.path, f"{kind}: a score is no number")
+    could_fall = np.isfinite(score)  # obs gives the last unit of a layer an infinite score
+    return layer[could_fall], unit[could_fall], score[could_fall]
 
 
 def overlap_of(values, path):
