@@ -209,13 +209,16 @@ int command_plan(const CommandOptions& options) {
   if (options.tensor) overrides.push_back(fmt::format("parallel.tensor={}", *options.tensor));
   const RunConfig config = read_run_config(options.path, overrides, ConfigUse::print);
   const ModelConfig model = read_model_config(config.model_path);
-  MemoryForecast forecast = forecast_run(config, model);
-  forecast.ranks = options.ranks.value_or(config.tensor);
-  forecast.available = static_cast<std::int64_t>(options.memory.value_or(0) * (1 << 30));
-  if (forecast.ranks % config.tensor != 0)
+  const std::int64_t ranks = options.ranks.value_or(config.tensor);
+  if (ranks % config.tensor != 0)
     throw Error(ExitCode::unsuitable,
-                fmt::format("{} with --tensor {}", counted(forecast.ranks, "rank"), config.tensor),
+                fmt::format("{} with --tensor {}", counted(ranks, "rank"), config.tensor),
                 "the ranks form groups of that many", "Give a multiple of it with --ranks.");
+  MemoryChoice choice =
+      forecast_run(config, model, ranks / config.tensor,
+                   static_cast<std::int64_t>(options.memory.value_or(0) * (1 << 30)));
+  MemoryForecast& forecast = choice.forecast;
+  forecast.ranks = ranks;
   const RunOutline outline = outline_run(config, model);
   std::optional<TimeForecast> time;
   if (!options.bench.empty())
@@ -232,6 +235,8 @@ int command_plan(const CommandOptions& options) {
                   name_of(config.importance.criterion));
     output::print("memory   at least {}; micro-batches of {}\n", memory_text(forecast),
                   counted(facts["micro_batch_tokens"].get<std::int64_t>(), "token"));
+    if (const std::string text = choice_text(choice); !text.empty())
+      output::print("order    {}\n", text);
     if (forecast.available > 0)
       output::print("         {}\n",
                     forecast.fits() ? "fits" : "does not fit; each of these would:");

@@ -194,6 +194,25 @@ Row<T> path_row(std::string key, Access access, bool absolute, std::string meani
   return row;
 }
 
+/// An optional path, absolute as above; `word` stands for its absence.
+template <class T, class Access>
+Row<T> path_or_word_row(std::string key, Access access, std::string word, std::string meaning) {
+  Row<T> row;
+  row.key = std::move(key);
+  row.type = "path or " + word;
+  row.meaning = std::move(meaning);
+  row.parse = [access, word](Walk& walk, const YamlNode& node, const std::string& at, T& out) {
+    if (node.is_scalar() && node.text == word)
+      access(out) = std::nullopt;
+    else if (const auto value = read_path(walk, node, at, true))
+      access(out) = *value;
+  };
+  row.print = [access, word](const T& value) -> std::optional<std::string> {
+    return access(value) ? print_path(*access(value)) : word;
+  };
+  return row;
+}
+
 /// A key of which only the listed values work and mean the same: accepted so that complete files
 /// load, and listed nowhere.
 template <class T>

@@ -384,9 +384,24 @@ Rows<C> remaining_rows() {
   return {
       free_at_resume(choice_row<C, Order>(
           "execution.order", [](auto& c) -> auto& { return c.order; },
-          {{"auto", Order::automatic}, {"sample_major", Order::sample_major}},
-          "Order of blocks and micro-batches. sample_major: each micro-batch "
-          "goes through all blocks; auto chooses it.")),
+          {{"auto", Order::automatic},
+           {"sample_major", Order::sample_major},
+           {"layer_major", Order::layer_major}},
+          "Order of layers and micro-batches. sample_major: each micro-batch goes through all "
+          "layers, which are all in memory. layer_major: all micro-batches go through a layer "
+          "before the next, and two layers are in memory at a time. auto: sample_major where the "
+          "forecast says that it fits. The scores are the same.")),
+      free_at_resume(choice_row<C, BoundaryStore>(
+          "execution.boundaries", [](auto& c) -> auto& { return c.boundaries; },
+          {{"auto", BoundaryStore::automatic},
+           {"memory", BoundaryStore::memory},
+           {"files", BoundaryStore::files}},
+          "Where hidden states are between layers under layer_major. memory: of the host; files: "
+          "without a name in execution.scratch; auto: memory where the forecast says that it "
+          "fits.")),
+      free_at_resume(path_or_word_row<C>(
+          "execution.scratch", [](auto& c) -> auto& { return c.scratch; }, "run_directory",
+          "Directory for files that end with the process, on every node: a fast local disk.")),
       free_at_resume(choice_row<C, Recompute>(
           "execution.recompute", [](auto& c) -> auto& { return c.recompute; },
           {{"auto", Recompute::automatic}, {"all", Recompute::all}},

@@ -311,6 +311,8 @@ const std::vector<Point>& points() {
     list.push_back({"evaluate.rows", "before the rows of a micro-batch of an evaluation"});
     list.push_back({"evaluate.kept", "after an evaluation, or what a stop left of it, is kept"});
     list.push_back({"layer.forward", "after a half layer, before its output is added", true});
+    list.push_back(
+        {"scratch.write", "before hidden states are written to a scratch file", false, true});
     list.push_back({"layer.backward", "after the gradient of a half layer's input", true});
     list.push_back({"weight.gradient", "after the gradient of a weight", true});
     list.push_back({"score.value", "before scores are looked at", true});

@@ -42,9 +42,12 @@ class Work {
 
   /// Goes through the micro-batches until all are done or a stop was agreed on.
   void run() {
-    deal_rounds(
-        grid_, "evaluate", static_cast<std::int64_t>(ends_.size()), done_,
-        [&](std::int64_t j) { read(j); }, [&] { return compute(); }, options_.hooks);
+    if (!options_.layer_by_layer) return run_sequences();
+    if (evaluation_.wants_losses_only()) return run_layers();
+    StreamedLayers& layers = *options_.layer_by_layer->layers;
+    together(grid_.world(), "evaluate", [&] { layers.hold_all(); });
+    run_sequences();
+    layers.let_go();
   }
 
   /// Adds up what the data ranks have done. Collective.
@@ -56,6 +59,40 @@ class Work {
   }
 
  private:
+  void run_sequences() {
+    deal_rounds(
+        grid_, "evaluate", static_cast<std::int64_t>(ends_.size()), done_,
+        [&](std::int64_t j) { read(j); }, [&] { return compute(); }, options_.hooks);
+  }
+
+  /// All micro-batches through a layer before the next. A stop leaves nothing that is done.
+  void run_layers() {
+    LayerRounds rounds(grid_, "evaluate", model_, *options_.layer_by_layer,
+                       static_cast<std::int64_t>(ends_.size()), 2 * model_.layers(),
+                       options_.hooks);
+    InputObserver nobody;
+    try {
+      rounds.embed([&](std::int64_t j) {
+        read(j);
+        return evaluation_.batch();
+      });
+      rounds.forward([&](std::size_t) -> InputObserver& { return nobody; },
+                     [](std::int64_t) { return true; });
+      rounds.loss([&](std::size_t k) { read(rounds.number_of(k)); },
+                  [&](std::size_t, TokenLosses losses) {
+                    fault::hit("evaluate.rows");
+                    std::vector<double> values_NC = no_values();
+                    evaluation_.take_losses(losses.nll_N, values_NC);
+                    keep(values_NC);
+                    return std::move(losses.problems);
+                  });
+    } catch (const stop::Stopped&) {
+      std::fill(mine_.begin(), mine_.end(), 0.0);
+      throw;
+    }
+    done_ = static_cast<std::int64_t>(ends_.size());
+  }
+
   /// Place in the order at which the j-th micro-batch begins.
   std::int64_t begin_of(std::int64_t j) const {
     return j == 0 ? begin_ : ends_[static_cast<std::size_t>(j - 1)];
@@ -70,14 +107,22 @@ class Work {
 
   Problems compute() {
     fault::hit("evaluate.rows");
-    const auto columns = static_cast<std::size_t>(evaluation_.columns());
-    std::vector<double> values_NC(read_.size() * columns, 0.0);
+    std::vector<double> values_NC = no_values();
     Problems problems = evaluation_.compute(model_, grid_.tensor(), values_NC);
+    keep(values_NC);
+    return problems;
+  }
+
+  /// [rows that were read, columns].
+  std::vector<double> no_values() const {
+    return std::vector<double>(read_.size() * static_cast<std::size_t>(evaluation_.columns()), 0.0);
+  }
+  void keep(const std::vector<double>& values_NC) {
+    const auto columns = static_cast<std::size_t>(evaluation_.columns());
     for (std::size_t i = 0; i < read_.size(); ++i)
       std::copy_n(values_NC.begin() + static_cast<std::ptrdiff_t>(i * columns), columns,
                   mine_.begin() +
                       static_cast<std::ptrdiff_t>(static_cast<std::size_t>(read_[i]) * columns));
-    return problems;
   }
 
   Evaluation& evaluation_;

@@ -27,7 +27,12 @@ void RowLosses::read(std::span<const std::int64_t> rows, const CausalLM& model,
 Problems RowLosses::compute(const CausalLM& model, const RankGroup& tensor,
                             std::span<double> values_NC) {
   TokenLosses losses = token_losses(model, batch_, tensor);
-  const std::vector<double> nll = to_doubles(losses.nll_N);
+  take_losses(losses.nll_N, values_NC);
+  return std::move(losses.problems);
+}
+
+void RowLosses::take_losses(const at::Tensor& nll_N, std::span<double> values_NC) const {
+  const std::vector<double> nll = to_doubles(nll_N);
   auto next = nll.begin();
   for (std::size_t row = 0; row < predictions_.size(); ++row) {
     const auto end = next + predictions_[row];
@@ -35,7 +40,6 @@ Problems RowLosses::compute(const CausalLM& model, const RankGroup& tensor,
     values_NC[2 * row + 1] = static_cast<double>(predictions_[row]);
     next = end;
   }
-  return std::move(losses.problems);
 }
 
 }  // namespace espalier

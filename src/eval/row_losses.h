@@ -22,6 +22,9 @@ class RowLosses : public Evaluation {
             const std::string& origin) override;
   Problems compute(const CausalLM& model, const RankGroup& tensor,
                    std::span<double> values_NC) override;
+  bool wants_losses_only() const override { return true; }
+  TokenBatch batch() const override { return batch_; }
+  void take_losses(const at::Tensor& nll_N, std::span<double> values_NC) const override;
 
  protected:
   const TokenFile& file() const { return *file_; }

@@ -279,6 +279,7 @@ void CausalLM::apply(const ModelWidths& kept) {
   const ShardWidths& want = after[static_cast<std::size_t>(tensor_index_)];
   for (const TensorSpec& spec : tensor_catalog(config_)) {
     at::Tensor& t = tensor(spec);
+    if (!t.defined()) continue;
     const TensorSlice slice =
         slice_of(spec, config_, have.widths, have.vocabulary, want.widths, want.vocabulary);
     t = take(t, 0, slice.rows);
@@ -289,8 +290,10 @@ void CausalLM::apply(const ModelWidths& kept) {
 
 std::int64_t CausalLM::weight_bytes() const {
   std::int64_t bytes = 0;
-  for (const TensorSpec& spec : tensor_catalog(config_))
-    bytes += static_cast<std::int64_t>(const_cast<CausalLM*>(this)->tensor(spec).nbytes());
+  for (const TensorSpec& spec : tensor_catalog(config_)) {
+    const at::Tensor& t = const_cast<CausalLM*>(this)->tensor(spec);
+    if (t.defined()) bytes += static_cast<std::int64_t>(t.nbytes());
+  }
   return bytes;
 }
 

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 
+#include "espalier/core/background.h"
 #include "espalier/core/error.h"
 #include "espalier/model/tensor_ops.h"
 
@@ -91,6 +92,50 @@ void ModelLoader::load(std::int64_t step) {
     if (spec.layer == layer) load_weight(model_, source_, spec);
 }
 
+StreamedLayers::StreamedLayers(CausalLM& model, WeightSource source)
+    : model_(model), source_(std::move(source)), specs_(static_cast<std::size_t>(model.layers())) {
+  for (TensorSpec& spec : tensor_catalog(model.config()))
+    if (spec.layer >= 0) specs_[static_cast<std::size_t>(spec.layer)].push_back(std::move(spec));
+}
+
+void StreamedLayers::read(std::int64_t layer) {
+  for (const TensorSpec& spec : specs_[static_cast<std::size_t>(layer)])
+    load_weight(model_, source_, spec);
+}
+
+void StreamedLayers::hold(std::int64_t layer, std::optional<std::int64_t> next) {
+  if (coming_) {
+    const std::int64_t came = *std::exchange(coming_, std::nullopt);
+    // A layer of which only some tensors came must not look like one that is here.
+    const Problems problems = problems_of([&] { reading_.get(); });
+    if (!problems.empty()) {
+      model_.drop_layer(came);
+      throw Error(problems.list());
+    }
+  }
+  for (std::int64_t l = 0; l < model_.layers(); ++l)
+    if (l != layer && model_.has_layer(l)) model_.drop_layer(l);
+  if (!model_.has_layer(layer)) read(layer);
+  if (!next || *next == layer || *next < 0 || *next >= model_.layers()) return;
+  coming_ = next;
+  reading_ = in_background([this, l = *next] { read(l); });
+}
+
+void StreamedLayers::hold_all() {
+  let_go();
+  for (std::int64_t l = 0; l < model_.layers(); ++l) read(l);
+}
+
+void StreamedLayers::wait() {
+  if (coming_) reading_.wait();
+  coming_.reset();
+}
+
+void StreamedLayers::let_go() {
+  wait();
+  for (std::int64_t l = 0; l < model_.layers(); ++l) model_.drop_layer(l);
+}
+
 CausalLM load_causal_lm(const ModelConfig& config, const ModelWidths& widths,
                         const WeightSource& source, const ComputeOptions& options, int tensor_size,
                         int tensor_index) {
@@ -123,6 +168,7 @@ void take_cut(CausalLM& model, const WeightSource& source, std::vector<ShardWidt
   for (const TensorSpec& spec : tensor_catalog(model.config())) {
     if (spec.layer < 0) continue;
     const auto l = static_cast<std::size_t>(spec.layer);
+    if (!model.has_layer(spec.layer)) continue;  // read with its new cut when it is needed
     if (before.layers[l] != model.shard().widths.layers[l]) load_weight(model, source, spec);
   }
 }

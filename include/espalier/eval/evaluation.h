@@ -11,6 +11,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "espalier/calib/layer_rounds.h"
 #include "espalier/comm/agreement.h"
 #include "espalier/comm/process_grid.h"
 #include "espalier/config/run_config.h"
@@ -84,6 +85,16 @@ class Evaluation {
   virtual Problems compute(const CausalLM& model, const RankGroup& tensor,
                            std::span<double> values_NC) = 0;
 
+  /// Of a kind that wants nothing but losses, which may be computed layer by layer: the rows that
+  /// were read, as they go through the model, and the numbers that come of their losses, as
+  /// compute() would write them. Another kind needs the whole model.
+  virtual bool wants_losses_only() const { return false; }
+  virtual TokenBatch batch() const { return {}; }
+  virtual void take_losses(const at::Tensor& nll_N, std::span<double> values_NC) const {
+    static_cast<void>(nll_N);
+    static_cast<void>(values_NC);
+  }
+
   /// The metrics and the facts (TaskOutcome) of the numbers of all rows, [rows, columns]. Pure.
   virtual TaskOutcome outcome(std::span<const double> values_NC) const = 0;
   /// An object for each item, for a comparison item by item; none where there are no items.
@@ -117,6 +128,9 @@ struct EvaluateOptions {
   /// Fill TaskOutcome::items.
   bool items = false;
   RoundHooks hooks{};
+  /// The layers of a model of which few are here at a time; all of it is here while an evaluation
+  /// needs that.
+  std::optional<LayerByLayer> layer_by_layer{};
 };
 
 /// Measures the rows that `rows` lacks, in micro-batches dealt to the data ranks; rows of another

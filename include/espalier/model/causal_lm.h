@@ -74,6 +74,9 @@ class CausalLM {
 
   LayerWeights& layer(std::int64_t l) { return layers_[static_cast<std::size_t>(l)]; }
   const LayerWeights& layer(std::int64_t l) const { return layers_[static_cast<std::size_t>(l)]; }
+  /// Whether the weights of a layer are here; a pass that goes layer by layer holds few at a time.
+  bool has_layer(std::int64_t l) const { return layer(l).attention_norm_D.defined(); }
+  void drop_layer(std::int64_t l) { layer(l) = {}; }
   /// The tensor that plays `spec`'s role.
   at::Tensor& tensor(const TensorSpec& spec);
 
@@ -93,14 +96,14 @@ class CausalLM {
   /// Rows of the output projection this rank holds, [V, D]: the embedding itself when tied.
   const at::Tensor& head_VD() const { return config_.tied_embeddings ? embedding_VD_ : head_VD_; }
 
-  /// Removes what `kept` no longer has from this rank's tensors, in place: the cut between ranks
-  /// stays. Not collective, but every tensor rank must call it with the same widths.
+  /// Removes what `kept` no longer has from this rank's tensors that are here, in place: the cut
+  /// between ranks stays. Not collective, but every tensor rank must call it with the same widths.
   void apply(const ModelWidths& kept);
   /// Replaces the cut between ranks; the caller then loads the layers whose shard changed
   /// (model/load.h).
   void set_shards(std::vector<ShardWidths> shards) { shards_ = std::move(shards); }
 
-  /// Parameter bytes on this rank.
+  /// Bytes of the parameters that are here.
   std::int64_t weight_bytes() const;
 
  private:

@@ -1,6 +1,8 @@
 #pragma once
 
 #include <cstdint>
+#include <future>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -66,6 +68,35 @@ at::Tensor read_weight(const ModelConfig& config, const WeightSource& source,
 CausalLM unloaded_model(const ModelConfig& config, const ModelWidths& widths,
                         const ComputeOptions& options, int tensor_size, int tensor_index);
 void load_weight(CausalLM& model, const WeightSource& source, const TensorSpec& spec);
+
+/// Decoder layers that are read when a pass comes to them: the layer at hand and the next one are
+/// here, no others. Not collective; what reading throws is as ModelLoader::load says.
+class StreamedLayers {
+ public:
+  /// `model` has what lies outside the layers, and outlives this.
+  StreamedLayers(CausalLM& model, WeightSource source);
+  ~StreamedLayers() { wait(); }
+  StreamedLayers(const StreamedLayers&) = delete;
+  StreamedLayers& operator=(const StreamedLayers&) = delete;
+
+  /// Afterwards the layer is here; `next` is read in the background while it is worked on.
+  void hold(std::int64_t layer, std::optional<std::int64_t> next = std::nullopt);
+  /// For work that needs the whole model: every layer is here until the next hold() or let_go(),
+  /// or for good where neither follows.
+  void hold_all();
+  /// Afterwards no layer is here. Before the model's widths change.
+  void let_go();
+
+ private:
+  void read(std::int64_t layer);
+  void wait();
+
+  CausalLM& model_;
+  WeightSource source_;
+  std::vector<std::vector<TensorSpec>> specs_;  // of each layer
+  std::optional<std::int64_t> coming_;          // being read
+  std::future<void> reading_;
+};
 
 /// All steps at once. Not collective; wrap in `together`.
 CausalLM load_causal_lm(const ModelConfig& config, const ModelWidths& widths,

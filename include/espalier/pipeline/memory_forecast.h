@@ -26,27 +26,58 @@ struct MemoryForecast {
   std::int64_t sequence = 1;
   /// Of the whole job.
   std::int64_t ranks = 1;
+  /// Of all micro-batches of a data rank.
+  std::int64_t boundary_tokens = 0;
 
   bool fits() const { return available == 0 || need.total() <= available; }
 };
 
 /// Of the passes that `use` makes over calibration and evaluation data. Token files that are absent
-/// count as rows of the whole micro-batch. `available` and `ranks` are the caller's to fill in.
+/// count as rows of the whole micro-batch. `auto` of order, boundaries and curvature counts as
+/// sample_major, memory and scalar. `available` and `ranks` are the caller's to fill in.
 MemoryForecast forecast_memory(const RunConfig& config, ConfigUse use, const ModelConfig& model,
                                const ModelWidths& widths, const ScoredHalves& scored,
-                               at::ScalarType dtype);
+                               at::ScalarType dtype, std::int64_t data_ranks);
+
+/// What a choice depends on beside the configuration.
+struct MemoryQuestion {
+  ConfigUse use = ConfigUse::run;
+  ModelConfig model;
+  ModelWidths widths;
+  ScoredHalves scored;
+  at::ScalarType dtype = at::kFloat;
+  std::int64_t data_ranks = 1;
+  /// Bytes for one rank; 0 = unknown, and then everything fits.
+  std::int64_t available = 0;
+};
+
+/// A configuration with execution.order, execution.boundaries and importance.curvature decided.
+struct MemoryChoice {
+  RunConfig config;
+  MemoryForecast forecast;
+  /// What was looked at, in words; where something fits, the last one is what was chosen.
+  std::vector<std::string> tried;
+  /// With room for what is no tensor (memory_for_tensors).
+  bool fits = false;
+};
+
+/// The first that fits of what `auto` leaves open: full curvature before scalar, then sample_major
+/// before layer_major, then boundaries in memory before files; what needs least where nothing fits.
+/// Pure but for the token files.
+MemoryChoice choose_for_memory(const RunConfig& config, const MemoryQuestion& question);
+/// "layer_major, boundaries in memory (2.1 GiB): 4.0 GiB a rank would not hold sample_major (9.8
+/// GiB)"; empty where the first one fits.
+std::string choice_text(const MemoryChoice& choice);
+/// The same for the rank that has least memory, with dtype, data ranks and what is available filled
+/// in; said in the log. Collective over the world of `grid`.
+MemoryChoice choose_for_memory(const RunConfig& config, MemoryQuestion question,
+                               const ComputeOptions& options, const CommRuntime& runtime,
+                               const ProcessGrid& grid);
 
 /// Of a run that begins with the dense model. Weights and token files need not be there; a dtype
 /// `as_stored` is that of config.json.
-MemoryForecast forecast_run(const RunConfig& config, const ModelConfig& model);
-
-/// The configuration with `importance.curvature: auto` decided for this pass and these ranks: full
-/// where the rank that has least memory has enough for it, else scalar; said in the log. Collective
-/// over the world of `grid`.
-RunConfig with_curvature(RunConfig config, ConfigUse use, const ModelConfig& model,
-                         const ModelWidths& widths, const ScoredHalves& scored,
-                         const ComputeOptions& options, const CommRuntime& runtime,
-                         const ProcessGrid& grid);
+MemoryChoice forecast_run(const RunConfig& config, const ModelConfig& model,
+                          std::int64_t data_ranks, std::int64_t available);
 
 /// Changes of the configuration of which each alone would make it fit, the one that changes least
 /// first: a smaller micro-batch, more tensor ranks (as many on a node as now), then what changes

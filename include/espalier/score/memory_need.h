@@ -28,6 +28,10 @@ struct PassShape {
   std::int64_t domains = 1;
   /// Of the largest micro-batch: B x T.
   std::int64_t tokens = 0;
+  /// A layer at a time: two layers' weights and the statistics of one, and boundaries between.
+  bool layer_by_layer = false;
+  /// Of all micro-batches of a data rank, as far as their boundaries are in this memory.
+  std::int64_t boundary_tokens = 0;
   /// Slots of keys and values that a generation keeps, of all rows together; 0 = none is kept.
   std::int64_t cached_tokens = 0;
 };
@@ -36,14 +40,15 @@ struct PassShape {
 /// (`execution.recompute: all`): the least that the pass needs. What LibTorch, MPI and the
 /// allocator take beside tensors is not in it.
 struct MemoryNeed {
-  /// The rank's slices of all tensors.
+  /// The rank's slices of all tensors; layer by layer those of two layers and of what lies outside.
   std::int64_t weights = 0;
   /// taylor: a sum per scored weight; gate criteria: a float64 per unit and domain; wanda_sp and
   /// flap: one or two per entry at the gates and domain. obs: a matrix of the inputs of every
-  /// scored o_proj and down_proj, and of their outputs' gradients under full curvature.
+  /// scored o_proj and down_proj, and of their outputs' gradients under full curvature. Layer by
+  /// layer, the sums per weight and the matrices are those of one layer.
   std::int64_t statistics = 0;
   /// [B, T, D] in the model's dtype, in full on every tensor rank: the input of every half layer
-  /// from the lowest scored one up, and two more under way.
+  /// from the lowest scored one up, and two more under way; layer by layer, of the halves at hand.
   std::int64_t hidden_states = 0;
   /// The graph of one half layer with the gradients on their way through it, or the loss, whichever
   /// is more (loss_bytes; a graph: what RMSNorm, the projections, silu or attention keep); obs: or
@@ -52,8 +57,13 @@ struct MemoryNeed {
   /// Keys and values of the rank's KV heads in all layers, and a second copy of the largest layer's
   /// while rows leave.
   std::int64_t cache = 0;
+  /// Layer by layer: [B, T, D] of every micro-batch at the entrance of every layer from the lowest
+  /// scored one up, and on its way back.
+  std::int64_t boundaries = 0;
 
-  std::int64_t total() const { return weights + statistics + hidden_states + working + cache; }
+  std::int64_t total() const {
+    return weights + statistics + hidden_states + working + cache + boundaries;
+  }
 };
 
 /// Of the tensor rank that needs most. Pure arithmetic: no tensor is made.

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "espalier/calib/calibration.h"
+#include "espalier/calib/layer_rounds.h"
 #include "espalier/calib/rounds.h"
 #include "espalier/comm/process_grid.h"
 #include "espalier/config/run_config.h"
@@ -30,7 +31,10 @@ struct ScoreRequest {
   std::int64_t max_skipped = 0;
   /// Memory this rank may use to save arithmetic; 0 = none.
   std::int64_t spare_bytes = 0;
-  /// Continued when it is of the same work, else left alone.
+  /// The model's layers, of which few are here at a time; without it the whole model is here, and
+  /// each micro-batch goes through all of it. The scores are the same, bit for bit.
+  std::optional<LayerByLayer> layer_by_layer;
+  /// Continued when it is of the same work, else left alone; never layer by layer.
   std::optional<PausedPass> paused;
   /// Also score every domain alone, where no further pass is needed for it.
   bool each_domain = false;
@@ -71,6 +75,8 @@ struct ScorePass {
   std::map<std::string, double> seconds;
   /// Accumulators on this rank.
   std::int64_t statistics_bytes = 0;
+  /// Layer by layer: what micro-batches between layers took at most on this rank.
+  std::int64_t boundary_bytes = 0;
   /// Of table.tokens, those of the paused pass.
   std::int64_t continued_tokens = 0;
   /// The same on every rank.
@@ -91,8 +97,8 @@ std::string work_of(const CausalLM& model, const Calibration& data, const ScoreR
 /// for `taylor`. Throws AgreedError(bad_content) naming tensor, layer and rank for values that are
 /// not finite, unless they are of at most request.max_skipped micro-batches: then the pass begins
 /// anew as if the sequences of these had not been drawn, with a warning that names them. When a
-/// rank was asked to stop, Paused where the criterion's sums can be kept (not once something was
-/// skipped), else stop::Stopped.
+/// rank was asked to stop, Paused where the criterion's sums can be kept (not layer by layer, and
+/// not once something was skipped), else stop::Stopped.
 ScorePass score(const CausalLM& model, Calibration data, const ScoreRequest& request,
                 const ProcessGrid& grid, const RoundHooks& hooks);
 

@@ -66,13 +66,15 @@ class Statistics : public BackwardObserver, public InputObserver {
     tokens_ = tokens;
   }
 
-  /// Sums over the ranks that hold the same shard. Collective over the grid, whatever the values
-  /// are: those of this rank that are not finite are returned with tensor and layer, for the
-  /// caller's next agreement.
-  virtual Problems reduce(const ProcessGrid& grid) = 0;
-  /// After reduce(): this rank's values, finite or not, of units or of entries of theirs that
-  /// of_units() makes units of. Throws Error(bad_content) for weights that are not finite.
-  virtual UnitSums finish(const Mixture& mixture) const = 0;
+  /// Sums over the ranks that hold the same shard, of these layers, all of whose data was observed;
+  /// each layer once. Looks at the weights of no other layer. Collective over the grid, whatever
+  /// the values are: those of this rank that are not finite are returned with tensor and layer, for
+  /// the caller's next agreement.
+  virtual Problems reduce(const ProcessGrid& grid, Range layers) = 0;
+  /// After reduce(): this rank's values in these layers, finite or not, of units or of entries of
+  /// theirs that of_units() makes units of. Looks at the weights of no
+  /// other layer. Throws Error(bad_content) for weights that are not finite.
+  virtual UnitSums finish(const Mixture& mixture, Range layers) const = 0;
   /// How many values finish() gives for this part of a half.
   virtual std::int64_t values_of(const LayerWidths& widths, UnitKind half) const;
   /// The values of a whole half, over all tensor ranks in dense order, to one per unit. `heads` are
@@ -80,9 +82,9 @@ class Statistics : public BackwardObserver, public InputObserver {
   virtual std::vector<double> of_units(UnitKind half, std::vector<double> values,
                                        const std::vector<std::int64_t>& heads) const;
 
-  /// After reduce(): the mean of each entry at the gates of the scored halves on this rank, over
-  /// the tokens that are no padding, each counting Mixture::per_token of its domain. Nothing where
-  /// the criterion does not sum the entries.
+  /// After reduce() of all layers: the mean of each entry at the gates of the scored halves on this
+  /// rank, over the tokens that are no padding, each counting Mixture::per_token of its domain.
+  /// Nothing where the criterion does not sum the entries.
   virtual std::optional<UnitSums> mean_inputs(const Mixture& mixture) const;
 
   /// The sums of this rank so far, on the host, a row per domain (none for a criterion that looks
@@ -95,13 +97,14 @@ class Statistics : public BackwardObserver, public InputObserver {
 
   /// Bytes the accumulators take on the device now.
   virtual std::int64_t bytes() const = 0;
-  /// Bytes they take once every scored half was observed.
+  /// Bytes they take once every scored half was observed, all weights being here.
   virtual std::int64_t bytes_when_full() const = 0;
 
  protected:
   Statistics(const CausalLM& model, AttentionUnit unit) : model_(model), unit_(unit) {}
   const CausalLM& model() const { return model_; }
   AttentionUnit unit() const { return unit_; }
+  Range all_layers() const { return {0, model_.layers()}; }
   std::size_t domain() const { return domain_; }
   /// Of what is observed now.
   double token_weight() const { return token_weights_.at(domain_); }

@@ -18,9 +18,11 @@ class SumsByDomain : public Statistics {
  public:
   bool separates_domains() const override { return true; }
   void clear() override;
-  Problems reduce(const ProcessGrid& grid) override;
-  UnitSums finish(const Mixture& mixture) const override;
-  std::optional<std::vector<UnitSums>> sums_so_far() const override { return host_sums(); }
+  Problems reduce(const ProcessGrid& grid, Range layers) override;
+  UnitSums finish(const Mixture& mixture, Range layers) const override;
+  std::optional<std::vector<UnitSums>> sums_so_far() const override {
+    return host_sums(all_layers());
+  }
   void restore(const std::vector<UnitSums>& rows) override;
   std::int64_t bytes() const override;
   std::int64_t bytes_when_full() const override;
@@ -36,17 +38,18 @@ class SumsByDomain : public Statistics {
   virtual std::vector<double> value(std::int64_t layer, UnitKind half,
                                     const std::vector<std::span<const double>>& by_domain,
                                     const Mixture& mixture) const = 0;
-  /// What `of_half` makes of the reduced sums of each half that is observed here, by_domain as in
-  /// value().
-  UnitSums of_halves(const std::function<std::vector<double>(
+  /// What `of_half` makes of the reduced sums of each half of these layers that is observed here,
+  /// by_domain as in value().
+  UnitSums of_halves(Range layers,
+                     const std::function<std::vector<double>(
                          std::int64_t layer, UnitKind half,
                          const std::vector<std::span<const double>>& by_domain)>& of_half) const;
 
  private:
   template <class F>
-  void for_each_observed(F&& f) const;
+  void for_each_observed(Range layers, F&& f) const;
   std::int64_t count(std::int64_t layer, UnitKind half) const;
-  std::vector<UnitSums> host_sums() const;
+  std::vector<UnitSums> host_sums(Range layers) const;
 
   ScoredHalves scored_;
   /// [domain][layer][UnitKind]; undefined = zero.

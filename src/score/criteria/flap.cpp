@@ -44,15 +44,15 @@ class FlapSums final : public SumsByDomain {
 
   std::optional<UnitSums> mean_inputs(const Mixture& mixture) const override {
     const auto [coefficients, tokens] = counted(mixture);
-    return of_halves(
-        [&, coefficients = coefficients, tokens = tokens](
-            std::int64_t, UnitKind, const std::vector<std::span<const double>>& by_domain) {
-          const std::vector<double> sums = weighted_sum(by_domain, coefficients);
-          std::vector<double> means(sums.size() / 2);
-          for (std::size_t e = 0; e < means.size(); ++e)
-            means[e] = tokens > 0 ? sums[2 * e] / tokens : 0.0;
-          return means;
-        });
+    return of_halves(all_layers(), [&, coefficients = coefficients, tokens = tokens](
+                                       std::int64_t, UnitKind,
+                                       const std::vector<std::span<const double>>& by_domain) {
+      const std::vector<double> sums = weighted_sum(by_domain, coefficients);
+      std::vector<double> means(sums.size() / 2);
+      for (std::size_t e = 0; e < means.size(); ++e)
+        means[e] = tokens > 0 ? sums[2 * e] / tokens : 0.0;
+      return means;
+    });
   }
 
   /// The standardisation needs all entries of a half.

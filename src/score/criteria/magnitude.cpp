@@ -12,11 +12,11 @@ class Magnitude final : public WithoutData {
   Magnitude(const CausalLM& model, const StatisticsOptions& options)
       : WithoutData(model, options) {}
 
-  UnitSums finish(const Mixture&) const override {
+  UnitSums finish(const Mixture&, Range layers) const override {
     UnitSums sums(static_cast<std::size_t>(model().layers()));
     Problems problems;
     const at::ScalarType wide = model().options().dtype == at::kDouble ? at::kDouble : at::kFloat;
-    for (std::int64_t layer = 0; layer < model().layers(); ++layer)
+    for (std::int64_t layer = layers.begin; layer < layers.end; ++layer)
       for (const UnitKind half : {UnitKind::attention, UnitKind::mlp})
         if (is_scored(options().scored, layer, half) &&
             unit_count(model(), unit(), layer, half) > 0)

@@ -38,7 +38,8 @@ class GramMatrices final : public Statistics {
       : Statistics(model, options.unit),
         options_(options),
         wide_(model.options().dtype == at::kDouble ? at::kDouble : at::kFloat),
-        sums_(static_cast<std::size_t>(model.layers())) {}
+        sums_(static_cast<std::size_t>(model.layers())),
+        scores_(sums_.size()) {}
 
   Needs needs() const override { return Needs::gradients; }
   bool weighs_tokens() const override { return true; }
@@ -64,19 +65,19 @@ class GramMatrices final : public Statistics {
 
   void clear() override {
     for (auto& layer : sums_) layer = {};
-    scores_.clear();
+    scores_.assign(sums_.size(), {});
   }
 
-  Problems reduce(const ProcessGrid& grid) override {
-    for (const Half& half : scored_halves()) {
+  Problems reduce(const ProcessGrid& grid, Range layers) override {
+    for (const Half& half : scored_halves(layers)) {
       Sums& sums = sums_of_half(half.layer, half.kind);
       all_reduce_sum(sums.gram, grid.data().reducer());
       all_reduce_sum(sums.curvature, grid.data().reducer());
     }
     grid.data().reducer().check();
-    return order_halves(grid);
+    return order_halves(grid, layers);
   }
-  UnitSums finish(const Mixture&) const override { return scores_; }
+  UnitSums finish(const Mixture&, Range) const override { return scores_; }
   std::vector<double> of_units(UnitKind, std::vector<double> values,
                                const std::vector<std::int64_t>&) const override {
     std::replace(values.begin(), values.end(), kNeverFalls,
@@ -100,7 +101,7 @@ class GramMatrices final : public Statistics {
   std::int64_t bytes_when_full() const override {
     const auto entry = static_cast<std::int64_t>(at::elementSize(wide_));
     std::int64_t bytes = 0;
-    for (const Half& half : scored_halves()) {
+    for (const Half& half : scored_halves(all_layers())) {
       const Entries entries = entries_of(half.layer, half.kind);
       bytes += entries.mine.size() * entries.all * entry;
       bytes += is_full() ? own_outputs().size() * hidden() * entry
@@ -119,9 +120,9 @@ class GramMatrices final : public Statistics {
   std::int64_t hidden() const { return model().config().hidden; }
   static std::size_t index(UnitKind kind) { return static_cast<std::size_t>(kind); }
 
-  std::vector<Half> scored_halves() const {
+  std::vector<Half> scored_halves(Range layers) const {
     std::vector<Half> halves;
-    for (std::int64_t layer = 0; layer < model().layers(); ++layer)
+    for (std::int64_t layer = layers.begin; layer < layers.end; ++layer)
       for (const UnitKind kind : {UnitKind::attention, UnitKind::mlp})
         if (is_scored(options_.scored, layer, kind)) halves.push_back({layer, kind});
     return halves;
@@ -172,12 +173,11 @@ class GramMatrices final : public Statistics {
 
   /// Halves are dealt over all ranks: each data rank takes every data_size-th round of as many
   /// halves as there are tensor ranks. Collective.
-  Problems order_halves(const ProcessGrid& grid) {
-    const std::vector<Half> halves = scored_halves();
+  Problems order_halves(const ProcessGrid& grid, Range layers) {
+    const std::vector<Half> halves = scored_halves(layers);
     const auto T = static_cast<std::size_t>(grid.tensor_size());
     const auto rounds = (halves.size() + T - 1) / T;
     Problems problems;
-    scores_.assign(static_cast<std::size_t>(model().layers()), {});
     std::vector<std::vector<double>> found(halves.size());
     for (std::size_t round = 0; round < rounds; ++round) {
       if (static_cast<int>(round % static_cast<std::size_t>(grid.data_size())) != grid.data_index())

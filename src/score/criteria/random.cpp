@@ -10,9 +10,9 @@ class Random final : public WithoutData {
  public:
   Random(const CausalLM& model, const StatisticsOptions& options) : WithoutData(model, options) {}
 
-  UnitSums finish(const Mixture&) const override {
+  UnitSums finish(const Mixture&, Range layers) const override {
     UnitSums sums(static_cast<std::size_t>(model().layers()));
-    for (std::int64_t layer = 0; layer < model().layers(); ++layer)
+    for (std::int64_t layer = layers.begin; layer < layers.end; ++layer)
       for (const UnitKind half : {UnitKind::attention, UnitKind::mlp}) {
         if (!is_scored(options().scored, layer, half)) continue;
         for (const std::int32_t number : unit_numbers(model().widths(layer), unit(), half)) {

@@ -25,7 +25,8 @@ class WeightGradients final : public Statistics {
       : Statistics(model, options.unit),
         options_(options),
         type_(accumulator_type(options.accumulate, model.options().dtype)),
-        gradients_(static_cast<std::size_t>(model.layers())) {}
+        gradients_(static_cast<std::size_t>(model.layers())),
+        unit_sums_(gradients_.size()) {}
 
   Needs needs() const override { return Needs::gradients; }
   bool sums_over_tokens() const override { return true; }
@@ -47,28 +48,29 @@ class WeightGradients final : public Statistics {
   }
   void clear() override {
     for (auto& layer : gradients_) layer.clear();
-    unit_sums_.clear();
+    unit_sums_.assign(gradients_.size(), {});
   }
 
-  Problems reduce(const ProcessGrid& grid) override {
+  Problems reduce(const ProcessGrid& grid, Range layers) override {
     const RankGroup& data = grid.data();
     Problems problems;
     if (options_.reduction == Reduction::scores) {
-      unit_sums_ = sums_of_own_gradients(problems);
-      reduce_unit_sums(std::span(&unit_sums_, 1), data.control());
+      UnitSums sums = sums_of_own_gradients(layers, problems);
+      reduce_unit_sums(std::span(&sums, 1), data.control());
+      take(std::move(sums), layers);
       return problems;
     }
-    for_each_scored([&](std::int64_t layer, UnitKind half) {
+    for_each_scored(layers, [&](std::int64_t layer, UnitKind half) {
       for (const TensorRole role : wants_weights(layer, half)) {
         at::Tensor& sum = gradient_or_zero(layer, role);
         all_reduce_sum(sum, data.reducer());
       }
     });
     data.reducer().check();
-    unit_sums_ = sums_of_own_gradients(problems);
+    take(sums_of_own_gradients(layers, problems), layers);
     return problems;
   }
-  UnitSums finish(const Mixture&) const override { return unit_sums_; }
+  UnitSums finish(const Mixture&, Range) const override { return unit_sums_; }
   std::optional<std::vector<UnitSums>> sums_so_far() const override { return std::nullopt; }
   void restore(const std::vector<UnitSums>&) override {
     throw Error(ExitCode::internal, "gradients of weights cannot be restored from sums");
@@ -82,7 +84,7 @@ class WeightGradients final : public Statistics {
   }
   std::int64_t bytes_when_full() const override {
     std::int64_t numbers = 0;
-    for_each_scored([&](std::int64_t layer, UnitKind half) {
+    for_each_scored(all_layers(), [&](std::int64_t layer, UnitKind half) {
       for (const TensorRole role : wants_weights(layer, half))
         numbers += model().layer(layer).by_role(role).numel();
     });
@@ -91,8 +93,8 @@ class WeightGradients final : public Statistics {
 
  private:
   template <class F>
-  void for_each_scored(F&& f) const {
-    for (std::int64_t layer = 0; layer < model().layers(); ++layer)
+  void for_each_scored(Range layers, F&& f) const {
+    for (std::int64_t layer = layers.begin; layer < layers.end; ++layer)
       for (const UnitKind half : {UnitKind::attention, UnitKind::mlp})
         if (!wants_weights(layer, half).empty()) f(layer, half);
   }
@@ -103,9 +105,9 @@ class WeightGradients final : public Statistics {
       sum = at::zeros_like(model().layer(layer).by_role(role), at::TensorOptions(type_));
     return sum;
   }
-  UnitSums sums_of_own_gradients(Problems& problems) {
+  UnitSums sums_of_own_gradients(Range layers, Problems& problems) {
     UnitSums sums(static_cast<std::size_t>(model().layers()));
-    for_each_scored([&](std::int64_t layer, UnitKind half) {
+    for_each_scored(layers, [&](std::int64_t layer, UnitKind half) {
       sums[static_cast<std::size_t>(layer)][static_cast<std::size_t>(half)] = sum_over_unit_tensors(
           model(), unit(), layer, half,
           [&](TensorRole role) {
@@ -115,6 +117,14 @@ class WeightGradients final : public Statistics {
           problems);
     });
     return sums;
+  }
+  /// Keeps the sums of these layers, whose gradients nobody needs any more.
+  void take(UnitSums sums, Range layers) {
+    for (auto l = static_cast<std::size_t>(layers.begin); l < static_cast<std::size_t>(layers.end);
+         ++l) {
+      unit_sums_[l] = std::move(sums[l]);
+      gradients_[l].clear();
+    }
   }
 
   StatisticsOptions options_;

@@ -9,7 +9,7 @@ class WithoutData : public Statistics {
  public:
   Needs needs() const override { return Needs::weights; }
   void clear() override {}
-  Problems reduce(const ProcessGrid&) override { return {}; }
+  Problems reduce(const ProcessGrid&, Range) override { return {}; }
   std::optional<std::vector<UnitSums>> sums_so_far() const override {
     return std::vector<UnitSums>();
   }

@@ -77,6 +77,8 @@ const std::map<std::string, std::string> kOtherValues{
     {"refit.ridge", "0.25"},
     {"refit.shrink_to", "obs"},
     {"execution.order", "sample_major"},
+    {"execution.boundaries", "files"},
+    {"execution.scratch", "elsewhere"},
     {"execution.recompute", "all"},
     {"execution.share_prompts", "false"},
     {"execution.attention", "flash"},

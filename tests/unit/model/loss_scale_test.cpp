@@ -29,8 +29,9 @@ UnitSums sums_of(const CausalLM& model, TokenBatch batch, double factor, Criteri
   const std::unique_ptr<Statistics> statistics = make_statistics(model, options);
   batch.weights_N = batch.weights_N * factor;
   blockwise_backward(model, batch, {}, *statistics, world);
-  EXPECT_TRUE(statistics->reduce(ProcessGrid(testing::world(), world.size())).empty());
-  return statistics->finish({{1.0}, {0.0}});
+  EXPECT_TRUE(
+      statistics->reduce(ProcessGrid(testing::world(), world.size()), {0, model.layers()}).empty());
+  return statistics->finish({{1.0}, {0.0}}, {0, model.layers()});
 }
 
 UnitSums times(UnitSums sums, double factor) {

@@ -102,7 +102,8 @@ class MemoryNeedTest : public ::testing::TestWithParam<ModelFamily> {
     const std::int64_t sums = statistics->bytes();
     // Ordering may take more than the pass.
     if (pass_.criterion == Criterion::obs)
-      statistics->reduce(ProcessGrid(testing::world(), tensor.size())).throw_if_any();
+      statistics->reduce(ProcessGrid(testing::world(), tensor.size()), {0, model.layers()})
+          .throw_if_any();
     return {model.weight_bytes(), sums, peak->bytes()};
   }
 
