@@ -231,7 +231,7 @@ const std::vector<Row> kRows{
     prune("prune: {target: 0.5, width_multiple: 64}",
           "config.yaml:3:38: prune.width_multiple = 64 (permitted: 1)"),
     rest("execution: {order: layer_major}",
-         "config.yaml:4:20: execution.order = layer_major (permitted: auto, sample_major)"),
+         "config.yaml:4:20: execution.order = layer-wise (permitted: auto, sample_major, layer_major)"),
     rest("execution: {attention: cudnn}",
          "config.yaml:4:24: execution.attention = cudnn (permitted: auto, flash, math)"),
     rest("execution: {cache_prefix: always}",

@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include "espalier/model/layerwise.h"
 #include "espalier/score/score.h"
 #include "model_case.h"
 
@@ -77,20 +78,11 @@ class MemoryNeedTest : public ::testing::TestWithParam<ModelFamily> {
 
   Measured measure(std::int64_t graph_bytes = 0) {
     RankGroup& tensor = testing::world_group();
-    ComputeOptions options;
-    options.dtype = pass_.dtype;
-    const CausalLM model = load_causal_lm(config_, pass_.widths, {&*reader_, dense_widths(config_)},
-                                          options, tensor.size(), tensor.rank());
-    StatisticsOptions what;
-    what.criterion = pass_.criterion;
-    what.unit = pass_.unit;
-    what.accumulate = pass_.accumulate;
-    what.curvature = pass_.curvature;
-    what.scored = pass_.scored;
+    const CausalLM model = loaded();
     const TokenBatch batch = batch_of(config_, 6, 96);
     const auto peak = std::make_shared<Peak>();
     const c10::DebugInfoGuard guard{c10::DebugInfoKind::PROFILER_STATE, peak};
-    const std::unique_ptr<Statistics> statistics = make_statistics(model, what);
+    const std::unique_ptr<Statistics> statistics = statistics_of(model);
     statistics->weigh({1.0}, 1.0);
     for (int i = 0; i < 2; ++i) {
       if (statistics->needs() == Needs::gradients)
@@ -105,6 +97,66 @@ class MemoryNeedTest : public ::testing::TestWithParam<ModelFamily> {
       statistics->reduce(ProcessGrid(testing::world(), tensor.size()), {0, model.layers()})
           .throw_if_any();
     return {model.weight_bytes(), sums, peak->bytes()};
+  }
+
+  CausalLM loaded() {
+    RankGroup& tensor = testing::world_group();
+    ComputeOptions options;
+    options.dtype = pass_.dtype;
+    return load_causal_lm(config_, pass_.widths, {&*reader_, dense_widths(config_)}, options,
+                          tensor.size(), tensor.rank());
+  }
+  std::unique_ptr<Statistics> statistics_of(const CausalLM& model) const {
+    StatisticsOptions what;
+    what.criterion = pass_.criterion;
+    what.unit = pass_.unit;
+    what.accumulate = pass_.accumulate;
+    what.curvature = pass_.curvature;
+    what.scored = pass_.scored;
+    return make_statistics(model, what);
+  }
+
+  /// The same work layer by layer, beside the weights.
+  std::int64_t measure_layers() {
+    RankGroup& tensor = testing::world_group();
+    const ProcessGrid grid(testing::world(), tensor.size());
+    const CausalLM model = loaded();
+    const TokenBatch batch = batch_of(config_, 6, 96);
+    const auto peak = std::make_shared<Peak>();
+    const c10::DebugInfoGuard guard{c10::DebugInfoKind::PROFILER_STATE, peak};
+    const std::unique_ptr<Statistics> statistics = statistics_of(model);
+    statistics->weigh({1.0}, 1.0);
+    const bool back = statistics->needs() == Needs::gradients;
+    LayerwisePass pass(model, tensor, boundaries_in_memory(at::kCPU),
+                       back ? lowest_half(pass_.scored) : 2 * model.layers());
+    const auto each = [&](const auto& work) {
+      for (std::size_t k = 0; k < kMicroBatches; ++k) work(k);
+    };
+    each([&](std::size_t k) {
+      pass.add(batch);
+      pass.embed(k).throw_if_any();
+    });
+    for (std::int64_t layer = 0; layer < model.layers(); ++layer) {
+      each([&](std::size_t k) {
+        pass.fetch_forward(layer, k);
+        pass.forward(layer, k, *statistics).throw_if_any();
+      });
+      pass.leave_forward(layer);
+    }
+    each([&](std::size_t k) {
+      pass.fetch_loss(k);
+      pass.loss(k).problems.throw_if_any();
+    });
+    for (std::int64_t layer = model.layers() - 1; layer >= pass.lowest_layer(); --layer) {
+      each([&](std::size_t k) {
+        pass.fetch_backward(layer, k);
+        pass.backward(layer, k, *statistics).throw_if_any();
+      });
+      pass.leave_backward(layer);
+      statistics->reduce(grid, {layer, layer + 1}).throw_if_any();
+    }
+    EXPECT_EQ(pass.boundary_bytes(), memory_need(config_, pass_).boundaries) << what();
+    return peak->bytes();
   }
 
   /// What is computed of the fullest rank is what that rank takes.
@@ -127,6 +179,7 @@ class MemoryNeedTest : public ::testing::TestWithParam<ModelFamily> {
                        memory_need(config_, pass_).total() - memory_need(config_, pass_).weights);
   }
 
+  static constexpr std::size_t kMicroBatches = 3;
   ModelConfig config_;
   testing::TemporaryDirectory directory_;
   std::optional<CheckpointReader> reader_;
@@ -143,6 +196,26 @@ TEST_P(MemoryNeedTest, IsWhatAPassTakes) {
         pass_.criterion = criterion;
         pass_.widths = widths;
         compare();
+      }
+}
+
+TEST_P(MemoryNeedTest, IsWhatAPassTakesLayerByLayer) {
+  pass_.layer_by_layer = true;
+  pass_.boundary_tokens = static_cast<std::int64_t>(kMicroBatches) * pass_.tokens;
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16})
+    for (const Criterion criterion :
+         {Criterion::taylor, Criterion::taylor_gate, Criterion::flap, Criterion::obs})
+      for (const ModelWidths& widths :
+           {dense_widths(config_), testing::random_widths(config_, 5)}) {
+        pass_.dtype = dtype;
+        pass_.criterion = criterion;
+        pass_.widths = widths;
+        const MemoryNeed need = memory_need(config_, pass_);
+        const auto taken =
+            static_cast<double>(-testing::world_group().control().min(-measure_layers()));
+        const double ratio = static_cast<double>(need.total() - need.weights) / taken;
+        EXPECT_GT(ratio, 0.9) << what() << ", taken " << taken;
+        EXPECT_LT(ratio, 1.25) << what() << ", taken " << taken;
       }
 }
 
