@@ -398,7 +398,6 @@ Rows<C> remaining_rows() {
           "true: under objective margin the options of an item share the computation of their "
           "prompt, for the criteria that work with gradients. The scores are the same up to "
           "rounding.")),
-      free_at_resume(trivial_row<C>("execution.cache_prefix", {"auto"})),
       free_at_resume(choice_row<C, AttentionBackend>(
           "execution.attention", [](auto& c) -> auto& { return c.attention; },
           {{"auto", AttentionBackend::automatic},

@@ -234,8 +234,6 @@ const std::vector<Row> kRows{
          "config.yaml:4:20: execution.order = layer_major (permitted: auto, sample_major)"),
     rest("execution: {attention: cudnn}",
          "config.yaml:4:24: execution.attention = cudnn (permitted: auto, flash, math)"),
-    rest("execution: {cache_prefix: always}",
-         "config.yaml:4:27: execution.cache_prefix = always (permitted: auto)"),
     rest("export: [{format: gguf, path: x}]",
          "config.yaml:4:19: export[0].format = gguf (permitted: exact, uniform)"),
     rest("export: [{format: exact, path: x, schema: per_layer_config}]",

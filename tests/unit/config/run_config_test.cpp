@@ -33,7 +33,7 @@ prune:
   rate: -2.5
   protect: {first_layers: 2, last_layers: 0, layers: [5, 3, 5], min_heads: 2, min_channels: 64}
   width_multiple: 1
-execution: {order: sample_major, recompute: all, cache_prefix: auto, attention: math}
+execution: {order: sample_major, recompute: all, attention: math}
 evaluation:
   every: 3
   perplexity: [{name: wikitext2, tokens: wiki.h5}]
