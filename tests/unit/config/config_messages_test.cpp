@@ -228,8 +228,8 @@ const std::vector<Row> kRows{
     prune("prune: {target: 0.5, attention_unit: group}",
           "config.yaml:3:38: prune.attention_unit = group (permitted: query_head, equal_per_group, "
           "kv_group)"),
-    prune("prune: {target: 0.5, width_multiple: 64}",
-          "config.yaml:3:38: prune.width_multiple = 64 (permitted: 1)"),
+    prune("prune: {target: 0.5, width_multiple: 0}",
+          "config.yaml:3:38: prune.width_multiple = 0 (an integer of at least 1 is needed)"),
     rest("execution: {order: layer_major}",
          "config.yaml:4:20: execution.order = layer_major (permitted: auto, sample_major)"),
     rest("execution: {attention: cudnn}",
