@@ -43,6 +43,7 @@ const NumberRange kLayers{1, 1024, "a whole number of layers", "4"};
 const NumberRange kSequences{1, 1e6, "a whole number of sequences", "16"};
 const NumberRange kSequenceTokens{2, 1 << 20, "a whole number of tokens from 2", "256"};
 const NumberRange kTokens{2, 1e9, "a whole number of tokens from 2", "8192"};
+const NumberRange kChannels{2, 1 << 20, "a whole number of channels from 2", "64"};
 const NumberRange kRepeats{1, 1000, "a whole number of passes", "3"};
 
 using Commands = std::vector<std::pair<CLI::App*, Command>>;
@@ -267,6 +268,12 @@ void define_bench(CLI::App& app, CommandOptions& o, Commands& commands) {
   bench->add_option("--plan", o.plan, "CONFIG's model as this plan.h5 leaves it")
       ->check(not_empty())
       ->type_name("FILE");
+  add_path(bench, "--widths", o.widths,
+           "What is left of the layers: a plan.h5, or their channels as JSON, [2001, 1987, ...]; "
+           "measured beside the nearest multiples",
+           "FILE");
+  number("--width-multiple", o.width_multiple, kChannels,
+         "Of these (default: CONFIG's prune.width_multiple, else 64)");
   bench->add_option("--repeat", o.repeats, "Passes of each criterion; the median is told")
       ->transform(whole_number(kRepeats))
       ->type_name("N")

@@ -27,6 +27,7 @@ struct CommandOptions {
   std::string dtype;
   std::string recompute;
   std::string bench;
+  std::string widths;
   std::vector<std::string> set;
   std::vector<std::string> allow_change;
   std::vector<std::string> criteria;
@@ -38,6 +39,7 @@ struct CommandOptions {
   std::optional<std::int64_t> micro_batch_tokens;
   std::optional<std::int64_t> tokens;
   std::optional<std::int64_t> ranks;
+  std::optional<std::int64_t> width_multiple;
   std::optional<double> sparsity;
   std::vector<double> sparsities;
   std::optional<double> hang_timeout;

@@ -301,7 +301,9 @@ BenchChoice bench_choice(const CommandOptions& options) {
           options.criteria,
           options.recompute,
           options.plan,
-          options.repeats};
+          options.repeats,
+          options.widths,
+          options.width_multiple};
 }
 
 }  // namespace

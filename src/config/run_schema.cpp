@@ -343,7 +343,15 @@ Rows<C> prune_rows() {
           "What removed units leave in exports. mean: what they gave on average over the "
           "calibration data of their iteration, as biases of o_proj and down_proj (FLAP, arXiv "
           "2312.11983; needs criterion flap). The run itself goes on without them."),
-      trivial_row<C>("prune.width_multiple", {"1"}),
+      integer_row<C>(
+          "prune.width_multiple", [](auto& c) -> auto& { return c.prune.width_multiple; },
+          {.min = 1},
+          "Every layer keeps a multiple of this many MLP channels: matrix products of 64 or 128 "
+          "are "
+          "fast on tensor cores, ragged ones are not. Channels fall in blocks of so many; the "
+          "model "
+          "ends below the target by less than one block, and shards are cut at multiples. Divides "
+          "the model's intermediate_size; 1 = single channels."),
   };
 }
 
@@ -413,7 +421,6 @@ Rows<C> remaining_rows() {
           "true: under objective margin the options of an item share the computation of their "
           "prompt, for the criteria that work with gradients. The scores are the same up to "
           "rounding.")),
-      free_at_resume(trivial_row<C>("execution.cache_prefix", {"auto"})),
       free_at_resume(choice_row<C, AttentionBackend>(
           "execution.attention", [](auto& c) -> auto& { return c.attention; },
           {{"auto", AttentionBackend::automatic},

@@ -67,10 +67,12 @@ at::ScalarType stored_type(const WeightSource& source) {
 
 namespace {
 
-std::vector<ShardWidths> cut(const ModelConfig& config, const ModelWidths& widths, int count) {
+std::vector<ShardWidths> cut(const ModelConfig& config, const ModelWidths& widths,
+                             const ComputeOptions& options, int count) {
   std::vector<ShardWidths> shards;
   shards.reserve(static_cast<std::size_t>(count));
-  for (int i = 0; i < count; ++i) shards.push_back(shard_of(config, widths, count, i));
+  for (int i = 0; i < count; ++i)
+    shards.push_back(shard_of(config, widths, count, i, options.channel_multiple));
   return shards;
 }
 
@@ -78,13 +80,14 @@ std::vector<ShardWidths> cut(const ModelConfig& config, const ModelWidths& width
 
 CausalLM unloaded_model(const ModelConfig& config, const ModelWidths& widths,
                         const ComputeOptions& options, int tensor_size, int tensor_index) {
-  return {config, cut(config, widths, tensor_size), tensor_index, options};
+  return {config, cut(config, widths, options, tensor_size), tensor_index, options};
 }
 
 ModelLoader::ModelLoader(const ModelConfig& config, const ModelWidths& widths,
                          const WeightSource& source, const ComputeOptions& options, int tensor_size,
                          int tensor_index)
-    : model_(config, cut(config, widths, tensor_size), tensor_index, options), source_(source) {}
+    : model_(config, cut(config, widths, options, tensor_size), tensor_index, options),
+      source_(source) {}
 
 void ModelLoader::load(std::int64_t step) {
   const int layer = step == model_.layers() ? -1 : static_cast<int>(step);
@@ -159,7 +162,7 @@ std::vector<ShardWidths> fresh_cut(const CausalLM& model) {
       all.kv_heads.insert(all.kv_heads.end(), part.kv_heads.begin(), part.kv_heads.end());
       all.channels.insert(all.channels.end(), part.channels.begin(), part.channels.end());
     }
-  return cut(model.config(), kept, static_cast<int>(model.shards().size()));
+  return cut(model.config(), kept, model.options(), static_cast<int>(model.shards().size()));
 }
 
 void take_cut(CausalLM& model, const WeightSource& source, std::vector<ShardWidths> shards) {

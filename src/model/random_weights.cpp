@@ -26,7 +26,8 @@ CausalLM random_causal_lm(const ModelConfig& config, const ModelWidths& widths,
                           const ComputeOptions& options, int tensor_size, int tensor_index) {
   std::vector<ShardWidths> shards;
   shards.reserve(static_cast<std::size_t>(tensor_size));
-  for (int i = 0; i < tensor_size; ++i) shards.push_back(shard_of(config, widths, tensor_size, i));
+  for (int i = 0; i < tensor_size; ++i)
+    shards.push_back(shard_of(config, widths, tensor_size, i, options.channel_multiple));
   CausalLM model(config, std::move(shards), tensor_index, options);
   const ShardWidths& mine = model.shard();
   const at::TensorOptions where = at::TensorOptions(options.dtype).device(options.device);

@@ -6,6 +6,7 @@
 #include <array>
 #include <chrono>
 #include <fstream>
+#include <limits>
 #include <map>
 #include <utility>
 
@@ -13,6 +14,7 @@
 #include <ATen/Parallel.h>
 #include <fmt/format.h>
 
+#include "bench_widths.h"
 #include "espalier/calib/calibration.h"
 #include "espalier/comm/process_grid.h"
 #include "espalier/core/error.h"
@@ -115,7 +117,8 @@ class Bench {
         world_(runtime.world()),
         grid_(world_, static_cast<int>(request.config.tensor)) {}
 
-  Json run() {
+  /// As `settings` say, or as it finds best.
+  Json run(std::vector<Setting> settings) {
     together(world_, "open", [&] {
       options_ = compute_options(request_.config, to_scalar_type(request_.model.dtype), runtime_);
     });
@@ -127,16 +130,22 @@ class Bench {
       model_.emplace(random_causal_lm(request_.model, request_.widths, options_,
                                       grid_.tensor_size(), grid_.tensor_index()));
     });
-    std::vector<Setting> settings;
-    for (const Criterion criterion : request_.criteria) settings.push_back(choose(criterion));
+    if (settings.empty())
+      for (const Criterion criterion : request_.criteria) settings.push_back(choose(criterion));
+    else
+      make_first_passes(settings);
     measure(settings);
     monitor_.enter("collectives");
     Json collectives = Json::array();
     time_collectives("tensor", grid_.tensor(), collectives);
     time_collectives("data", grid_.data(), collectives);
     monitor_.leave();
+    settings_ = settings;
     return told(settings, std::move(collectives));
   }
+
+  /// Of the passes that were measured.
+  const std::vector<Setting>& settings() const { return settings_; }
 
  private:
   // ---- the work ---------------------------------------------------------------------------------
@@ -177,6 +186,7 @@ class Bench {
     PassShape shape;
     shape.widths = request_.widths;
     shape.tensor = grid_.tensor_size();
+    shape.channel_multiple = options_.channel_multiple;
     shape.scored = request_.scored;
     shape.criterion = criterion;
     shape.unit = request_.config.prune.attention_unit;
@@ -290,6 +300,13 @@ class Bench {
     if (!request_.recompute && needs_of(criterion) == Needs::gradients)
       if (rate({best.rows, Recompute::all}) > 1.05 * fastest) best.recompute = Recompute::all;
     return best;
+  }
+
+  /// The first pass also maps memory and builds kernels.
+  void make_first_passes(const std::vector<Setting>& settings) {
+    for (std::size_t i = 0; i < settings.size(); ++i)
+      pass(request_.criteria[i], std::min(request_.sequences, settings[i].rows * grid_.data_size()),
+           settings[i]);
   }
 
   std::int64_t rows_at_once(const Setting& setting) const {
@@ -453,7 +470,35 @@ class Bench {
   std::optional<CausalLM> model_;
   std::map<std::int64_t, GemmTotal> gemm_;  // by rows
   std::vector<std::vector<Measured>> measured_;
+  std::vector<Setting> settings_;
 };
+
+Json channels_of(const ModelWidths& widths) {
+  Json channels = Json::array();
+  for (const LayerWidths& layer : widths.layers) channels.push_back(layer.channels.size());
+  return channels;
+}
+
+/// The same work on rounded widths, and how much longer it takes on those that `ragged` is of.
+Json compared(const Json& ragged, Json rounded, const BenchRequest& request) {
+  Json result{{"multiple", request.rounded_to},
+              {"channels", channels_of(request.widths)},
+              {"parameters", rounded.at("shape").at("parameters")},
+              {"gemm_flops_per_s", rounded.at("gemm_flops_per_s")},
+              {"gemm", std::move(rounded.at("gemm"))},
+              {"passes", std::move(rounded.at("passes"))}};
+  const auto quotient = [](const Json& a, const Json& b, const char* key) {
+    return a.at(key).get<double>() / b.at(key).get<double>();
+  };
+  result["gemm_rate_ratio"] = quotient(result, ragged, "gemm_flops_per_s");
+  for (std::size_t i = 0; i < result["passes"].size(); ++i) {
+    Json& pass = result["passes"][i];
+    const Json& other = ragged.at("passes").at(i);
+    pass["seconds_ratio"] = quotient(other, pass, "seconds");
+    pass["rate_ratio"] = quotient(pass, other, "hardware_flops_per_s");
+  }
+  return result;
+}
 
 std::string ms(double seconds) {
   return seconds < 1 ? fmt::format("{:.3g} ms", 1e3 * seconds) : duration(seconds);
@@ -492,10 +537,50 @@ std::string pass_text(const Json& pass) {
   return text;
 }
 
+std::string spread_text(const Json& numbers) {
+  std::int64_t least = std::numeric_limits<std::int64_t>::max(), most = 0;
+  for (const Json& number : numbers) {
+    least = std::min(least, number.get<std::int64_t>());
+    most = std::max(most, number.get<std::int64_t>());
+  }
+  return least < most ? fmt::format("{}-{}", least, most) : fmt::format("{}", most);
+}
+
+std::string rounded_text(const Json& result) {
+  const Json& rounded = result.at("rounded");
+  std::string text = fmt::format(
+      "rounded  {} channels a layer at multiples of {}, in place of {}; gemm {}, {:.3f} x the "
+      "rate\n",
+      spread_text(rounded.at("channels")), rounded.at("multiple").get<std::int64_t>(),
+      spread_text(result.at("shape").at("layer_channels")),
+      rate_text(rounded.at("gemm_flops_per_s").get<double>()),
+      rounded.at("gemm_rate_ratio").get<double>());
+  for (const Json& pass : rounded.at("passes")) {
+    text += pass_text(pass);
+    text +=
+        fmt::format("ratio    {}: ragged takes {:.3f} x as long; rounded has {:.3f} x the rate\n",
+                    pass.at("criterion").get<std::string>(), pass.at("seconds_ratio").get<double>(),
+                    pass.at("rate_ratio").get<double>());
+  }
+  return text;
+}
+
 }  // namespace
 
 Json run_bench(CommRuntime& runtime, const BenchRequest& request) {
-  return Bench(runtime, request).run();
+  std::vector<Setting> settings;
+  Json result;
+  {
+    Bench bench(runtime, request);
+    result = bench.run({});
+    settings = bench.settings();
+  }
+  if (request.rounded_to == 0) return result;
+  result["shape"]["layer_channels"] = channels_of(request.widths);
+  BenchRequest rounded = request;
+  rounded.widths = with_rounded_channels(rounded.widths, rounded.model, rounded.rounded_to);
+  result["rounded"] = compared(result, Bench(runtime, rounded).run(settings), rounded);
+  return result;
 }
 
 std::string rate_text(double flops_per_s) {
@@ -527,6 +612,7 @@ std::string bench_text(const Json& result) {
       rate_text(gemm.at("input_gradient_flops_per_s").get<double>()),
       rate_text(gemm.at("weight_gradient_flops_per_s").get<double>()));
   for (const Json& pass : result.at("passes")) text += pass_text(pass);
+  if (result.contains("rounded")) text += rounded_text(result);
   for (const Json& sum : result.at("collectives")) {
     const auto bytes = sum.at("bytes").get<double>(), seconds = sum.at("seconds").get<double>();
     text += fmt::format("sum      {} ranks ({}), {:.0f} KiB: {}, {:.2f} GB/s\n",

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "bench_widths.h"
 #include "espalier/calib/token_file.h"
 #include "espalier/config/model_shape.h"
 #include "espalier/core/error.h"
@@ -14,6 +15,9 @@
 
 namespace espalier {
 namespace {
+
+/// What tensor cores like, where nothing else is said.
+constexpr std::int64_t kMultiple = 64;
 
 /// Length of the configuration's longest rows, of the token files that are there.
 std::int64_t sequence_tokens_of(const RunConfig& config, std::int64_t vocabulary) {
@@ -53,7 +57,26 @@ void refuse_contradictions(const BenchChoice& choice) {
   if (!choice.plan.empty() && (!choice.shape.empty() || choice.layers))
     problems.add(ExitCode::usage, "--plan excludes --shape and --layers",
                  "a plan belongs to the model of CONFIG", "Leave them out.");
+  if (!choice.plan.empty() && !choice.widths.empty())
+    problems.add(ExitCode::usage, "--plan and --widths exclude each other",
+                 "each of them says what is left of the model", "Give one of them.");
+  if (choice.width_multiple && choice.widths.empty())
+    problems.add(ExitCode::usage, "--width-multiple without --widths",
+                 "it says what the widths of that file are compared with",
+                 "Give --widths FILE as well.");
   problems.throw_if_any();
+}
+
+/// Reads what --widths names, and what it is compared with.
+void choose_widths(BenchRequest& request, const BenchChoice& choice) {
+  if (choice.widths.empty()) return;
+  request.widths = read_widths(choice.widths, request.model);
+  const std::int64_t of_config = request.config.prune.width_multiple;
+  request.rounded_to = choice.width_multiple.value_or(of_config > 1 ? of_config : kMultiple);
+  if (request.rounded_to > request.model.channels)
+    throw Error(ExitCode::usage, fmt::format("multiples of {}", request.rounded_to),
+                fmt::format("a layer of the model has {} channels", request.model.channels),
+                "Give a smaller --width-multiple.");
 }
 
 void choose_model(BenchRequest& request, const BenchChoice& choice) {
@@ -101,6 +124,7 @@ BenchRequest bench_request(const BenchChoice& choice) {
   BenchRequest request;
   request.config = read_config(choice);
   choose_model(request, choice);
+  choose_widths(request, choice);
   if (!choice.dtype.empty()) request.config.dtype = dtype_from_torch(choice.dtype);
   request.criteria = criteria_of(choice, request.config);
   const std::int64_t of_files =

@@ -139,6 +139,7 @@ MemoryForecast forecast_memory(const RunConfig& config, ConfigUse use, const Mod
   PassShape pass;
   pass.widths = widths;
   pass.tensor = static_cast<int>(config.tensor);
+  pass.channel_multiple = config.prune.width_multiple;
   pass.scored = scored;
   pass.criterion = config.importance.criterion;
   pass.unit = config.prune.attention_unit;

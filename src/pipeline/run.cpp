@@ -249,6 +249,7 @@ class PruningRun {
   /// What speaks against going on from here, before anything is scored or written.
   void require_continuing() const {
     require_part(start_, plan_);
+    require_multiples(source_->config, rules_, plan_);
     const std::int64_t done = plan_.iteration - start_.iteration;
     if (directory_->start())
       require_continuable(config_.prune, reached_target(source_->config, rules_, start_), done,
@@ -543,6 +544,9 @@ class PruningRun {
     for (std::size_t d = 0; d < pass.table.domains.size(); ++d)
       row["loss"][pass.table.domains[d]] = pass.table.loss[d];
     row["margin_at_cut"] = step.margin_at_cut;
+    if (step.rounding)
+      row["rounding"] = {{"importance", step.rounding->importance},
+                         {"free_importance", step.rounding->free_importance}};
     row["removed_heads"] = step.removed_heads;
     row["removed_channels"] = step.removed_channels;
     row["tokens"] = pass.table.tokens;

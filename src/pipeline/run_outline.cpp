@@ -87,7 +87,8 @@ RunOutline outline_run(const RunConfig& config, const ModelConfig& model) {
     else
       outline.unprotected_structures += per_layer;
   }
-  const bool single_units = config.prune.attention_unit != AttentionUnit::equal_per_group;
+  const bool single_units =
+      config.prune.attention_unit != AttentionUnit::equal_per_group && rules.width_multiple == 1;
   if (config.prune.target && config.prune.measure == Measure::structures &&
       config.prune.ranking == Ranking::global && single_units)
     outline.removed_structures = static_cast<std::int64_t>(

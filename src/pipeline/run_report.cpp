@@ -89,10 +89,13 @@ std::string model_text(const ModelConfig& m, const ModelWidths& widths) {
 std::string target_text(const PruneConfig& prune, const PruneRules& rules) {
   const auto kept = std::count(rules.protected_layer.begin(), rules.protected_layer.end(), true);
   const char* kinds = rules.attention ? (rules.mlp ? "heads and channels" : "heads") : "channels";
-  return fmt::format("{} of {}{} in {}; {} protected", percent(prune.target.value()),
-                     measure_text(prune.measure),
-                     prune.measure == Measure::structures ? fmt::format(" ({})", kinds) : "",
-                     counted(prune.iterations, "iteration"), counted(kept, "layer"));
+  std::string text = fmt::format(
+      "{} of {}{} in {}; {} protected", percent(prune.target.value()), measure_text(prune.measure),
+      prune.measure == Measure::structures ? fmt::format(" ({})", kinds) : "",
+      counted(prune.iterations, "iteration"), counted(kept, "layer"));
+  if (rules.width_multiple > 1)
+    text += fmt::format("; channels in multiples of {}", rules.width_multiple);
+  return text;
 }
 
 nlohmann::ordered_json iteration_row(std::int64_t iteration, int attempt, const ModelConfig& config,
@@ -359,6 +362,24 @@ void add_memory(log::Block& block, const std::vector<nlohmann::ordered_json>& ro
   block.facts["memory"] = {{"forecast_bytes", forecast_bytes}, {"peak_bytes", peak}};
 }
 
+/// What multiples of channels cost, over all iterations.
+void add_rounding(log::Block& block, const std::vector<nlohmann::ordered_json>& rows,
+                  std::int64_t multiple) {
+  double importance = 0, free = 0;
+  for (const auto& row : rows) {
+    if (!row.contains("rounding")) continue;
+    importance += row.at("rounding").at("importance").get<double>();
+    free += row.at("rounding").at("free_importance").get<double>();
+  }
+  if (free == 0) return;
+  block.text += fmt::format(
+      "  widths        channels in multiples of {}: {:+.2f}% importance removed, against single "
+      "channels\n",
+      multiple, 100 * (importance - free) / std::abs(free));
+  block.facts["rounding"] = {
+      {"multiple", multiple}, {"importance", importance}, {"free_importance", free}};
+}
+
 std::string export_lines(const ExportConfig& target, const fs::path& out) {
   return fmt::format(
       "  export        {0}\n"
@@ -403,6 +424,7 @@ void print_end(const Source& source, const RunConfig& config, const PruneRules& 
         {"before", p.before}, {"after", p.after}, {"window_tokens", p.window}};
   }
   add_accuracies(block, rows);
+  add_rounding(block, rows, rules.width_multiple);
   block.text += "  seconds      ";
   for (const auto& [phase, value] : seconds_of_phases(rows)) {
     block.text += fmt::format(" {} {:.1f}", phase, value);

@@ -87,6 +87,7 @@ ComputeOptions compute_options(const RunConfig& config, at::ScalarType stored,
                                const CommRuntime& runtime) {
   ComputeOptions options;
   options.dtype = config.dtype ? to_scalar_type(*config.dtype) : stored;
+  options.channel_multiple = config.prune.width_multiple;
   const bool available = at::globalContext().hasCUDA();
   if (config.device == DeviceChoice::cuda && !available)
     throw Error(ExitCode::unsuitable, "device: cuda, and this process sees no GPU",

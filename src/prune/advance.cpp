@@ -6,7 +6,7 @@
 
 #include <fmt/format.h>
 
-#include "bundles.h"
+#include "entries.h"
 #include "espalier/core/error.h"
 #include "espalier/core/text.h"
 #include "espalier/prune/plan.h"
@@ -91,27 +91,37 @@ class Collector {
   const ScoreList& scores_;
 };
 
-/// What is ranked, in the total order, and the bundles in it where heads fall together.
-struct RankedEntries {
-  std::vector<Candidate> entries;
-  std::optional<Bundles> bundles;
-};
-
-RankedEntries ranked_entries(const ModelConfig& config, const PruningPlan& plan,
-                             const ScoreTable& scores, const PruneRules& rules) {
-  RankedEntries ranked;
-  std::vector<Candidate>& entries = ranked.entries;
-  entries.reserve(scores.attention.score.size() + scores.mlp.score.size());
+Entries entries_of(const ModelConfig& config, const PruningPlan& plan, const ScoreTable& scores,
+                   const PruneRules& rules) {
   const AttentionUnit unit = plan.attention_unit;
+  std::vector<Candidate> heads, channels;
+  heads.reserve(scores.attention.score.size());
+  channels.reserve(scores.mlp.score.size());
   Collector(rules, unit, UnitKind::attention, plan.attention_removed_at, scores.attention)
-      .append_to(entries);
-  if (unit == AttentionUnit::equal_per_group) {
-    ranked.bundles.emplace(config, std::move(entries));
-    entries = ranked.bundles->candidates(Bundles::Key::mean);
-  }
-  Collector(rules, unit, UnitKind::mlp, plan.mlp_removed_at, scores.mlp).append_to(entries);
-  std::sort(entries.begin(), entries.end(), falls_before);
-  return ranked;
+      .append_to(heads);
+  Collector(rules, unit, UnitKind::mlp, plan.mlp_removed_at, scores.mlp).append_to(channels);
+  return {config, rules, unit, EntryKey::mean, std::move(heads), std::move(channels)};
+}
+
+double importance_of(const std::vector<Candidate>& units) {
+  double sum = 0;
+  for (const Candidate& unit : units) sum += unit.key;
+  return sum;
+}
+
+std::optional<RoundingCost> rounding_cost(const ModelConfig& config, const PruningPlan& before,
+                                          const ScoreTable& scores, PruneRules rules,
+                                          const std::vector<Candidate>& fallen,
+                                          const PruningPlan& after) {
+  if (rules.width_multiple == 1) return std::nullopt;
+  rules.width_multiple = 1;
+  const Entries entries = entries_of(config, before, scores, rules);
+  const Selection free = select_as_far(
+      config, rules, before.attention_unit, entries.ranked(),
+      Ledger(config, before, {rules.min_heads, rules.min_channels}), Ledger(config, after, {}));
+  const RoundingCost cost{importance_of(fallen), importance_of(entries.units_of(free.fallen))};
+  if (!std::isfinite(cost.importance) || !std::isfinite(cost.free_importance)) return std::nullopt;
+  return cost;
 }
 
 std::int64_t units_in(const std::vector<Candidate>& entries, const Ledger& ledger) {
@@ -150,22 +160,25 @@ Advance advance(const ModelConfig& config, const PruningPlan& plan, const ScoreT
                 double target, const PruneRules& rules, std::int64_t iteration) {
   check_arguments(config, plan, target, rules, iteration);
   (void)widths_of(config, plan);  // refuses a plan of another shape
-  const RankedEntries ranked = ranked_entries(config, plan, scores, rules);
-  const Ledger ledger(config, plan, {rules.min_heads, rules.min_channels});
+  require_multiples(config, rules, plan);
+  const Entries entries = entries_of(config, plan, scores, rules);
+  const Ledger ledger(config, plan, {rules.min_heads, rules.min_channels}, rules.width_multiple);
   const Selection selection =
-      select(config, rules, plan.attention_unit, ranked.entries, ledger, target);
+      select(config, rules, plan.attention_unit, entries.ranked(), ledger, target);
   if (selection.missing > 0)
     throw Error(ExitCode::config,
                 fmt::format("the target {} of iteration {} cannot be reached: {} too few", target,
                             iteration, counted(selection.missing, "unit")),
-                fmt::format("{} to choose from; min_heads is {}, min_channels is {}",
-                            counted(units_in(ranked.entries, ledger), "unit"), rules.min_heads,
-                            rules.min_channels),
+                fmt::format("{} to choose from; min_heads is {}, min_channels is {}{}",
+                            counted(units_in(entries.ranked(), ledger), "unit"), rules.min_heads,
+                            rules.min_channels, multiple_in_words(rules)),
                 "Lower prune.target or protect less.");
   Advance result;
   result.plan = plan;
   result.margin_at_cut = selection.margin;
-  mark_fallen(result, units_of(selection.fallen, ranked.bundles), iteration);
+  const std::vector<Candidate> fallen = entries.units_of(selection.fallen);
+  mark_fallen(result, fallen, iteration);
+  result.rounding = rounding_cost(config, plan, scores, rules, fallen, result.plan);
   return result;
 }
 

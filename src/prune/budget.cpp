@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include <fmt/format.h>
 
@@ -11,6 +12,8 @@
 
 namespace espalier {
 namespace {
+
+constexpr UnitKind kinds[] = {UnitKind::attention, UnitKind::mlp};
 
 std::int64_t floor_of(double parameters) {
   const double rounding = 4 * std::numeric_limits<double>::epsilon() * parameters;
@@ -33,14 +36,29 @@ std::int64_t units_per_layer(const ModelConfig& config, AttentionUnit unit, Unit
   return unit == AttentionUnit::kv_group ? config.kv_heads : config.heads;
 }
 
-std::int64_t units_per_entry(const ModelConfig& config, AttentionUnit unit, UnitKind kind) {
-  const bool bundled = kind == UnitKind::attention && unit == AttentionUnit::equal_per_group;
-  return bundled ? config.kv_heads : 1;
+std::int64_t units_per_bundle(const ModelConfig& config, AttentionUnit unit) {
+  return unit == AttentionUnit::equal_per_group ? config.kv_heads : 1;
+}
+
+std::int64_t units_per_entry(const ModelConfig& config, const PruneRules& rules, AttentionUnit unit,
+                             UnitKind kind) {
+  return kind == UnitKind::mlp ? rules.width_multiple : units_per_bundle(config, unit);
 }
 
 std::int64_t units_per_entry(const ModelConfig& config, const PruneRules& rules,
                              AttentionUnit unit) {
-  return rules.mlp ? 1 : units_per_entry(config, unit, UnitKind::attention);
+  std::int64_t divisor = 0;
+  for (const UnitKind kind : kinds)
+    if (is_listed(rules, kind))
+      divisor = std::gcd(divisor, units_per_entry(config, rules, unit, kind));
+  return std::max<std::int64_t>(divisor, 1);
+}
+
+std::int64_t largest_entry(const ModelConfig& config, const PruneRules& rules, AttentionUnit unit) {
+  std::int64_t most = 1;
+  for (const UnitKind kind : kinds)
+    if (is_listed(rules, kind)) most = std::max(most, units_per_entry(config, rules, unit, kind));
+  return most;
 }
 
 std::int64_t whole_entries(std::int64_t units, std::int64_t entry) { return units / entry * entry; }
@@ -74,6 +92,11 @@ std::int64_t kind_budget(const ModelConfig& config, const PruneRules& rules, Uni
     if (is_listed(rules, each)) listed += static_cast<double>(kind_parameters(config, each));
   const double share = static_cast<double>(kind_parameters(config, kind)) / listed;
   return floor_of(measured_parameters(config, rules.measure) * target * share);
+}
+
+std::string multiple_in_words(const PruneRules& rules) {
+  if (rules.width_multiple == 1) return {};
+  return fmt::format(", width_multiple is {}", rules.width_multiple);
 }
 
 const char* measure_in_words(Measure measure) {

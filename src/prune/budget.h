@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "espalier/prune/plan.h"
 
@@ -14,15 +15,21 @@ std::int64_t floor_share(std::int64_t n, double ratio);
 /// Units of one kind in one layer of the dense model (KV heads for kv_group).
 std::int64_t units_per_layer(const ModelConfig& config, AttentionUnit unit, UnitKind kind);
 
-/// Units of one kind that fall together: a query head of every group for equal_per_group, else one.
-std::int64_t units_per_entry(const ModelConfig& config, AttentionUnit unit, UnitKind kind);
+/// Attention units that fall together: a query head of every group for equal_per_group, else one.
+std::int64_t units_per_bundle(const ModelConfig& config, AttentionUnit unit);
+
+/// Units of one kind that fall together: a bundle, or as many channels as width_multiple says.
+std::int64_t units_per_entry(const ModelConfig& config, const PruneRules& rules, AttentionUnit unit,
+                             UnitKind kind);
 
 /// The largest multiple of `entry` that is not above `units`: what whole entries can take of them.
 std::int64_t whole_entries(std::int64_t units, std::int64_t entry);
 
-/// Units that a list of all listed kinds falls in at least: 1 as soon as channels are in it.
+/// What every number of units that a list of all listed kinds can lose is a multiple of.
 std::int64_t units_per_entry(const ModelConfig& config, const PruneRules& rules,
                              AttentionUnit unit);
+/// The most units that fall together in such a list.
+std::int64_t largest_entry(const ModelConfig& config, const PruneRules& rules, AttentionUnit unit);
 
 /// The first layer in which a plan under equal_per_group took more heads from one group than from
 /// another; -1 when there is none, and for other units.
@@ -47,6 +54,9 @@ std::int64_t parameter_budget(const ModelConfig& config, Measure measure, double
 /// make the target.
 std::int64_t kind_budget(const ModelConfig& config, const PruneRules& rules, UnitKind kind,
                          double target);
+
+/// ", width_multiple is 64"; empty for 1.
+std::string multiple_in_words(const PruneRules& rules);
 
 /// "structures", "decoder parameters", "parameters".
 const char* measure_in_words(Measure measure);

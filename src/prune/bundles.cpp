@@ -46,7 +46,7 @@ std::vector<Candidate> Bundles::heads_of(const Candidate& bundle) const {
   return heads;
 }
 
-std::vector<Candidate> Bundles::candidates(Key key) const {
+std::vector<Candidate> Bundles::candidates(EntryKey key) const {
   std::vector<Candidate> bundles;
   for (std::size_t layer = 0; layer + 1 < begin_.size(); ++layer) {
     const auto count =
@@ -59,26 +59,11 @@ std::vector<Candidate> Bundles::candidates(Key key) const {
         sum += head.key;
         highest = std::max(highest, head.key);
       }
-      bundle.key = key == Key::mean ? sum / static_cast<double>(groups_) : highest;
+      bundle.key = key == EntryKey::mean ? sum / static_cast<double>(groups_) : highest;
       bundles.push_back(bundle);
     }
   }
   return bundles;
-}
-
-std::vector<Candidate> units_of(const std::vector<Candidate>& entries,
-                                const std::optional<Bundles>& bundles) {
-  if (!bundles) return entries;
-  std::vector<Candidate> units;
-  for (const Candidate& entry : entries) {
-    if (entry.kind == UnitKind::mlp) {
-      units.push_back(entry);
-      continue;
-    }
-    const std::vector<Candidate> heads = bundles->heads_of(entry);
-    units.insert(units.end(), heads.begin(), heads.end());
-  }
-  return units;
 }
 
 }  // namespace espalier

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstdint>
-#include <optional>
 #include <vector>
 
 #include "ledger.h"
@@ -13,19 +12,12 @@ namespace espalier {
 /// bundles never descend with j, since the heads of each group ascend; ties fall by j.
 class Bundles {
  public:
-  enum class Key {
-    /// Of the heads' keys.
-    mean,
-    /// The highest of the heads' keys: where a bundle is complete in a removal order.
-    highest
-  };
-
   /// `heads` are single heads in any order; in each layer every group has as many of them
   /// (checked).
   Bundles(const ModelConfig& config, std::vector<Candidate> heads);
 
   /// Their `unit` is j.
-  std::vector<Candidate> candidates(Key key) const;
+  std::vector<Candidate> candidates(EntryKey key) const;
   /// The heads of one of those, with their own keys, by group.
   std::vector<Candidate> heads_of(const Candidate& bundle) const;
 
@@ -39,9 +31,5 @@ class Bundles {
   /// Where each layer begins in `heads_`, and the end: [layers + 1].
   std::vector<std::size_t> begin_;
 };
-
-/// The units of `entries`, in the same order: bundles become their heads, by group.
-std::vector<Candidate> units_of(const std::vector<Candidate>& entries,
-                                const std::optional<Bundles>& bundles);
 
 }  // namespace espalier

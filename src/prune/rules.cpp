@@ -7,6 +7,7 @@
 
 #include "budget.h"
 #include "espalier/core/error.h"
+#include "espalier/core/text.h"
 #include "espalier/prune/plan.h"
 #include "ledger.h"
 #include "selection.h"
@@ -22,6 +23,20 @@ void check_count(Problems& problems, const char* key, std::int64_t value, std::i
   problems.add(ExitCode::config, fmt::format("{} is {}", key, value),
                fmt::format("the model has {} {}", most, of),
                fmt::format("give a number from 0 to {}", most));
+}
+
+void check_multiple(Problems& problems, const ModelConfig& config, const PruneConfig& prune) {
+  const std::int64_t multiple = prune.width_multiple;
+  if (multiple == 1) return;
+  if (!prune.mlp)
+    problems.add(ExitCode::config, fmt::format("prune.width_multiple is {}", multiple),
+                 "prune.kinds does not name mlp: no channel falls", "Add mlp, or leave it out.");
+  if (multiple < 1 || config.channels % multiple != 0)
+    problems.add(
+        ExitCode::config, fmt::format("prune.width_multiple is {}", multiple),
+        fmt::format("a layer of the model has {} channels, no multiple of it", config.channels),
+        fmt::format("give a divisor of {}: {} is the largest power of two among them",
+                    config.channels, config.channels & -config.channels));
 }
 
 void check_protection(const ModelConfig& config, const PruneConfig& prune) {
@@ -44,6 +59,7 @@ void check_protection(const ModelConfig& config, const PruneConfig& prune) {
               "query heads per layer");
   check_count(problems, "prune.protect.min_channels", protect.min_channels, config.channels,
               "channels per layer");
+  check_multiple(problems, config, prune);
   for (const std::int64_t layer : protect.layers)
     if (layer < 0 || layer >= config.layers)
       problems.add(ExitCode::config, fmt::format("prune.protect.layers names layer {}", layer),
@@ -78,12 +94,14 @@ class Reach {
   /// Units that one layer can lose; 0 where it is protected.
   std::int64_t units(UnitKind kind, std::int64_t layer) const {
     if (!is_open(layer)) return 0;
+    const std::int64_t entry = units_per_entry(config, rules, unit, kind);
     if (kind == UnitKind::mlp)
-      return std::max<std::int64_t>(0, count(widths(layer).channels) - rules.min_channels);
+      return whole_entries(
+          std::max<std::int64_t>(0, count(widths(layer).channels) - rules.min_channels), entry);
     const std::int64_t heads =
         std::max<std::int64_t>(0, count(widths(layer).query_heads) - rules.min_heads);
     if (unit == AttentionUnit::kv_group) return heads / config.group_size();
-    return whole_entries(heads, units_per_entry(config, unit, kind));
+    return whole_entries(heads, entry);
   }
 
   std::int64_t units(UnitKind kind) const {
@@ -174,7 +192,7 @@ struct List {
 };
 
 std::int64_t entry_of(const Reach& reach, UnitKind kind) {
-  return units_per_entry(reach.config, reach.unit, kind);
+  return units_per_entry(reach.config, reach.rules, reach.unit, kind);
 }
 
 /// One for `global`, one per kind, or one per unprotected layer and kind. Each has to reach the
@@ -225,11 +243,12 @@ std::int64_t most_within(const std::vector<List>& lists, const List& one) {
   return least;
 }
 
-/// The highest ratio of a list that makes no list lose more. Where heads fall in bundles, a list is
-/// behind others by up to a bundle: then what a list shares with those behind it counts too.
+/// The highest ratio of a list that makes no list lose more. Where units fall in bundles or blocks,
+/// a list is behind others by up to one: then what a list shares with those behind it counts too.
 double reached_structures(const Reach& reach) {
   const std::vector<List> lists = lists_of(reach);
-  const bool bundled = reach.unit == AttentionUnit::equal_per_group;
+  const bool bundled =
+      reach.unit == AttentionUnit::equal_per_group || reach.rules.width_multiple > 1;
   double highest = 0;
   for (const List& one : lists) {
     const std::int64_t units = bundled ? most_within(lists, one) : one.gone;
@@ -300,6 +319,7 @@ PruneRules prune_rules(const ModelConfig& config, const PruneConfig& prune) {
   rules.measure = prune.measure;
   rules.min_heads = protect.min_heads;
   rules.min_channels = protect.min_channels;
+  rules.width_multiple = prune.width_multiple;
   rules.protected_layer.assign(static_cast<std::size_t>(config.layers), false);
   const std::int64_t first = protect.first_layers.value_or(config.layers / 10);  // int(0.1 L)
   for (std::int64_t layer = 0; layer < config.layers; ++layer)
@@ -328,6 +348,7 @@ double reached_target(const ModelConfig& config, const PruneRules& rules, const 
 void require_reachable(const ModelConfig& config, const PruneRules& rules, const PruningPlan& start,
                        double target) {
   require_ratio(target);
+  require_multiples(config, rules, start);
   const Reach reach(config, rules, start);
   const bool anything_open = reach.open_layers() > 0 || target == 0;
   const bool suffices = rules.measure == Measure::structures ? structures_suffice(reach, target)
@@ -337,10 +358,25 @@ void require_reachable(const ModelConfig& config, const PruneRules& rules, const
   throw Error(ExitCode::config,
               fmt::format("prune.target {} cannot be reached: at most {:.4f} of the {} can go",
                           target, most, measure_in_words(rules.measure)),
-              fmt::format("{} of {} layers are protected; min_heads is {}, min_channels is {}",
+              fmt::format("{} of {} layers are protected; min_heads is {}, min_channels is {}{}",
                           config.layers - reach.open_layers(), config.layers, rules.min_heads,
-                          rules.min_channels),
+                          rules.min_channels, multiple_in_words(rules)),
               fmt::format("lower prune.target to {:.4f} or protect less", most));
+}
+
+void require_multiples(const ModelConfig& config, const PruneRules& rules,
+                       const PruningPlan& plan) {
+  if (rules.width_multiple == 1) return;
+  const ModelWidths widths = widths_of(config, plan);
+  for (std::size_t layer = 0; layer < widths.layers.size(); ++layer)
+    if (const auto kept = static_cast<std::int64_t>(widths.layers[layer].channels.size());
+        kept % rules.width_multiple != 0)
+      throw Error(ExitCode::config,
+                  fmt::format("prune.width_multiple is {}, and layer {} of the model has {}",
+                              rules.width_multiple, layer, counted(kept, "channel")),
+                  "channels fall in whole blocks of so many, and this layer is no multiple of them",
+                  "Start from the unpruned model or one of such widths, or set "
+                  "prune.width_multiple: 1.");
 }
 
 void require_work(const ModelConfig& config, const PruneRules& rules, const PruningPlan& start,
@@ -350,8 +386,8 @@ void require_work(const ModelConfig& config, const PruneRules& rules, const Prun
   if (start.removed() == 0)
     throw Error(ExitCode::config,
                 fmt::format("prune.target {} takes no unit of this model", target),
-                fmt::format("it is a share of the {}, rounded down to whole units",
-                            measure_in_words(rules.measure)),
+                fmt::format("it is a share of the {}, rounded down to whole units{}",
+                            measure_in_words(rules.measure), multiple_in_words(rules)),
                 "Raise prune.target.");
   throw Error(
       ExitCode::config,

@@ -83,7 +83,7 @@ struct Task {
   std::int64_t share_of_layer(UnitKind kind, double ratio) const {
     return whole_entries(floor_share(units_per_layer(config, unit, kind), ratio), entry(kind));
   }
-  std::int64_t entry(UnitKind kind) const { return units_per_entry(config, unit, kind); }
+  std::int64_t entry(UnitKind kind) const { return units_per_entry(config, rules, unit, kind); }
 };
 
 Limit global_limit(const Task& task, const Ledger& ledger) {
@@ -193,14 +193,18 @@ void cut_layers(const Task& task, const std::vector<Candidate>& candidates, cons
   }
 }
 
+std::vector<Candidate> of_kind(const std::vector<Candidate>& candidates, UnitKind kind) {
+  std::vector<Candidate> list;
+  std::copy_if(candidates.begin(), candidates.end(), std::back_inserter(list),
+               [kind](const Candidate& candidate) { return candidate.kind == kind; });
+  return list;
+}
+
 void cut_kinds(const Task& task, const std::vector<Candidate>& candidates, const Ledger& start,
                Cutter& cutter) {
   for (const UnitKind kind : {UnitKind::attention, UnitKind::mlp}) {
     if (!is_listed(task.rules, kind)) continue;
-    std::vector<Candidate> list;
-    std::copy_if(candidates.begin(), candidates.end(), std::back_inserter(list),
-                 [kind](const Candidate& candidate) { return candidate.kind == kind; });
-    cutter.cut(list, kind_limit(task, start, kind));
+    cutter.cut(of_kind(candidates, kind), kind_limit(task, start, kind));
   }
 }
 
@@ -223,18 +227,47 @@ Selection select(const ModelConfig& config, const PruneRules& rules, AttentionUn
   return result;
 }
 
+Selection select_as_far(const ModelConfig& config, const PruneRules& rules, AttentionUnit unit,
+                        const std::vector<Candidate>& candidates, const Ledger& start,
+                        const Ledger& end) {
+  const Task task{config, rules, unit, 0};
+  Ledger ledger = start;
+  Cutter cutter(ledger);
+  const auto limit = [&](std::int64_t units, std::int64_t parameters) {
+    return task.by_structures() ? Limit{units, unlimited} : Limit{unlimited, parameters};
+  };
+  const auto units = [&](UnitKind kind) { return end.units(kind) - start.units(kind); };
+  if (rules.ranking == Ranking::global) {
+    cutter.cut(candidates, limit(units(UnitKind::attention) + units(UnitKind::mlp),
+                                 end.parameters() - start.parameters()));
+  } else if (rules.ranking == Ranking::global_by_kind) {
+    for (const UnitKind kind : {UnitKind::attention, UnitKind::mlp})
+      cutter.cut(of_kind(candidates, kind),
+                 limit(units(kind), end.parameters(kind) - start.parameters(kind)));
+  } else {
+    const LayerLists lists = split_by_layer(config, candidates);
+    for (std::size_t i = 0; i < lists.size(); ++i) {
+      const UnitKind kind = kind_of_list(i);
+      const std::int32_t layer = layer_of_list(i);
+      cutter.cut(lists[i], {end.units(kind, layer) - start.units(kind, layer), unlimited});
+    }
+  }
+  return cutter.finish();
+}
+
 namespace {
 
-/// One entry for each unit, or bundle of heads, of a kind that may still fall by its place.
+/// One entry for each unit, bundle of heads or block of channels of a kind that may still fall.
 void append_open(const PruneRules& rules, UnitKind kind, std::int64_t entry,
                  const UnitMatrix<std::int32_t>& removed_at, std::vector<Candidate>& candidates) {
   if (!is_listed(rules, kind)) return;
-  // Which heads a bundle holds does not matter to a ledger; those of the first group count them.
-  const std::int64_t units = removed_at.units / entry;
   for (std::int64_t layer = 0; layer < removed_at.layers; ++layer) {
     if (rules.protected_layer[static_cast<std::size_t>(layer)]) continue;
-    for (std::int64_t unit = 0; unit < units; ++unit)
-      if (removed_at.at(layer, unit) < 0)
+    // Which units an entry of several holds does not matter to a ledger: every so many of those
+    // that are left stand for one.
+    std::int64_t left = 0;
+    for (std::int64_t unit = 0; unit < removed_at.units; ++unit)
+      if (removed_at.at(layer, unit) < 0 && ++left % entry == 0)
         candidates.push_back(
             {0, static_cast<std::int32_t>(layer), static_cast<std::int32_t>(unit), kind});
   }
@@ -245,12 +278,11 @@ void append_open(const PruneRules& rules, UnitKind kind, std::int64_t entry,
 // The first entry of an order may take more than the target leaves: the smallest come first here.
 bool asks_for_units(const ModelConfig& config, const PruneRules& rules, const PruningPlan& plan,
                     double target) {
-  const Ledger ledger(config, plan, {rules.min_heads, rules.min_channels});
+  const Ledger ledger(config, plan, {rules.min_heads, rules.min_channels}, rules.width_multiple);
   std::vector<Candidate> candidates;
-  append_open(rules, UnitKind::attention,
-              units_per_entry(config, plan.attention_unit, UnitKind::attention),
+  append_open(rules, UnitKind::attention, units_per_bundle(config, plan.attention_unit),
               plan.attention_removed_at, candidates);
-  append_open(rules, UnitKind::mlp, 1, plan.mlp_removed_at, candidates);
+  append_open(rules, UnitKind::mlp, rules.width_multiple, plan.mlp_removed_at, candidates);
   for (Candidate& each : candidates)
     each.key = static_cast<double>(rules.measure == Measure::structures ? ledger.units_of(each)
                                                                         : ledger.cost(each));

@@ -8,7 +8,8 @@
 
 namespace espalier {
 
-/// Which of the candidates fall, in the total order (bundles under equal_per_group).
+/// Which of the candidates fall, in the total order (bundles under equal_per_group, blocks under a
+/// width_multiple).
 struct Selection {
   std::vector<Candidate> fallen;
   /// Smallest relative gap between the lowest kept and the highest fallen.
@@ -23,6 +24,12 @@ struct Selection {
 /// truncate_plan().
 Selection select(const ModelConfig& config, const PruneRules& rules, AttentionUnit unit,
                  const std::vector<Candidate>& candidates, Ledger ledger, double target);
+
+/// The same, until as many units, or by parameters as many parameters, have gone in each list as
+/// lie between the ledgers `start` and `end`: what another choice took of the same model.
+Selection select_as_far(const ModelConfig& config, const PruneRules& rules, AttentionUnit unit,
+                        const std::vector<Candidate>& candidates, const Ledger& start,
+                        const Ledger& end);
 
 /// Whether `target` takes any unit beyond those that `plan` removed, for some order of the units.
 bool asks_for_units(const ModelConfig& config, const PruneRules& rules, const PruningPlan& plan,

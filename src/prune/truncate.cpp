@@ -1,10 +1,9 @@
 #include <algorithm>
-#include <optional>
 #include <utility>
 
 #include <fmt/format.h>
 
-#include "bundles.h"
+#include "entries.h"
 #include "espalier/core/error.h"
 #include "espalier/prune/plan.h"
 #include "ledger.h"
@@ -35,9 +34,9 @@ std::vector<Candidate> removal_order(const PruningPlan& plan) {
 std::int64_t largest_step(const ModelConfig& config, const PruneRules& rules, AttentionUnit unit) {
   const UnitSizes sizes = unit_parameters(config);
   const std::int64_t heads = unit == AttentionUnit::kv_group ? config.group_size() : 1;
-  const std::int64_t entry = units_per_entry(config, unit, UnitKind::attention);
-  const std::int64_t attention = rules.attention ? entry * sizes.group(heads) : 0;
-  const std::int64_t mlp = rules.mlp ? sizes.channel : 0;
+  const std::int64_t attention =
+      rules.attention ? units_per_bundle(config, unit) * sizes.group(heads) : 0;
+  const std::int64_t mlp = rules.mlp ? rules.width_multiple * sizes.channel : 0;
   if (rules.ranking == Ranking::global) return std::max(attention, mlp);
   return (attention + mlp) * (rules.ranking == Ranking::local ? config.layers : 1);
 }
@@ -101,7 +100,7 @@ PruningPlan only(const ModelConfig& config, const PruningPlan& plan,
 /// Units that these rules do not rank (of protected layers, of a kind that is not listed) and those
 /// of the base came with the model that the run started from; they stay removed.
 struct Split {
-  std::vector<Candidate> ranked;
+  std::vector<Candidate> heads, channels;
   std::vector<Candidate> kept_removed;
   /// Has lost what stays removed.
   Ledger ledger;
@@ -109,37 +108,26 @@ struct Split {
 
 Split split_of(const Task& task) {
   PruningPlan lost = task.plan;
-  std::vector<Candidate> ranked, kept_removed;
+  std::vector<Candidate> heads, channels, kept_removed;
   for (const Candidate& unit : removal_order(task.plan)) {
     const bool attention = unit.kind == UnitKind::attention;
     const auto& of_base = attention ? task.base.attention_removed_at : task.base.mlp_removed_at;
     const bool is_ranked = is_listed(task.rules, unit.kind) &&
                            !task.rules.protected_layer[static_cast<std::size_t>(unit.layer)] &&
                            of_base.at(unit.layer, unit.unit) < 0;
-    (is_ranked ? ranked : kept_removed).push_back(unit);
+    (is_ranked ? (attention ? heads : channels) : kept_removed).push_back(unit);
     if (is_ranked)
       (attention ? lost.attention_removed_at : lost.mlp_removed_at).at(unit.layer, unit.unit) = -1;
   }
-  return {std::move(ranked), std::move(kept_removed), Ledger(task.config, lost, {})};
-}
-
-/// Puts bundles in the place of single heads. A bundle stands where its last head fell.
-void bundle_heads(const ModelConfig& config, Split& split, std::optional<Bundles>& bundles) {
-  std::vector<Candidate>& ranked = split.ranked;
-  const auto heads = std::stable_partition(
-      ranked.begin(), ranked.end(), [](const Candidate& c) { return c.kind == UnitKind::mlp; });
-  bundles.emplace(config, std::vector<Candidate>(heads, ranked.end()));
-  ranked.erase(heads, ranked.end());
-  const std::vector<Candidate> entries = bundles->candidates(Bundles::Key::highest);
-  ranked.insert(ranked.end(), entries.begin(), entries.end());
-  std::sort(ranked.begin(), ranked.end(), falls_before);
+  return {std::move(heads), std::move(channels), std::move(kept_removed),
+          Ledger(task.config, lost, {}, task.rules.width_multiple)};
 }
 
 /// Units missing from which on a target by structures is above what the plan reached. A run whose
-/// next entry was a bundle may have stayed below its own target by less than that bundle.
+/// next entry was a bundle or a block may have stayed below its own target by less than that.
 std::int64_t least_missing(const Task& task) {
-  const bool mixed = task.rules.ranking == Ranking::global && task.rules.attention;
-  return mixed ? units_per_entry(task.config, task.plan.attention_unit, UnitKind::attention) : 1;
+  if (task.rules.ranking != Ranking::global) return 1;
+  return largest_entry(task.config, task.rules, task.plan.attention_unit);
 }
 
 }  // namespace
@@ -149,15 +137,18 @@ PruningPlan truncate_plan(const ModelConfig& config, const PruningPlan& plan,
   require_ratio(target);
   (void)widths_of(config, plan);  // refuses a plan of another shape
   require_part(base, plan);
+  require_multiples(config, rules, base);
+  require_multiples(config, rules, plan);
   const Task task{config, rules, plan, base, target};
   check_range(task);
   Split split = split_of(task);
-  std::optional<Bundles> bundles;
-  if (plan.attention_unit == AttentionUnit::equal_per_group) bundle_heads(config, split, bundles);
+  // A bundle or a block stands where its last unit fell.
+  const Entries entries(config, rules, plan.attention_unit, EntryKey::highest,
+                        std::move(split.heads), std::move(split.channels));
   const Selection selection =
-      select(config, rules, plan.attention_unit, split.ranked, split.ledger, target);
+      select(config, rules, plan.attention_unit, entries.ranked(), split.ledger, target);
   if (selection.missing >= least_missing(task)) refuse_more(task);
-  const std::vector<Candidate> fallen = units_of(selection.fallen, bundles);
+  const std::vector<Candidate> fallen = entries.units_of(selection.fallen);
   std::vector<Candidate>& result = split.kept_removed;
   result.insert(result.end(), fallen.begin(), fallen.end());
   std::sort(result.begin(), result.end(), falls_before);

@@ -39,14 +39,20 @@ Range readers_of(const std::vector<std::int64_t>& groups, Range kv_heads) {
   return {begin, std::accumulate(first + kv_heads.begin, first + kv_heads.end, begin)};
 }
 
+/// Of `channels` in blocks of `multiple`.
+Range cut_of_channels(std::int64_t channels, int count, int index, std::int64_t multiple) {
+  const Range blocks = even_cut((channels + multiple - 1) / multiple, count, index);
+  return {std::min(blocks.begin * multiple, channels), std::min(blocks.end * multiple, channels)};
+}
+
 LayerWidths shard_of_layer(const ModelConfig& config, const LayerWidths& layer, int count,
-                           int index) {
+                           int index, std::int64_t multiple) {
   const std::vector<std::int64_t> groups = layer.groups(config);
   const Range kv_heads = balanced_cut(groups, count)[static_cast<std::size_t>(index)];
   const auto channels = static_cast<std::int64_t>(layer.channels.size());
   return {part_of(layer.query_heads, readers_of(groups, kv_heads)),
           part_of(layer.kv_heads, kv_heads),
-          part_of(layer.channels, even_cut(channels, count, index))};
+          part_of(layer.channels, cut_of_channels(channels, count, index, multiple))};
 }
 
 }  // namespace
@@ -94,13 +100,14 @@ std::vector<std::int32_t> kept_kv_heads(const ModelConfig& config,
   return kv_heads;
 }
 
-ShardWidths shard_of(const ModelConfig& config, const ModelWidths& widths, int count, int index) {
-  ESPALIER_CHECK(count > 0 && index >= 0 && index < count,
-                 fmt::format("shard {} of {}", index, count));
+ShardWidths shard_of(const ModelConfig& config, const ModelWidths& widths, int count, int index,
+                     std::int64_t multiple) {
+  ESPALIER_CHECK(count > 0 && index >= 0 && index < count && multiple > 0,
+                 fmt::format("shard {} of {} in multiples of {}", index, count, multiple));
   ShardWidths shard;
   shard.widths.layers.reserve(widths.layers.size());
   for (const LayerWidths& layer : widths.layers)
-    shard.widths.layers.push_back(shard_of_layer(config, layer, count, index));
+    shard.widths.layers.push_back(shard_of_layer(config, layer, count, index, multiple));
   shard.vocabulary = even_cut(config.vocabulary, count, index);
   return shard;
 }

@@ -38,7 +38,7 @@ class RankNeed {
       : config_(config),
         pass_(pass),
         rank_(rank),
-        shard_(shard_of(config, pass.widths, pass.tensor, rank)),
+        shard_(shard_of(config, pass.widths, pass.tensor, rank, pass.channel_multiple)),
         entry_(size_of(pass.dtype)) {}
 
   MemoryNeed need() const {

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import sys
+import tempfile
 import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
@@ -37,6 +38,9 @@ class OfShapes(unittest.TestCase):
     """No files at all."""
 
     maxDiff = None
+
+    def setUp(self):
+        self.folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
 
     def succeeds(self, *arguments, **options):
         done = workbench.run(*arguments, **options)
@@ -109,6 +113,43 @@ class OfShapes(unittest.TestCase):
                 sizes = [one["bytes"] for one in result["collectives"] if one["group"] in groups]
                 self.assertGreaterEqual(len(set(sizes)), 4 if groups else 0)
 
+    def test_ragged_beside_rounded_widths(self):
+        file = self.folder / "widths.json"
+        file.write_text("[61, 0, 80]")
+        arguments = ("--shape", SHAPE, "--sequences", "4", "--sequence-tokens", "16", "--micro-batch-tokens", "32", "--repeat", "1",
+                     "--widths", file, "--width-multiple", "16")
+        for ranks, layout in ((1, ()), (2, ("--tensor", "2"))):
+            with self.subTest(ranks=ranks):
+                result = self.measure(*arguments, *layout, ranks=ranks)
+                rounded = result["rounded"]
+                self.assertEqual(result["shape"]["layer_channels"], [61, 0, 80])
+                self.assertEqual((rounded["multiple"], rounded["channels"]), (16, [64, 0, 80]))
+                self.assertEqual(rounded["parameters"] - result["shape"]["parameters"], 3 * 3 * HIDDEN)
+                self.assertAlmostEqual(rounded["gemm_rate_ratio"], rounded["gemm_flops_per_s"] / result["gemm_flops_per_s"])
+                self.assertEqual([one["criterion"] for one in rounded["passes"]], ["taylor", "taylor_gate"])
+                for one, ragged in zip(rounded["passes"], result["passes"], strict=True):
+                    self.check_pass(one, rounded["gemm_flops_per_s"])
+                    for name in ("micro_batch_tokens", "recompute", "sequences", "tensor"):
+                        self.assertEqual(one[name], ragged[name])
+                    self.assertAlmostEqual(one["seconds_ratio"], ragged["seconds"] / one["seconds"])
+                    self.assertAlmostEqual(one["rate_ratio"], one["hardware_flops_per_s"] / ragged["hardware_flops_per_s"])
+                    # Of every further weight: forward, gradient of the input, and for taylor that of the weight.
+                    factor = 3 if one["criterion"] == "taylor" else 2
+                    self.assertEqual(one["model_flops"] - ragged["model_flops"], factor * 2 * 4 * 16 * 3 * 3 * HIDDEN)
+        done = self.succeeds("bench", *arguments)
+        self.assertIn("\nrounded  0-80 channels a layer at multiples of 16, in place of 0-80; gemm ", done.out)
+        self.assertRegex(done.out, r"\nratio    taylor: ragged takes [0-9.]+ x as long; rounded has [0-9.]+ x the rate\n")
+
+    def test_widths_that_are_none(self):
+        file = self.folder / "widths.json"
+        for text, says in (("{}", "it is no JSON list"), ("[1, 2]", "it has 2 numbers"), ("[1, 2, 81]", "81 for layer 2"),
+                           ("[1, -2, 3]", "-2 for layer 1"), ("[1, 2.5, 3]", "2.5 for layer 1"), ("[1, 2", "invalid JSON")):
+            with self.subTest(text):
+                file.write_text(text)
+                done = workbench.run("bench", "--shape", SHAPE, "--widths", file)
+                self.assertEqual(done.code, 65, done)
+                self.assertIn(says, done.text)
+
     def test_text_for_people(self):
         done = self.succeeds("bench", "--shape", SHAPE, "--sequences", "2", "--sequence-tokens", "8", "--repeat", "1", ranks=2)
         for begin in ("machine  ", "shape    hidden=48", "gemm     ", "pass     taylor: 2 sequences of 8 tokens",
@@ -122,6 +163,8 @@ class OfShapes(unittest.TestCase):
             (("--shape", "hidden=8"), 64, "channels is missing"),
             (("--shape", SHAPE, "--tokens", "64", "--sequences", "2"), 64, "exclude each other"),
             (("--shape", SHAPE, "--plan", "plan.h5"), 64, "--plan excludes"),
+            (("--shape", SHAPE, "--width-multiple", "16"), 64, "--width-multiple without --widths"),
+            (("--shape", SHAPE, "--widths", "absent.json"), 66, "absent.json"),
             (("--shape", SHAPE, "--criterion", "sparsegpt"), 64, "--criterion"),
             (("--shape", SHAPE, "--set", "device=cpu"), 64, "--set without CONFIG"),
             (("--shape", SHAPE, "--tensor", "2"), 69, "1 rank"),
@@ -157,6 +200,15 @@ class OfAConfiguration(workbench.Case):
         tokens, predictions = 16 * 12, 16 * 11
         head = 2 * predictions * widths["hidden"] * widths["vocabulary"]
         self.assertEqual(one["model_flops"], 2 * tokens * (8 * layer - q - 2 * kv) + 2 * head)
+        # What a plan leaves.
+        run_dir = self.folder / "run"
+        self.succeeds("run", config, "--run-dir", run_dir)
+        _, plan = workbench.plan_of(run_dir / "plan.h5")
+        done = self.succeeds("bench", config, "--repeat", "1", "--widths", run_dir / "plan.h5", "--width-multiple", "4", "--json")
+        result = json.loads(done.out)
+        kept = (plan["mlp/removed_at"] < 0).sum(axis=1)
+        self.assertEqual(result["shape"]["layer_channels"], kept.tolist())
+        self.assertEqual(result["rounded"]["channels"], [max(4, (n + 2) // 4 * 4) if n else 0 for n in kept.tolist()])
         again = workbench.run("bench", config, "--out", out)
         self.assertEqual(again.code, 73, again)
 

@@ -67,6 +67,7 @@ FROZEN = {
     "prune.protect.layers": "[1]",
     "prune.protect.min_heads": 2,
     "prune.protect.min_channels": 2,
+    "prune.width_multiple": 2,
     "evaluation.every": 3,
     "evaluation.perplexity[].name": "other",
     "evaluation.perplexity[].tokens": "{folder}/other.h5",

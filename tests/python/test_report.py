@@ -91,6 +91,14 @@ class Tables(Case):
             ["0.5", "50.0%", "45.0%", "40.0%", "79,000", "+30.0% (prose)", "–", "50% held out"],
         ])
 
+    def test_what_multiples_of_channels_cost(self):
+        self.assertNotIn("prune.width_multiple", self.page())
+        lines = [row(i) for i in range(4)]
+        for line, importance, free in zip(lines[1:], (3.0, 4.0, 5.0), (2.5, 4.0, 3.5), strict=True):
+            line["rounding"] = {"importance": importance, "free_importance": free}
+        (self.run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        self.assertIn("+20.00% importance removed, against single channels", self.page())
+
     def test_a_margin_is_no_perplexity(self):
         (self.run_dir / "config.resolved.yaml").write_text(CONFIG.replace("prose.h5, objective: causal_lm", "prose.h5, objective: margin"))
         rises = facts.on_calibration(read_run(self.run_dir))

@@ -103,6 +103,8 @@ struct PruneConfig {
   /// Of shape exponential.
   double rate = 3.0;
   ProtectConfig protect;
+  /// Channels of a layer fall in blocks of so many.
+  std::int64_t width_multiple = 1;
   Compensation compensation = Compensation::none;
 };
 

@@ -52,6 +52,8 @@ struct HalfOutput {
 struct ComputeOptions {
   at::ScalarType dtype = at::kFloat;
   at::Device device = at::kCPU;
+  /// Of channels at which tensor ranks are cut (prune.width_multiple).
+  std::int64_t channel_multiple = 1;
 };
 
 /// This rank's shard of a decoder (Llama, Mistral, Qwen2, Qwen3 shapes): weights by layer, widths

@@ -37,6 +37,10 @@ struct BenchChoice {
   /// A plan.h5 of the configuration's model.
   std::filesystem::path plan;
   std::int64_t repeats = 3;
+  /// A plan.h5, or a JSON list of the channels of each layer; measured beside multiples.
+  std::filesystem::path widths;
+  /// What those are multiples of; absent: the configuration's, or 64.
+  std::optional<std::int64_t> width_multiple;
 };
 
 /// What is measured, and on which work.
@@ -59,6 +63,9 @@ struct BenchRequest {
   std::optional<Recompute> recompute;
   /// Each pass is made so often; that of median time is told.
   std::int64_t repeats = 3;
+  /// Above 0: everything is measured a second time with every layer's channels at the nearest
+  /// multiple.
+  std::int64_t rounded_to = 0;
 };
 
 /// Reads the configuration, the model's config.json, the heads of token files that are there, and

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -83,8 +84,15 @@ struct PruneRules {
   /// Query heads per layer, also for kv_group.
   std::int64_t min_heads = 1;
   std::int64_t min_channels = 1;
+  /// Channels of a layer fall in blocks of so many (advance); 1 = one by one.
+  std::int64_t width_multiple = 1;
 };
+/// Throws Error(config) with all values that do not go with the model.
 PruneRules prune_rules(const ModelConfig& config, const PruneConfig& prune);
+
+/// Throws Error(config) naming the layer unless every layer of `plan` keeps a multiple of
+/// rules.width_multiple channels: only then can they fall in whole blocks.
+void require_multiples(const ModelConfig& config, const PruneRules& rules, const PruningPlan& plan);
 
 /// Structures removed / all rankable units of the listed kinds (protected ones count), decoder
 /// parameters removed / decoder parameters of the dense model, and the same over all parameters.
@@ -109,7 +117,7 @@ void require_continuable(const PruneConfig& prune, double start, std::int64_t do
 
 /// The highest ratio that the rules allow a run that starts from `start`, in the rules' measure. A
 /// target above it is a configuration error (require_reachable throws Error(config) with both
-/// numbers).
+/// numbers, and as require_multiples does).
 double reachable_target(const ModelConfig& config, const PruneRules& rules,
                         const PruningPlan& start);
 void require_reachable(const ModelConfig& config, const PruneRules& rules, const PruningPlan& start,
@@ -125,6 +133,14 @@ double reached_target(const ModelConfig& config, const PruneRules& rules, const 
 void require_work(const ModelConfig& config, const PruneRules& rules, const PruningPlan& start,
                   double target);
 
+/// What a width_multiple costs in one step: the scores of all that fell, summed, and of what the
+/// free choice (width_multiple 1, all else the same) takes of the same scores when it goes as far:
+/// to no more units in each list that is cut, or by parameters to no more parameters.
+struct RoundingCost {
+  double importance = 0;
+  double free_importance = 0;
+};
+
 struct Advance {
   PruningPlan plan;
   /// (lowest kept - highest removed) / highest removed, over what could fall.
@@ -132,6 +148,8 @@ struct Advance {
   /// Attention units that fell in this step.
   std::int64_t removed_heads = 0;
   std::int64_t removed_channels = 0;
+  /// Absent for width_multiple 1, and where a score of infinity fell.
+  std::optional<RoundingCost> rounding;
 };
 
 /// One pruning step: ranks the surviving units of unprotected layers by the total order (score,
@@ -145,11 +163,15 @@ struct Advance {
 ///  - under equal_per_group the j-th lowest heads of all groups of a layer are ranked as one entry
 ///  by the mean of their scores and fall together, so that every group loses as many; where the
 ///  next entry is more than the target leaves, the step ends there.
+///  - under a width_multiple m the j-th m lowest channels of a layer are ranked as one entry by the
+///  mean of their scores and fall together, so that a layer keeps a multiple of m; where the next
+///  entry is more than the target leaves, the step ends there. Every list ends below its target by
+///  less than its largest entry, and min_channels rounds up to a multiple.
 ///  - global: one list; global_by_kind: each kind on its own; local: every unprotected layer loses
 ///    floor(n * target) of each kind.
 /// Pure: the same inputs give the same plan on every rank and machine. Scores of protected layers
 /// may be absent. Throws Error(bad_content) naming layer and unit for a score that is not finite,
-/// Error(internal) for a surviving unit without a score.
+/// Error(internal) for a surviving unit without a score, and as require_multiples does.
 Advance advance(const ModelConfig& config, const PruningPlan& plan, const ScoreTable& scores,
                 double target, const PruneRules& rules, std::int64_t iteration);
 
@@ -160,7 +182,8 @@ void require_part(const PruningPlan& base, const PruningPlan& plan);
 /// The largest plan inside `plan` that does not exceed `target` in rules.measure: replays the
 /// removal order under the same rules. `base` is what the model had lost before (dense_plan for an
 /// unpruned one), which is part of every result. Throws Error(config) with the range of what can be
-/// had when target is below what base or above what the plan reached, and as require_part does.
+/// had when target is below what base or above what the plan reached, and as require_part and
+/// require_multiples do.
 PruningPlan truncate_plan(const ModelConfig& config, const PruningPlan& plan,
                           const PruningPlan& base, double target, const PruneRules& rules);
 

@@ -47,9 +47,11 @@ struct ShardWidths {
 };
 
 /// Cuts `widths` for tensor rank `index` of `count`: KV groups so that the largest number of query
-/// heads on a rank is smallest, channels and vocabulary evenly (the first n mod count ranks get one
-/// more). A rank may get no head or no channel. Pure.
-ShardWidths shard_of(const ModelConfig& config, const ModelWidths& widths, int count, int index);
+/// heads on a rank is smallest, channels in blocks of `multiple` and vocabulary evenly (the first n
+/// mod count ranks get one more; a block that is not full is the last). A rank may get no head or
+/// no channel. Pure.
+ShardWidths shard_of(const ModelConfig& config, const ModelWidths& widths, int count, int index,
+                     std::int64_t multiple = 1);
 
 /// Which of `kept` a rank still holds when it held `held`: the intersection. Used when units fall
 /// without moving the cut. Pure.

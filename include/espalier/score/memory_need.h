@@ -16,6 +16,8 @@ struct PassShape {
   ModelWidths widths;
   /// Ranks that share it.
   int tensor = 1;
+  /// Of channels at which these are cut.
+  std::int64_t channel_multiple = 1;
   /// Halves whose units can fall; all false = losses only.
   ScoredHalves scored;
   Criterion criterion = Criterion::taylor;

@@ -52,6 +52,7 @@ def render(run):
         size_rows=size_rows(run),
         layer_rows=layer_rows(run),
         margins=margins(run),
+        rounding=rounding(run),
         most_pairs=pictures.MOST_PAIRS,
         phase_rows=phase_rows,
         total=total,
@@ -113,6 +114,13 @@ def margins(run):
     wanted = {commit.iteration for commit in run.scores}
     found = [s for s in run.states if s.iteration in wanted and s.margin is not None]
     return ", ".join(f"iteration {s.iteration}: {s.margin:.3g}" for s in found)
+
+
+def rounding(run):
+    """What whole multiples of channels removed more than single ones, over all iterations; empty where all were single."""
+    found = [s.rounding for s in run.states if {"importance", "free_importance"} <= s.rounding.keys()]
+    importance, free = (sum(one[name] for one in found) for name in ("importance", "free_importance"))
+    return f"{(importance - free) / abs(free):+.2%}" if free else ""
 
 
 def write(args):

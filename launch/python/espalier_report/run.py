@@ -35,6 +35,7 @@ class State:
     plan_digest: str = ""
     seconds_iteration: float | None = None
     margin: float | None = None
+    rounding: dict = field(default_factory=dict)  # {importance, free_importance} under prune.width_multiple
     tokens: int = 0
     peak_bytes: int = 0
     skipped: int = 0
@@ -174,6 +175,7 @@ def state_of(row):
         plan_digest=row.text("plan_digest"),
         seconds_iteration=row.number("seconds_iteration", None),
         margin=row.number("margin_at_cut", None),
+        rounding=row.numbers("rounding"),
         tokens=row.count("tokens", 0),
         peak_bytes=row.count("peak_bytes", 0),
         skipped=len(row.list("skipped")),

@@ -32,8 +32,8 @@ prune:
   shape: exponential
   rate: -2.5
   protect: {first_layers: 2, last_layers: 0, layers: [5, 3, 5], min_heads: 2, min_channels: 64}
-  width_multiple: 1
-execution: {order: sample_major, recompute: all, cache_prefix: auto, attention: math}
+  width_multiple: 32
+execution: {order: sample_major, recompute: all, attention: math}
 evaluation:
   every: 3
   perplexity: [{name: wikitext2, tokens: wiki.h5}]
@@ -82,6 +82,7 @@ TEST_F(RunConfigTest, AMinimalFileHasTheDocumentedDefaults) {
   EXPECT_TRUE(c.prune.protect.layers.empty());
   EXPECT_EQ(c.prune.protect.min_heads, 1);
   EXPECT_EQ(c.prune.protect.min_channels, 1);
+  EXPECT_EQ(c.prune.width_multiple, 1);
   EXPECT_EQ(c.order, Order::automatic);
   EXPECT_EQ(c.recompute, Recompute::automatic);
   EXPECT_EQ(c.attention, AttentionBackend::automatic);
@@ -124,6 +125,7 @@ TEST_F(RunConfigTest, ReadsEveryKeyOfACompleteFile) {
   EXPECT_EQ(c.prune.protect.layers, (std::vector<std::int64_t>{3, 5}));
   EXPECT_EQ(c.prune.protect.min_heads, 2);
   EXPECT_EQ(c.prune.protect.min_channels, 64);
+  EXPECT_EQ(c.prune.width_multiple, 32);
   EXPECT_EQ(c.order, Order::sample_major);
   EXPECT_EQ(c.recompute, Recompute::all);
   EXPECT_EQ(c.attention, AttentionBackend::math);

@@ -51,6 +51,16 @@ ScoreTable table_of(const std::vector<std::vector<double>>& attention,
 /// 20 parameters and 20 more with its KV head, a channel 15; a layer is 175 with its norms.
 ModelConfig tiny() { return shape(2, 5, 4, 2, 2, 3, 7); }
 
+void expect_error(ExitCode code, const std::string& part, const std::function<void()>& call) {
+  try {
+    call();
+    FAIL() << "no error; expected: " << part;
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), code) << error.what();
+    EXPECT_NE(std::string(error.what()).find(part), std::string::npos) << error.what();
+  }
+}
+
 TEST(Advance, TiesFallByLayerThenKindThenUnit) {
   const ModelConfig config = tiny();
   const ScoreTable scores = table_of({{1, 1, 1, 1}, {1, 1, 1, 1}}, {{1, 1, 1}, {1, 1, 1}});
@@ -248,6 +258,100 @@ TEST(Advance, OneKindOnly) {
   EXPECT_DOUBLE_EQ(sparsity_of(config, rules, plan).structures, 0.5);
 }
 
+/// 2 layers, 2 query heads on KV heads of their own, 6 channels: 16 units. A head costs 40
+/// parameters, a channel 15; a layer is 180 with its norms.
+ModelConfig six_channels() { return shape(2, 5, 2, 2, 2, 6, 7); }
+
+TEST(WidthMultiple, BlocksByHand) {
+  const ModelConfig config = six_channels();
+  // Blocks of 2. Layer 0: {0, 2} at 1.5, {3, 5} at 3.5, {4, 1} at 8.5; layer 1: three at 5.
+  const ScoreTable scores =
+      table_of({{3.5, 10}, {2, 20}}, {{1, 9, 2, 3, 8, 4}, {5, 5, 5, 5, 5, 5}});
+  const PruningPlan dense = dense_plan(config, AttentionUnit::query_head);
+  PruneRules rules = open_rules(config);
+  rules.width_multiple = 2;
+  const auto fallen = [&](int k) { return advance(config, dense, scores, k / 16.0, rules, 1); };
+  const auto counts = [&](int k) {
+    const Advance step = fallen(k);
+    return std::vector<std::int64_t>{step.removed_heads, step.removed_channels};
+  };
+  using Counts = std::vector<std::int64_t>;
+  EXPECT_EQ(counts(1), (Counts{0, 0}));  // a block is more than is left
+  EXPECT_EQ(counts(2), (Counts{0, 2}));
+  EXPECT_EQ(counts(3), (Counts{1, 2}));
+  EXPECT_EQ(counts(4), (Counts{2, 2}));  // of equal scores in a layer attention falls first
+  EXPECT_EQ(counts(5), (Counts{2, 2}));
+  EXPECT_EQ(counts(6), (Counts{2, 4}));
+  EXPECT_EQ(counts(8), (Counts{2, 6}));
+  EXPECT_EQ(counts(10), (Counts{2, 8}));
+  const Advance eight = fallen(8);
+  EXPECT_EQ(eight.plan.mlp_order.values,
+            (std::vector<std::int64_t>{0, -1, 1, 4, -1, 5, 6, 7, -1, -1, -1, -1}));
+  EXPECT_EQ(eight.plan.attention_order.values, (std::vector<std::int64_t>{3, -1, 2, -1}));
+  EXPECT_EQ(eight.margin_at_cut, 0);                // 5, then 5
+  EXPECT_DOUBLE_EQ(fallen(3).margin_at_cut, 0.75);  // 2, then 3.5
+  // One block of each layer stays, though min_channels is 1.
+  expect_error(ExitCode::config, "width_multiple is 2", [&] { fallen(11); });
+}
+
+TEST(WidthMultiple, ByParametersAndFloorsByHand) {
+  const ModelConfig config = six_channels();
+  const ScoreTable scores =
+      table_of({{90, 91}, {92, 93}}, {{1, 2, 3, 4, 5, 6}, {7, 7, 7, 7, 7, 7}});
+  const PruningPlan dense = dense_plan(config, AttentionUnit::query_head);
+  PruneRules rules = open_rules(config);
+  rules.width_multiple = 3;
+  rules.measure = Measure::parameters;
+  const auto channels = [&](double parameters) {
+    return advance(config, dense, scores, parameters / 360, rules, 1).removed_channels;
+  };
+  EXPECT_EQ(channels(44), 0);
+  EXPECT_EQ(channels(45), 3);  // a block costs 3 x 15
+  EXPECT_EQ(channels(89), 3);
+  EXPECT_EQ(channels(90), 6);
+  rules.min_channels = 4;  // rounds up to 6: no block can fall
+  EXPECT_EQ(channels(89), 0);
+  EXPECT_EQ(advance(config, dense, scores, 89.0 / 360, rules, 1).removed_heads, 2);
+}
+
+TEST(WidthMultiple, CostAgainstTheFreeChoiceByHand) {
+  const ModelConfig config = six_channels();
+  const ScoreTable scores =
+      table_of({{90, 91}, {92, 93}}, {{1, 10, 20, 30, 40, 50}, {4, 4, 4, 4, 4, 4}});
+  const PruningPlan dense = dense_plan(config, AttentionUnit::query_head);
+  PruneRules rules = open_rules(config);
+  EXPECT_FALSE(advance(config, dense, scores, 2.0 / 16, rules, 1).rounding);
+  rules.width_multiple = 2;
+  const auto cost = [&](double ratio) {
+    return advance(config, dense, scores, ratio, rules, 1).rounding.value();
+  };
+  // Two of layer 1 at 4 in place of 1 + 4: the first block of layer 0 is at 5.5.
+  EXPECT_EQ(cost(2.0 / 16).importance, 8);
+  EXPECT_EQ(cost(2.0 / 16).free_importance, 5);
+  EXPECT_EQ(cost(3.0 / 16).free_importance, 5);  // of as many as fell
+  EXPECT_EQ(cost(1.0 / 16).importance, 0);
+  EXPECT_EQ(cost(1.0 / 16).free_importance, 0);
+  rules.ranking = Ranking::local;  // where every layer loses as many, blocks are the free choice
+  EXPECT_EQ(cost(1.0 / 3).importance, 19);
+  EXPECT_EQ(cost(1.0 / 3).free_importance, 19);
+  ScoreTable infinite = scores;
+  infinite.mlp.score.assign(12, std::numeric_limits<double>::infinity());
+  EXPECT_FALSE(advance(config, dense, infinite, 1.0 / 3, rules, 1).rounding);
+}
+
+TEST(WidthMultiple, AModelOfOtherWidthsIsRefused) {
+  const ModelConfig config = six_channels();
+  const ScoreTable scores = table_of({{1, 1}, {1, 1}}, {{1, 1, 1, 1, 1, 1}, {1, 1, 1, 1, 1, 1}});
+  PruneRules rules = open_rules(config);
+  const PruningPlan ragged =
+      advance(config, dense_plan(config, AttentionUnit::query_head), scores, 2.0 / 16, rules, 1)
+          .plan;
+  rules.width_multiple = 3;
+  expect_error(ExitCode::config,
+               "prune.width_multiple is 3, and layer 0 of the model has 5 channels",
+               [&] { advance(config, ragged, scores, 0.5, rules, 2); });
+}
+
 TEST(Margin, StaysFiniteAndHandlesZeroAndNegativeScores) {
   const ModelConfig config = tiny();
   const PruneRules rules = open_rules(config);
@@ -261,16 +365,6 @@ TEST(Margin, StaysFiniteAndHandlesZeroAndNegativeScores) {
   EXPECT_EQ(margin(0, 0), 0);
   EXPECT_EQ(margin(0, 1), std::numeric_limits<double>::max());
   EXPECT_EQ(margin(-2, -1), 0.5);
-}
-
-void expect_error(ExitCode code, const std::string& part, const std::function<void()>& call) {
-  try {
-    call();
-    FAIL() << "no error; expected: " << part;
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), code) << error.what();
-    EXPECT_NE(std::string(error.what()).find(part), std::string::npos) << error.what();
-  }
 }
 
 TEST(Advance, UnitsOfInfiniteScoreFallAfterAllOthers) {
@@ -406,6 +500,55 @@ TEST_P(AgainstNaive, EveryStepOfARunIsTheSame) {
     }
   }
   EXPECT_GT(heads, 0);
+}
+
+/// Units that one entry takes at most, under these rules.
+std::int64_t largest_step(const ModelConfig& config, const PruneRules& rules, AttentionUnit unit) {
+  const bool bundles = rules.attention && unit == AttentionUnit::equal_per_group;
+  return std::max(bundles ? config.kv_heads : 1, rules.mlp ? rules.width_multiple : 1);
+}
+
+TEST_P(AgainstNaive, EveryStepOfARunInMultiplesIsTheSame) {
+  const Case c = GetParam();
+  Draw draw(700 + static_cast<std::uint64_t>(c.ranking) * 10 +
+            static_cast<std::uint64_t>(c.measure) * 3 + static_cast<std::uint64_t>(c.unit));
+  std::int64_t channels = 0;
+  for (int round = 0; round < 30; ++round) {
+    ModelConfig config = drawn_config(draw);
+    PruneRules rules = drawn_rules(draw, config, c);
+    rules.width_multiple = 2 + draw.below(3);
+    config.channels = rules.width_multiple * (2 + draw.below(4));
+    const PruningPlan dense = dense_plan(config, c.unit);
+    const double most = reachable_target(config, rules, dense) * draw.uniform();
+    PruningPlan plan = dense;
+    for (std::int64_t i = 0; i < 4; ++i) {
+      const double target = most * static_cast<double>(i + 1) / 4;
+      const ScoreTable scores = drawn_scores(draw, plan);
+      const Advance step = advance(config, plan, scores, target, rules, 1 + i);
+      ASSERT_EQ(step.plan, NaiveAdvance(config, rules, plan, scores, target, 1 + i).plan())
+          << "round " << round << ", step " << i;
+      channels += step.removed_channels;
+      for (const LayerWidths& layer : widths_of(config, step.plan).layers)
+        EXPECT_EQ(static_cast<std::int64_t>(layer.channels.size()) % rules.width_multiple, 0);
+      EXPECT_NO_THROW(require_part(plan, step.plan));
+      EXPECT_LE(sparsity_of(config, rules, step.plan).of(c.measure), target + 1e-12);
+      if (c.ranking == Ranking::global && c.measure == Measure::structures) {
+        const std::int64_t units =
+            config.layers * ((rules.attention ? plan.attention_removed_at.units : 0) +
+                             (rules.mlp ? config.channels : 0));
+        EXPECT_LT(static_cast<double>(units) * target - static_cast<double>(step.plan.removed()),
+                  static_cast<double>(largest_step(config, rules, c.unit)));
+      }
+      ASSERT_TRUE(step.rounding.has_value());
+      // Of as much the free choice takes the least, where nothing but channels is in blocks and a
+      // unit costs one.
+      if (c.measure == Measure::structures && c.unit != AttentionUnit::equal_per_group) {
+        EXPECT_GE(step.rounding->importance, step.rounding->free_importance - 1e-9);
+      }
+      plan = step.plan;
+    }
+  }
+  EXPECT_GT(channels, 0);
 }
 
 INSTANTIATE_TEST_SUITE_P(

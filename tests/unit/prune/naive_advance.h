@@ -49,6 +49,7 @@ class NaiveAdvance {
       : config_(config), rules_(rules), before_(plan), plan_(plan), target_(target) {
     collect(0, scores.attention);
     collect(1, scores.mlp);
+    if (rules.width_multiple > 1) block();
     std::sort(ranked_.begin(), ranked_.end());
     if (rules.ranking == Ranking::global)
       global();
@@ -102,9 +103,33 @@ class NaiveAdvance {
     }
   }
 
+  /// Puts the j-th lowest m channels of a layer in one entry (mean, layer, 1, j).
+  void block() {
+    std::map<std::int64_t, std::vector<Ranked>> by_layer;
+    std::vector<Ranked> others;
+    for (const Ranked& unit : ranked_)
+      if (std::get<2>(unit) == 1)
+        by_layer[std::get<1>(unit)].push_back(unit);
+      else
+        others.push_back(unit);
+    ranked_ = others;
+    for (auto& [layer, channels] : by_layer) {
+      std::sort(channels.begin(), channels.end());
+      std::map<std::int64_t, double> sums;
+      for (std::size_t i = 0; i < channels.size(); ++i) {
+        const std::int64_t j = static_cast<std::int64_t>(i) / rules_.width_multiple;
+        channels_[{layer, j}].push_back(std::get<3>(channels[i]));
+        sums[j] += std::get<0>(channels[i]);
+      }
+      for (const auto& [j, sum] : sums)
+        ranked_.emplace_back(sum / static_cast<double>(rules_.width_multiple), layer, 1, j);
+    }
+  }
+
   /// The units of one entry.
   std::vector<std::int64_t> units_in(const Ranked& entry) const {
     const auto [score, layer, kind, number] = entry;
+    if (kind == 1 && rules_.width_multiple > 1) return channels_.at({layer, number});
     if (kind == 1 || before_.attention_unit != AttentionUnit::equal_per_group) return {number};
     return heads_.at({layer, number});
   }
@@ -264,6 +289,8 @@ class NaiveAdvance {
   std::vector<Ranked> fallen_;
   /// The heads of each bundle, by layer and place.
   std::map<std::pair<std::int64_t, std::int64_t>, std::vector<std::int64_t>> heads_;
+  /// The channels of each block, by layer and place.
+  std::map<std::pair<std::int64_t, std::int64_t>, std::vector<std::int64_t>> channels_;
 };
 
 }  // namespace espalier::testing

@@ -133,6 +133,50 @@ TEST(Rules, EqualPerGroupNeedsGroups) {
   EXPECT_NO_THROW(prune_rules(shape(5, 8, 4, 4, 2, 3, 7), prune));
 }
 
+TEST(Rules, AWidthMultipleDividesTheChannelsThatMayFall) {
+  PruneConfig prune;
+  const auto refusal = [&](std::int64_t multiple) -> std::string {
+    prune.width_multiple = multiple;
+    try {
+      prune_rules(shape(5, 8, 4, 2, 2, 96, 7), prune);
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ExitCode::config);
+      return error.what();
+    }
+    return {};
+  };
+  for (std::int64_t multiple : {1, 2, 3, 32, 48, 96}) EXPECT_EQ(refusal(multiple), "") << multiple;
+  for (std::int64_t multiple : {5, 64, 192}) {
+    EXPECT_NE(refusal(multiple).find(fmt::format("prune.width_multiple is {}", multiple)),
+              std::string::npos);
+    EXPECT_NE(refusal(multiple).find("give a divisor of 96: 32 is the largest power of two"),
+              std::string::npos);
+  }
+  prune.mlp = false;
+  EXPECT_NE(refusal(32).find("no channel falls"), std::string::npos);
+  EXPECT_EQ(refusal(1), "");
+}
+
+TEST(Reachable, InMultiplesByHand) {
+  const ModelConfig config = shape(4, 5, 4, 2, 2, 6, 7);
+  PruneRules rules = rules_with(config, Ranking::global, Measure::structures);
+  const PruningPlan dense = dense_plan(config, AttentionUnit::query_head);
+  rules.attention = false;
+  rules.width_multiple = 2;
+  EXPECT_DOUBLE_EQ(reachable_target(config, rules, dense), 4.0 / 6);  // a block of each stays
+  rules.min_channels = 3;                                             // rounds up to 4
+  EXPECT_DOUBLE_EQ(reachable_target(config, rules, dense), 2.0 / 6);
+  EXPECT_NO_THROW(require_reachable(config, rules, dense, 9.0 / 24));  // takes 8
+  EXPECT_THROW(require_reachable(config, rules, dense, 10.0 / 24), Error);
+  EXPECT_NO_THROW(require_work(config, rules, dense, 2.0 / 24));
+  EXPECT_THROW(require_work(config, rules, dense, 1.9 / 24), Error);
+  rules.ranking = Ranking::local;
+  EXPECT_DOUBLE_EQ(reachable_target(config, rules, dense), 2.0 / 6);
+  EXPECT_THROW(require_work(config, rules, dense, 1.9 / 6), Error);
+  rules.measure = Measure::parameters;  // a layer is 220
+  EXPECT_DOUBLE_EQ(reachable_target(config, rules, dense), 4 * 2 * 15 / (4 * 220.0));
+}
+
 TEST(Reachable, TheMessageHasBothNumbersAndAWayOut) {
   const ModelConfig config = shape(4, 5, 4, 2, 2, 6, 7);
   PruneRules rules = rules_with(config, Ranking::global, Measure::structures);

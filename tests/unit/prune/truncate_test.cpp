@@ -20,13 +20,15 @@ struct History {
   std::vector<PruningPlan> plans;  // dense, then after each iteration
 };
 
-History drawn_run(Draw& draw, Ranking ranking, Measure measure, AttentionUnit unit) {
+History drawn_run(Draw& draw, Ranking ranking, Measure measure, AttentionUnit unit,
+                  std::int64_t width_multiple = 1) {
   History run;
   run.config = shape(4, 6, 6, 3, 2, 9, 11);
   run.config.qkv_bias = true;
   run.rules.ranking = ranking;
   run.rules.measure = measure;
   run.rules.protected_layer = {false, false, false, true};
+  run.rules.width_multiple = width_multiple;
   run.plans.push_back(dense_plan(run.config, unit));
   run.targets.push_back(0);
   const double most = 0.9 * reachable_target(run.config, run.rules, run.plans.front());
@@ -294,6 +296,60 @@ TEST(Truncate, UnderEqualPerGroupEveryPartIsOfWholeBundles) {
       }
       EXPECT_EQ(before.digest(), run.plans.back().digest());
     }
+}
+
+TEST(Truncate, InMultiplesEveryPartIsOfWholeBlocksAndNests) {
+  Draw draw(38);
+  for (Ranking ranking : rankings)
+    for (Measure measure : measures)
+      for (AttentionUnit unit : units) {
+        const History run = drawn_run(draw, ranking, measure, unit, 3);
+        const PruningPlan& whole = run.plans.back();
+        PruningPlan larger = whole;
+        for (int k = 25; k >= 0; --k) {
+          const double target = run.targets.back() * k / 25;
+          const PruningPlan part =
+              truncate_plan(run.config, whole, run.plans.front(), target, run.rules);
+          for (const LayerWidths& layer : widths_of(run.config, part).layers)
+            EXPECT_EQ(layer.channels.size() % 3, 0u);
+          EXPECT_LE(sparsity_of(run.config, run.rules, part).of(measure), target + 1e-12);
+          expect_part_of(part, whole);
+          expect_part_of(part, larger);
+          EXPECT_EQ(truncate_plan(run.config, larger, run.plans.front(), target, run.rules), part);
+          larger = part;
+        }
+        EXPECT_EQ(larger.removed(), 0);
+        EXPECT_EQ(truncate_plan(run.config, whole, run.plans.front(), run.targets.back(), run.rules)
+                      .digest(),
+                  whole.digest());
+        EXPECT_EQ(truncate_plan(run.config, whole, run.plans.front(),
+                                reached_target(run.config, run.rules, whole), run.rules)
+                      .digest(),
+                  whole.digest());
+        EXPECT_THROW(truncate_plan(run.config, whole, run.plans.front(), 0.99, run.rules), Error);
+      }
+}
+
+// Lists of one kind are cut at the same places again. In one list of heads and blocks an iteration
+// may end before a block that is more than its target leaves, and the next begin with heads.
+TEST(Truncate, InMultiplesByStructuresGivesBackEveryEarlierPlan) {
+  Draw draw(39);
+  for (Ranking ranking : rankings)
+    for (AttentionUnit unit : units)
+      for (int round = 0; round < 5; ++round) {
+        const History run = drawn_run(draw, ranking, Measure::structures, unit, 3);
+        for (std::size_t i = 0; i < run.plans.size(); ++i) {
+          const PruningPlan part = truncate_plan(run.config, run.plans.back(), run.plans.front(),
+                                                 run.targets[i], run.rules);
+          if (ranking == Ranking::global) {
+            EXPECT_NO_THROW(require_part(run.plans[i], part));
+            EXPECT_LT(part.removed() - run.plans[i].removed(), 3);
+            continue;
+          }
+          EXPECT_EQ(part.attention_removed_at, run.plans[i].attention_removed_at);
+          EXPECT_EQ(part.mlp_removed_at, run.plans[i].mlp_removed_at);
+        }
+      }
 }
 
 TEST(TruncateToASource, APlanOfAnotherModelIsRefused) {

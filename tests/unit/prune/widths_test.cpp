@@ -119,6 +119,29 @@ TEST(Shard, RanksTogetherHoldEveryUnitOnceInOrder) {
   }
 }
 
+TEST(Shard, ChannelsAreCutAtMultiples) {
+  const ModelConfig config = shape(1, 8, 4, 4, 2, 24, 13);
+  const auto sizes = [&](std::int64_t channels, int count, std::int64_t multiple) {
+    ModelWidths widths = dense_widths(config);
+    widths.layers[0].channels.resize(static_cast<std::size_t>(channels));
+    Counts counts;
+    Units joined;
+    for (int rank = 0; rank < count; ++rank) {
+      const Units part = shard_of(config, widths, count, rank, multiple).widths.layers[0].channels;
+      counts.push_back(static_cast<std::int64_t>(part.size()));
+      joined.insert(joined.end(), part.begin(), part.end());
+    }
+    EXPECT_EQ(joined, widths.layers[0].channels);
+    return counts;
+  };
+  EXPECT_EQ(sizes(24, 2, 8), (Counts{16, 8}));
+  EXPECT_EQ(sizes(24, 3, 4), (Counts{8, 8, 8}));
+  EXPECT_EQ(sizes(16, 3, 8), (Counts{8, 8, 0}));
+  EXPECT_EQ(sizes(10, 2, 4), (Counts{8, 2}));  // of a model that another rule pruned
+  EXPECT_EQ(sizes(0, 2, 4), (Counts{0, 0}));
+  EXPECT_EQ(sizes(23, 2, 1), (Counts{12, 11}));
+}
+
 TEST(Intersect, EqualsANaiveFilterOfWhatTheShardHeld) {
   const ModelConfig config = shape(3, 8, 12, 4, 2, 17, 9);
   Draw draw(5);
