@@ -165,6 +165,7 @@ Problem non_finite(const CausalLM& model, const TokenBatch& batch, const std::st
 /// The losses on the host, and what is wrong with them. Collective.
 TokenLosses checked_losses(const CausalLM& model, const TokenBatch& batch, const at::Tensor& nll_N,
                            FiniteWatch& watch, const RankGroup& tensor) {
+  tensor.reducer().check();
   TokenLosses losses{nll_N.to(at::kCPU), {}};
   if (!all_finite(losses.nll_N))
     losses.problems.add(non_finite(model, batch, "the loss is NaN or infinite", watch, tensor));
@@ -402,6 +403,7 @@ class Attempt {
     x_BTD.reset();
     poison_at("backward.enter", loss.dx_BTD);
     if (differentiate) backward(std::move(loss.dx_BTD), scale, unobserved);
+    tensor_.reducer().check();
     gradients_finite_ =
         !differentiate || tensor_.control().min(watch_.first_step()) == FiniteWatch::kNever;
     fault::hit("backward.exit");
@@ -551,6 +553,7 @@ at::Tensor logits_at(const CausalLM& model, const at::Tensor& hidden_BTD,
   const Range mine = model.shard().vocabulary;
   all_NV.narrow(1, mine.begin, mine.size()).copy_(at::linear(rows_ND, model.head_VD()));
   all_reduce_sum(all_NV, tensor.reducer());
+  tensor.reducer().check();
   return all_NV;
 }
 

@@ -19,6 +19,7 @@
 #include "espalier/eval/evaluation.h"
 #include "espalier/model/load.h"
 #include "espalier/model/tensor_ops.h"
+#include "espalier/pipeline/collectives.h"
 #include "espalier/pipeline/commit.h"
 #include "espalier/pipeline/family.h"
 #include "espalier/pipeline/memory_forecast.h"
@@ -144,6 +145,8 @@ ChosenModel open_model(CommRuntime& runtime, const ProcessGrid& grid, const RunC
     options = compute_options(config, chosen->source, runtime);
     check_token_files(config, use, chosen->source, grid.world());
   });
+  const std::string sums = connect_collectives(config, options, grid);
+  if (grid.world().size() > 1 && grid.is_root()) log::info("sums     of tensors over {}", sums);
   const ModelConfig& model = chosen->source.config;
   const RunConfig decided = use == ConfigUse::score
                                 ? with_curvature(config, use, model, chosen->widths,

@@ -25,6 +25,7 @@ FREE = {
     "execution.order": "sample_major",
     "execution.recompute": "all",
     "execution.attention": "math",
+    "execution.collectives": "mpi",
     "execution.share_prompts": "false",
     "refit.enabled": "true",
     "refit.sequences": 4,

@@ -43,6 +43,7 @@ enum class ShrinkTo { dense, obs };
 enum class Order { automatic, sample_major };
 enum class Recompute { automatic, all };
 enum class AttentionBackend { automatic, flash, math };
+enum class Collectives { automatic, nccl, mpi };
 enum class ExportFormat { exact, uniform };
 
 struct DomainConfig {
@@ -157,6 +158,7 @@ struct RunConfig {
   Recompute recompute = Recompute::automatic;
   bool share_prompts = true;
   AttentionBackend attention = AttentionBackend::automatic;
+  Collectives collectives = Collectives::automatic;
   EvaluationConfig evaluation;
   RefitConfig refit;
   std::int64_t keep_last = 2;
