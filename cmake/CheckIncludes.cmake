@@ -23,9 +23,11 @@ set(allowed_app pipeline report export comm config)
 set(modules core config comm store prune model calib score refit eval export report pipeline app)
 
 # Libraries that belong to some modules only: a pattern of the include, and the modules.
-set(libraries mpi hdf5 yaml torch)
+set(libraries mpi nccl hdf5 yaml torch)
 set(pattern_mpi "mpi\\.h")
 set(modules_mpi comm)
+set(pattern_nccl "(nccl|cuda_[a-z_]*)\\.h")
+set(modules_nccl comm)
 set(pattern_hdf5 "(hdf5|H5[A-Za-z]*)\\.h")
 set(modules_hdf5 store)
 set(pattern_yaml "yaml-cpp/")

@@ -27,3 +27,6 @@ set(ESPALIER_MPIEXEC_FLAGS "--oversubscribe;--bind-to;none;--mca;mpi_yield_when_
 if(ESPALIER_TORCH)
   find_package(LibTorch REQUIRED)
 endif()
+if(ESPALIER_NCCL)
+  find_package(NCCL REQUIRED)
+endif()

@@ -265,6 +265,8 @@ void define_bench(CLI::App& app, CommandOptions& o, Commands& commands) {
       ->type_name("NAME,...");
   bench->add_option("--recompute", o.recompute, "Default: the faster one")
       ->check(CLI::IsMember({"auto", "all"}));
+  bench->add_option("--collectives", o.collectives, "What sums tensors over ranks")
+      ->check(CLI::IsMember({"auto", "nccl", "mpi"}));
   bench->add_option("--plan", o.plan, "CONFIG's model as this plan.h5 leaves it")
       ->check(not_empty())
       ->type_name("FILE");

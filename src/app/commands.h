@@ -26,6 +26,7 @@ struct CommandOptions {
   std::string shape;
   std::string dtype;
   std::string recompute;
+  std::string collectives;
   std::string bench;
   std::string widths;
   std::vector<std::string> set;

@@ -74,6 +74,7 @@ int run_on_ranks(const CommandOptions& options,
   } catch (const AgreedError& error) {
     fail(error, true);
   } catch (const std::exception& error) {
+    watchdog.give_way();
     fail(as_error(error, fmt::format("rank {}", rank)), false);
   }
   runtime->finish();
@@ -300,6 +301,7 @@ BenchChoice bench_choice(const CommandOptions& options) {
           options.dtype,
           options.criteria,
           options.recompute,
+          options.collectives,
           options.plan,
           options.repeats,
           options.widths,

@@ -139,6 +139,12 @@ class MpiCommunicator final : public Communicator {
     check_mpi(MPI_Barrier(comm_), "MPI_Barrier");
   }
 
+  void progress() override {
+    int is_there = 0;
+    check_mpi(MPI_Iprobe(MPI_ANY_SOURCE, MPI_ANY_TAG, comm_, &is_there, MPI_STATUS_IGNORE),
+              "MPI_Iprobe");
+  }
+
   std::unique_ptr<Communicator> split(int color, int key) override {
     const Count count(counters_);
     MPI_Comm part = MPI_COMM_NULL;

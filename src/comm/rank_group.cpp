@@ -15,6 +15,10 @@ RankGroup::~RankGroup() {
   if (std::uncaught_exceptions() > 0) reducer_->abort();
 }
 
+void RankGroup::set_reducer(std::unique_ptr<TensorReducer> reducer) {
+  reducer_ = std::move(reducer);
+}
+
 CommCounters RankGroup::counters() const {
   CommCounters sum = control_->counters();
   sum.collectives += reducer_->counters().collectives;

@@ -43,13 +43,17 @@ void TensorReducer::check() {
   check_library();
 }
 
-void TensorReducer::abort() noexcept {
-  if (!aborted_.exchange(true)) abort_library();
+void TensorReducer::abort(ExitCode because) noexcept {
+  ExitCode none = ExitCode::ok;
+  if (aborted_.compare_exchange_strong(none, because)) abort_library();
 }
 
 void TensorReducer::require_not_aborted() const {
-  if (aborted_)
-    throw Error(ExitCode::internal, "the reduction of tensors was ended", "this rank has failed");
+  const ExitCode because = aborted_;
+  if (because == ExitCode::ok) return;
+  throw Error(
+      because, "the reduction of tensors was ended",
+      because == ExitCode::peer_lost ? "another rank is lost or hangs" : "this rank has failed");
 }
 
 std::unique_ptr<TensorReducer> make_host_reducer(Communicator& control) {

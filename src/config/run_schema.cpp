@@ -427,6 +427,15 @@ Rows<C> remaining_rows() {
            {"flash", AttentionBackend::flash},
            {"math", AttentionBackend::math}},
           "Attention kernel. auto: flash where dtype, device and mask allow it, else math.")),
+      free_at_resume(choice_row<C, Collectives>(
+          "execution.collectives", [](auto& c) -> auto& { return c.collectives; },
+          {{"auto", Collectives::automatic},
+           {"nccl", Collectives::nccl},
+           {"mpi", Collectives::mpi}},
+          "What sums tensors over ranks. nccl: in GPU memory, bfloat16 activations as they are; "
+          "mpi: "
+          "through host memory, in float32 or wider; auto: nccl where the build has it and every "
+          "rank has a GPU of its own, else mpi.")),
       integer_row<C>(
           "evaluation.every", [](auto& c) -> auto& { return c.evaluation.every; }, {.min = 1},
           "Evaluations run on the dense model, every this many iterations, and at the end."),

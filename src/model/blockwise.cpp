@@ -137,6 +137,7 @@ class Attempt {
     x_BTD.reset();
     poison_at("backward.enter", loss.dx_BTD);
     if (differentiate) backward(std::move(loss.dx_BTD), scale, unobserved);
+    tensor_.reducer().check();
     gradients_finite_ =
         !differentiate || tensor_.control().min(watch_.first_step()) == FiniteWatch::kNever;
     fault::hit("backward.exit");
@@ -238,6 +239,7 @@ at::Tensor logits_at(const CausalLM& model, const at::Tensor& hidden_BTD,
   const Range mine = model.shard().vocabulary;
   all_NV.narrow(1, mine.begin, mine.size()).copy_(at::linear(rows_ND, model.head_VD()));
   all_reduce_sum(all_NV, tensor.reducer());
+  tensor.reducer().check();
   return all_NV;
 }
 

@@ -119,6 +119,7 @@ Problem non_finite(const CausalLM& model, const TokenBatch& batch, const std::st
 
 TokenLosses checked_losses(const CausalLM& model, const TokenBatch& batch, const at::Tensor& nll_N,
                            FiniteWatch& watch, const RankGroup& tensor) {
+  tensor.reducer().check();
   TokenLosses losses{nll_N.to(at::kCPU), {}};
   if (!all_finite(losses.nll_N))
     losses.problems.add(non_finite(model, batch, "the loss is NaN or infinite", watch, tensor));

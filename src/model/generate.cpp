@@ -76,6 +76,7 @@ MostLikely most_likely(const CausalLM& model, const at::Tensor& hidden_ND,
   all_2RN.select(1, tensor.rank()).copy_(local_best(model, hidden_ND, chunk));
   // Every entry is one rank's and zero on the others: their sum is the gathered table.
   all_reduce_sum(all_2RN, tensor.reducer());
+  tensor.reducer().check();
   const std::vector<double> value_RN = to_doubles(all_2RN[0]), token_RN = to_doubles(all_2RN[1]);
   MostLikely best;
   for (std::int64_t row = 0; row < n; ++row) {

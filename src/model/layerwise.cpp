@@ -219,6 +219,7 @@ void LayerwisePass::leave_backward(std::int64_t layer) { boundaries_->drop(layer
 
 std::vector<LayerwisePass::Broken> LayerwisePass::broken() {
   if (batches_.empty()) return {};  // the same on all ranks of the group
+  tensor_.reducer().check();
   std::vector<std::int64_t> first;
   for (const auto& m : batches_) first.push_back(m->watch.first_step());
   tensor_.control().all_reduce({first.data(), first.size(), DType::i64}, ReduceOp::min);

@@ -26,6 +26,7 @@
 #include "espalier/model/random_weights.h"
 #include "espalier/model/tensor_ops.h"
 #include "espalier/model/work_meter.h"
+#include "espalier/pipeline/collectives.h"
 #include "espalier/pipeline/memory_forecast.h"
 #include "espalier/pipeline/monitor.h"
 #include "espalier/pipeline/peak_memory.h"
@@ -122,6 +123,7 @@ class Bench {
     together(world_, "open", [&] {
       options_ = compute_options(request_.config, to_scalar_type(request_.model.dtype), runtime_);
     });
+    sums_ = connect_collectives(request_.config, options_, grid_);
     available_ =
         world_.min(available_memory(options_.device) / ranks_on_device(options_.device, runtime_));
     for (const Criterion criterion : request_.criteria) require_room(criterion, smallest());
@@ -392,6 +394,7 @@ class Bench {
                          {"threads", at::get_num_threads()},
                          {"ranks", world_.size()},
                          {"hosts", hosts},
+                         {"sums_of_tensors", sums_},
                          {"libraries", program_facts()}};
     result["shape"] = {{"name", utf8_text(request_.name)},
                        {"hidden", m.hidden},
@@ -466,6 +469,7 @@ class Bench {
   ProcessGrid grid_;
   Monitor monitor_{0};
   ComputeOptions options_;
+  std::string sums_;            // how those of tensors cross ranks
   std::int64_t available_ = 0;  // bytes for each rank
   std::optional<CausalLM> model_;
   std::map<std::int64_t, GemmTotal> gemm_;  // by rows
@@ -595,6 +599,9 @@ std::string bench_text(const Json& result) {
       "machine  {}, {}, {} of {}\n", machine.at("name").get<std::string>(),
       machine.at("device").get<std::string>(), counted(machine.at("ranks").get<int>(), "rank"),
       counted(machine.at("threads").get<int>(), "thread"));
+  if (machine.at("ranks").get<int>() > 1)
+    text += fmt::format("sums     of tensors over {}\n",
+                        machine.at("sums_of_tensors").get<std::string>());
   text += fmt::format(
       "shape    {}: hidden {}, {} channels, {} layers, {} query / {} KV heads of {}, vocabulary "
       "{}, "

@@ -103,6 +103,13 @@ void choose_model(BenchRequest& request, const BenchChoice& choice) {
   request.scored = prunable_halves(request.model, prune_rules(request.model, config.prune));
 }
 
+/// The configuration's where nothing was said.
+Collectives collectives_of(const BenchChoice& choice, const RunConfig& config) {
+  if (choice.collectives.empty()) return config.collectives;
+  if (choice.collectives == "nccl") return Collectives::nccl;
+  return choice.collectives == "mpi" ? Collectives::mpi : Collectives::automatic;
+}
+
 std::vector<Criterion> criteria_of(const BenchChoice& choice, const RunConfig& config) {
   if (choice.criteria.empty())
     return choice.config.empty() ? std::vector{Criterion::taylor, Criterion::taylor_gate}
@@ -126,6 +133,7 @@ BenchRequest bench_request(const BenchChoice& choice) {
   choose_model(request, choice);
   choose_widths(request, choice);
   if (!choice.dtype.empty()) request.config.dtype = dtype_from_torch(choice.dtype);
+  request.config.collectives = collectives_of(choice, request.config);
   request.criteria = criteria_of(choice, request.config);
   const std::int64_t of_files =
       choice.shape.empty() ? sequence_tokens_of(request.config, request.model.vocabulary) : 0;

@@ -20,6 +20,7 @@
 #include "espalier/eval/evaluation.h"
 #include "espalier/model/load.h"
 #include "espalier/model/tensor_ops.h"
+#include "espalier/pipeline/collectives.h"
 #include "espalier/pipeline/commit.h"
 #include "espalier/pipeline/family.h"
 #include "espalier/pipeline/held_model.h"
@@ -139,6 +140,8 @@ std::unique_ptr<ChosenModel> open_model(CommRuntime& runtime, const ProcessGrid&
     options = compute_options(config, chosen->source, runtime);
     check_token_files(config, use, chosen->source, grid.world());
   });
+  const std::string sums = connect_collectives(config, options, grid);
+  if (grid.world().size() > 1 && grid.is_root()) log::info("sums     of tensors over {}", sums);
   const ModelConfig& model = chosen->source.config;
   MemoryChoice choice = choose_for_memory(config, {use, model, chosen->widths, all_halves(model)},
                                           options, runtime, grid);

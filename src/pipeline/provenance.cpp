@@ -11,6 +11,7 @@
 #include <fmt/format.h>
 #include <torch/headeronly/version.h>
 
+#include "espalier/comm/nccl_calls.h"
 #include "espalier/comm/runtime.h"
 #include "espalier/core/fault.h"
 #include "espalier/core/hash.h"
@@ -52,6 +53,7 @@ nlohmann::ordered_json program_facts() {
           {"compiler", compiler()},
           {"libtorch", TORCH_VERSION},
           {"mpi", CommRuntime::library_version()},
+          {"nccl", nccl::library_version()},
           {"hdf5", hdf5_library_version()}};
 }
 

@@ -6,6 +6,7 @@
 #include "espalier/core/log.h"
 #include "espalier/core/paths.h"
 #include "espalier/model/load.h"
+#include "espalier/pipeline/collectives.h"
 #include "espalier/pipeline/exporting.h"
 #include "espalier/pipeline/family.h"
 #include "espalier/pipeline/monitor.h"
@@ -54,7 +55,9 @@ class RefittedExport {
       origin_.emplace(export_origin(request_));
       options_ = compute_options(config_, origin_->family.source, runtime_);
     });
+    const std::string sums = connect_collectives(config_, options_, grid_);
     if (!grid_.is_root()) return;
+    if (world().size() > 1) log::info("sums     of tensors over {}", sums);
     for (const std::string& note : origin_->family.source.notes) log::info("note: {}", note);
   }
 

@@ -21,6 +21,7 @@
 #include "espalier/eval/evaluation.h"
 #include "espalier/export/export_model.h"
 #include "espalier/model/tensor_ops.h"
+#include "espalier/pipeline/collectives.h"
 #include "espalier/pipeline/exporting.h"
 #include "espalier/pipeline/held_model.h"
 #include "espalier/pipeline/kept_evaluations.h"
@@ -72,6 +73,7 @@ class PruningRun {
              monitor_.status().reason.empty() ? "signal" : monitor_.status().reason);
       throw;
     } catch (const std::exception& exception) {
+      if (request_.watchdog != nullptr) request_.watchdog->give_way();
       report_failure(exception);
       throw;
     }
@@ -134,6 +136,18 @@ class PruningRun {
       check_token_files(config_, ConfigUse::run, *source_, world_);
     });
     agree_to_continue(world_, "open", {}, monitor_.hooks());
+    connect();
+  }
+
+  /// A run that hangs in a sum ends that too, so that no GPU goes on waiting.
+  void connect() {
+    sums_ = connect_collectives(
+        config_, options_, grid_,
+        request_.watchdog != nullptr ? request_.watchdog->hang_timeout() : std::nullopt);
+    ending_.emplace(request_.watchdog, [this] {
+      for (const RankGroup* group : {&grid_.tensor(), &grid_.data()})
+        group->reducer().abort(ExitCode::peer_lost);
+    });
   }
 
   /// A run continues on the files it began with, wherever they are now.
@@ -198,7 +212,8 @@ class PruningRun {
       // The process before may have died between a commit and this copy of its plan.
       if (directory_->start()) write_plan_file();
       directory_->write_provenance(provenance_);
-      print_start(*source_, config_, rules_, plan_, start_.iteration, grid_, options_, *directory_);
+      print_start(*source_, config_, rules_, plan_, start_.iteration, grid_, options_, sums_,
+                  *directory_);
       if (request_.max_seconds > 0)
         log::info("limit    stops in time before {} are over", duration(request_.max_seconds));
     });
@@ -730,8 +745,10 @@ class PruningRun {
   PruningPlan plan_;                   // now
   std::optional<FeatureMeans> means_;  // of what fell, where that is compensated for
   ComputeOptions options_;
-  RunConfig decided_;                // with what is left to this machine decided
-  std::int64_t forecast_bytes_ = 0;  // of a rank; 0 until it is known
+  std::string sums_;                          // how those of tensors cross ranks
+  std::optional<Watchdog::LastWork> ending_;  // before the grid's reducers
+  RunConfig decided_;                         // with what is left to this machine decided
+  std::int64_t forecast_bytes_ = 0;           // of a rank; 0 until it is known
   Inputs inputs_;
   std::optional<RunDirectory> directory_;  // rank 0 only
   nlohmann::ordered_json provenance_;

@@ -138,7 +138,8 @@ void add_evaluations(nlohmann::ordered_json& row, const std::vector<TaskOutcome>
 
 void print_start(const Source& source, const RunConfig& config, const PruneRules& rules,
                  const PruningPlan& plan, std::int64_t base_iteration, const ProcessGrid& grid,
-                 const ComputeOptions& options, const RunDirectory& directory) {
+                 const ComputeOptions& options, const std::string& sums,
+                 const RunDirectory& directory) {
   const ModelConfig& m = source.config;
   log::info("espalier {} ({})", version(), git_hash());
   if (fault::armed()) log::warning("fault injection is armed: {}", fault::specification());
@@ -149,6 +150,7 @@ void print_start(const Source& source, const RunConfig& config, const PruneRules
   log::info("layout   {} = tensor {} x data {}, {}, {}", counted(grid.world().size(), "rank"),
             grid.tensor_size(), grid.data_size(), device_name(options),
             at::toString(options.dtype));
+  if (grid.world().size() > 1) log::info("sums     of tensors over {}", sums);
   for (const DomainConfig& domain : config.calibration.domains) {
     const TokenFile file =
         TokenFile::open(domain.tokens, m.vocabulary, counting_of(domain.objective));

@@ -73,8 +73,9 @@ void within(double seconds, std::function<void()> work) {
 
 class Watchdog::Thread {
  public:
-  Thread(const Watchdog& watchdog, const fs::path& run_directory)
-      : rank_(watchdog.rank_),
+  Thread(Watchdog& watchdog, const fs::path& run_directory)
+      : watchdog_(watchdog),
+        rank_(watchdog.rank_),
         ranks_(watchdog.ranks_),
         options_(watchdog.options_),
         directory_(run_directory),
@@ -167,6 +168,7 @@ class Watchdog::Thread {
   }
 
   [[noreturn]] void end() {
+    watchdog_.ends_process_ = true;
     self_.hangs = true;
     say();
     const double idle = judge_.idle_seconds(rank_);
@@ -188,7 +190,19 @@ class Watchdog::Thread {
       });
       kill_silent();
     }
-    ::_exit(static_cast<int>(ExitCode::peer_lost));
+    leave();
+  }
+
+  /// The process ends with the last work: what that work lets the main thread go on with must come
+  /// to nothing.
+  [[noreturn]] void leave() {
+    constexpr int kCode = static_cast<int>(ExitCode::peer_lost);
+    std::thread([this] {
+      watchdog_.do_last_work();
+      ::_exit(kCode);
+    }).detach();
+    std::this_thread::sleep_for(Seconds(kLastWordsSeconds));
+    ::_exit(kCode);
   }
 
   /// One that was stopped and wakes when the launcher ends it finds that all has been said.
@@ -258,6 +272,7 @@ class Watchdog::Thread {
     }
   }
 
+  Watchdog& watchdog_;
   const int rank_;
   const int ranks_;
   const Options& options_;
@@ -277,6 +292,27 @@ Watchdog::Watchdog(int rank, int ranks, Options options)
     : rank_(rank), ranks_(ranks), options_(std::move(options)) {}
 
 Watchdog::~Watchdog() = default;
+
+Watchdog::LastWork::LastWork(Watchdog* watchdog, std::function<void()> work) : watchdog_(watchdog) {
+  if (watchdog_ == nullptr) return;
+  const std::lock_guard lock(watchdog_->last_work_mutex_);
+  watchdog_->last_work_ = std::move(work);
+}
+
+Watchdog::LastWork::~LastWork() {
+  if (watchdog_ == nullptr) return;
+  const std::lock_guard lock(watchdog_->last_work_mutex_);
+  watchdog_->last_work_ = nullptr;
+}
+
+void Watchdog::do_last_work() {
+  const std::lock_guard lock(last_work_mutex_);
+  if (last_work_) last_work_();
+}
+
+void Watchdog::give_way() const {
+  while (ends_process_) std::this_thread::sleep_for(std::chrono::hours(1));
+}
 
 void Watchdog::prepare(const fs::path& run_directory) {
   remove_tree(run_directory / "heartbeat", WriteScope::other);

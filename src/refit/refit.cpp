@@ -132,6 +132,7 @@ class Refit {
         [&] {
           at::Tensor x_BTD = dense_.embed_partial(batch.batch.tokens_BT);
           all_reduce_sum(x_BTD, tensor());
+          tensor().check();
           streams.dense_BTD = streams.pruned_BTD = x_BTD.to(at::kCPU);
           streams_.push_back(streams);
           return Problems();
@@ -249,6 +250,7 @@ class Refit {
     const at::Tensor x_BTD = on_device(stream);
     HalfOutput out = run_half(model, l, kind, x_BTD);
     all_reduce_sum(out.partial_BTD, tensor());
+    tensor().check();
     stream = (x_BTD + out.partial_BTD).to(at::kCPU);
     return out.gate;
   }
@@ -361,6 +363,7 @@ class Refit {
     for (at::Tensor* part : rows) all_reduce_sum(*part, data);
     all_reduce_sum(sums.target.y_D, data);
     all_reduce_sum(sums.target.square_D, data);
+    data.check();
     grid_.data().control().all_reduce_sum(std::span<double>(&sums.target.weight, 1));
     Problems problems;
     for (const at::Tensor* part : rows)
@@ -375,6 +378,7 @@ class Refit {
       all_reduce_sum(whole, tensor());
       *part = std::move(whole);
     }
+    tensor().check();
   }
 
   Problem not_finite(std::int64_t l, UnitKind kind) const {

@@ -2,10 +2,11 @@
 
 import math
 import pathlib
+import re
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
-from workbench import SHAPE, Case, main, metrics_of
+from workbench import SHAPE, Case, main, metrics_of, run
 
 LAYERS, HIDDEN, VOCABULARY = SHAPE["layers"], SHAPE["hidden"], SHAPE["vocab"]
 HEADS, HEAD_DIM, CHANNELS = SHAPE["heads"], SHAPE["head_dim"], SHAPE["channels"]
@@ -112,6 +113,32 @@ class Counted(Case):
         found = self.counted("skip", 1, 2, calibration={"non_finite": "skip-batch"})
         calls, size = world_group(2)
         self.assertEqual(found["world"], (calls + 1, size + 8))
+
+    def test_over_mpi_by_name_is_over_mpi_by_default(self):
+        """Without GPUs `auto` is `mpi`; the start of a run says which."""
+        found = {}
+        for way in ("auto", "mpi"):
+            config = self.bench.config(way, evaluation={"perplexity": []})
+            result = self.succeeds("run", config, "--run-dir", self.folder / way, "--tensor", 2, "--set",
+                                   f"execution.collectives={way}", ranks=2)
+            self.assertIn("sums     of tensors over MPI, in host memory", result.out + result.err)
+            rows = metrics_of(self.folder / way)
+            found[way] = [{key: row[key] for key in ("loss", "removed_heads") if key in row} for row in rows]
+        self.assertEqual(found["auto"], found["mpi"])
+
+    def test_nccl_without_a_gpu_is_refused_with_the_reason(self):
+        for ranks in (1, 2):
+            for command in ("run", "score"):
+                with self.subTest(command, ranks=ranks):
+                    config = self.bench.config(f"{command} {ranks}", evaluation={"perplexity": []})
+                    place = self.folder / f"{command}-{ranks}"
+                    out = ("--run-dir", place) if command == "run" else ("--out", place)
+                    result = run(command, config, *out, "--set", "execution.collectives=nccl", ranks=ranks)
+                    self.assertEqual(result.code, 69, result)
+                    said = re.sub(r"\s+", " ", result.err)
+                    for words in ("execution.collectives = nccl, and NCCL cannot be used", "this build has no NCCL",
+                                  "Use execution.collectives: auto or mpi"):
+                        self.assertEqual(said.count(words), 1, result)
 
     def test_one_process_sends_nothing(self):
         self.assertEqual(set(self.counted("one", 1, 1).values()), {(0, 0)})

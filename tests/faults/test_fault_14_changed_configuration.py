@@ -27,6 +27,7 @@ FREE = {
     "execution.scratch": ".",
     "execution.recompute": "all",
     "execution.attention": "math",
+    "execution.collectives": "mpi",
     "execution.share_prompts": "false",
     "refit.enabled": "true",
     "refit.sequences": 4,

@@ -53,6 +53,9 @@ class Communicator {
   /// Concatenates the ranks' contributions (of any lengths) in rank order on every rank.
   virtual std::vector<std::byte> all_gather(std::span<const std::byte> contribution) = 0;
   virtual void barrier() = 0;
+  /// Lets the library go on with what it still holds for others. For loops that wait for something
+  /// else than this communicator. Local.
+  virtual void progress() {}
   /// Groups by color, ordered by key. Every rank of this communicator calls it; one with a negative
   /// color joins no group and gets nullptr. A group of one rank is a `self` communicator.
   virtual std::unique_ptr<Communicator> split(int color, int key) = 0;

@@ -25,6 +25,8 @@ class RankGroup {
   int size() const { return control_->size(); }
   Communicator& control() const { return *control_; }
   TensorReducer& reducer() const { return *reducer_; }
+  /// In place of the one there is, of the same ranks in the same order.
+  void set_reducer(std::unique_ptr<TensorReducer> reducer);
 
   /// Of both.
   CommCounters counters() const;

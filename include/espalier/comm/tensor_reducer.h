@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "espalier/comm/communicator.h"
+#include "espalier/core/error.h"
 
 namespace espalier {
 
@@ -30,7 +31,7 @@ struct TensorBuffer {
 /// all_reduce is collective over the group: all ranks call it in the same order, from the main
 /// thread, with the same count, dtype and memory. A reducer that takes device memory may fail long
 /// after a call returned; check() asks. Foreign failures throw Error(internal) with the library's
-/// own words.
+/// own words, or Error(peer_lost) where the library says that another rank is gone.
 class TensorReducer {
  public:
   virtual ~TensorReducer() = default;
@@ -42,11 +43,13 @@ class TensorReducer {
   /// In place, every rank gets the result. Throws Error(internal) for what it does not take and
   /// after abort().
   void all_reduce(const TensorBuffer& buffer, ReduceOp op);
-  /// Throws what the library found wrong since the last call, and after abort(). Local.
+  /// Throws what the library found wrong since the last call, and after abort(). Comes before what
+  /// was reduced is read on the host, which would wait without end for a rank that does not come.
+  /// Local.
   void check();
-  /// Ends what this rank waits for, for good: later calls throw. From any thread; local, and the
-  /// other ranks may wait until their own is called.
-  void abort() noexcept;
+  /// Ends what this rank waits for, for good: later calls throw an error of code `because`. From
+  /// any thread; local, and the other ranks may wait until their own is called.
+  void abort(ExitCode because = ExitCode::internal) noexcept;
   /// What did not go through a communicator that counts by itself.
   const CommCounters& counters() const { return counters_; }
   void reset_counters() { counters_ = {}; }
@@ -56,13 +59,13 @@ class TensorReducer {
   /// For libraries that fail after the call.
   virtual void check_library() {}
   virtual void abort_library() noexcept {}
+  /// Throws after abort().
+  void require_not_aborted() const;
 
   CommCounters counters_;
 
  private:
-  void require_not_aborted() const;
-
-  std::atomic<bool> aborted_ = false;
+  std::atomic<ExitCode> aborted_ = ExitCode::ok;
 };
 
 /// Reduces through `control`, which must outlive it and counts. Takes what Communicator::all_reduce

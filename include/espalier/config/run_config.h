@@ -44,6 +44,7 @@ enum class Order { automatic, sample_major, layer_major };
 enum class BoundaryStore { automatic, memory, files };
 enum class Recompute { automatic, all };
 enum class AttentionBackend { automatic, flash, math };
+enum class Collectives { automatic, nccl, mpi };
 enum class ExportFormat { exact, uniform };
 
 struct DomainConfig {
@@ -163,6 +164,7 @@ struct RunConfig {
   Recompute recompute = Recompute::automatic;
   bool share_prompts = true;
   AttentionBackend attention = AttentionBackend::automatic;
+  Collectives collectives = Collectives::automatic;
   EvaluationConfig evaluation;
   RefitConfig refit;
   std::int64_t keep_last = 2;

@@ -34,6 +34,7 @@ struct BenchChoice {
   std::string dtype;
   std::vector<std::string> criteria;
   std::string recompute;
+  std::string collectives;
   /// A plan.h5 of the configuration's model.
   std::filesystem::path plan;
   std::int64_t repeats = 3;

@@ -26,10 +26,12 @@ nlohmann::ordered_json iteration_row(std::int64_t iteration, int attempt, const 
 /// alone.
 void add_evaluations(nlohmann::ordered_json& row, const std::vector<TaskOutcome>& outcomes);
 
-/// What is about to be done: model, target, layout, data, where it starts.
+/// What is about to be done: model, target, layout, how sums of tensors cross ranks (`sums`), data,
+/// where it starts.
 void print_start(const Source& source, const RunConfig& config, const PruneRules& rules,
                  const PruningPlan& plan, std::int64_t base_iteration, const ProcessGrid& grid,
-                 const ComputeOptions& options, const RunDirectory& directory);
+                 const ComputeOptions& options, const std::string& sums,
+                 const RunDirectory& directory);
 
 /// What a terminal shows of an iteration in place of its line: a row under the columns of
 /// table_header(), at most 100 characters, and a second one when perplexities were measured. What

@@ -1,8 +1,10 @@
 #pragma once
 
+#include <atomic>
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <optional>
 
 #include "espalier/core/error.h"
@@ -18,8 +20,8 @@ namespace espalier {
 ///
 /// When no rank does a step any more, every rank that still can writes the calls in which its main
 /// thread is to hang/rank-NNNN.stack; one says which rank is to blame, writes it to status.json,
-/// kills silent processes on its own host, and leaves with 76, upon which the launcher ends the
-/// rest. No collectives and no MPI: it works while the main thread is inside one.
+/// kills silent processes on its own host, does the last work, and leaves with 76, upon which the
+/// launcher ends the rest. No collectives and no MPI: it works while the main thread is inside one.
 class Watchdog {
  public:
   struct Options {
@@ -42,11 +44,33 @@ class Watchdog {
   /// From now on this rank watches and is watched. Throws where its heartbeat cannot be written.
   void watch(const std::filesystem::path& run_directory);
 
+  /// What a rank of a run that hangs does last of all, from the watchdog's thread, for as long as
+  /// this lives: its process ends when the work is done, or does not come to its end. One at a
+  /// time; without a watchdog (null) nothing.
+  class LastWork {
+   public:
+    LastWork(Watchdog* watchdog, std::function<void()> work);
+    ~LastWork();
+    LastWork(const LastWork&) = delete;
+    LastWork& operator=(const LastWork&) = delete;
+
+   private:
+    Watchdog* watchdog_;
+  };
+  /// For the main thread before it reports an error: never returns where this process is being
+  /// ended, which the error may come from, and which is reported already.
+  void give_way() const;
+  const std::optional<double>& hang_timeout() const { return options_.hang_timeout; }
+
  private:
   class Thread;
+  void do_last_work();
   int rank_;
   int ranks_;
   Options options_;
+  std::mutex last_work_mutex_;
+  std::function<void()> last_work_;
+  std::atomic<bool> ends_process_ = false;
   std::unique_ptr<Thread> thread_;
 };
 

@@ -238,6 +238,7 @@ class GramMatrices final : public Statistics {
     at::Tensor matrix = at::zeros({all, rows.size(1)}, rows.options());
     matrix.narrow(0, mine.begin, mine.size()).copy_(rows);
     all_reduce_sum(matrix, tensor.reducer());
+    tensor.reducer().check();
     return matrix;
   }
 

@@ -83,6 +83,7 @@ const std::map<std::string, std::string> kOtherValues{
     {"execution.recompute", "all"},
     {"execution.share_prompts", "false"},
     {"execution.attention", "flash"},
+    {"execution.collectives", "mpi"},
     {"evaluation.every", "2"},
     {"evaluation.perplexity", "[]"},
     {"evaluation.perplexity[].name", "q"},
