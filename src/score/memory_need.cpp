@@ -272,13 +272,17 @@ class RankNeed {
   /// What a half takes while it runs forward, or most on its way back, if it goes that way.
   enum class Way { forward, back };
 
-  /// Rotated q and k, v, the output and its contiguous copy; going back a gradient of each.
+  /// Rotated q and k, v, the output and its contiguous copy; where q and k are normed, what they
+  /// were before, and that in float32 where the model is narrower; going back a gradient of each.
   std::int64_t attention_bytes(std::int64_t layer, Way way) const {
     const auto heads = static_cast<std::int64_t>(widths(layer).query_heads.size());
     const auto kv_heads = static_cast<std::int64_t>(widths(layer).kv_heads.size());
     const std::int64_t kept = (3 * heads + 2 * kv_heads) * config_.head_dim;
     const int arrays = with_gradients() && way == Way::back ? 2 : 1;
-    return std::max(norm_bytes() + pass_.tokens * entry_ * kept * arrays,
+    const std::int64_t normed =
+        config_.qk_norm ? (heads + kv_heads) * config_.head_dim * (entry_ < 4 ? entry_ + 4 : entry_)
+                        : 0;
+    return std::max(norm_bytes() + pass_.tokens * (entry_ * kept * arrays + normed),
                     observed_bytes(layer, UnitKind::attention));
   }
   /// gate, silu(gate), up and their product; going back the gradients of three.

@@ -100,6 +100,21 @@ class Counted(Case):
                     size = sum(k * k * number + (outputs or 8) for k in halves)
                     self.assertEqual(found["data"], (2 * len(halves) + 3, size + 2 * 2 * 8 + 8))
 
+    def test_layer_by_layer(self):
+        """Each layer's attention runs once more; ranks agree about layers where they otherwise agree about the pass."""
+        change = {"execution": {"order": "layer_major"}}
+        hidden = sum(sequences * tokens * HIDDEN * 8 for sequences, tokens, _ in BATCHES)
+        collectives, size = tensor_group(2, 8)
+        found = self.counted("layers tensor", 2, 1, **change)
+        collectives += LAYERS * len(BATCHES) + LAYERS - len(BATCHES)
+        self.assertEqual(found["tensor"], (collectives, size + LAYERS * hidden + 8 * (LAYERS - 1) * len(BATCHES)))
+        for tensor, data in ((2, 1), (1, 2)):
+            found = self.counted(f"layers {tensor} {data}", tensor, data, **change)
+            calls = (2 * LAYERS + 2) * (math.ceil(len(BATCHES) / data) + 1) + 1 + 5 * LAYERS
+            self.assertEqual(found["world"], (calls, 16 * calls))
+        collectives, size = gradients(8)
+        self.assertEqual(found["data"], (collectives + LAYERS + 2, size + (LAYERS + 1) * 16 + 8))
+
     def test_reduced_scores(self):
         found = self.counted("scores", 1, 2, importance={"reduction": "scores"})
         self.assertEqual(found["data"], (1 + 3, 8 * SCORED * (HEADS + CHANNELS) + 2 * 16 + 8))
