@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """A random Qwen2 of 1.2 B parameters (24 layers, hidden 2048, ffn 5504, 16/4 heads of 128, vocabulary 32,000), float32, 8
 sequences of 256 tokens: one `taylor` iteration at tensor = 1 and 2 and one `taylor_gate` iteration, each keeping what graphs
-fit into memory (`execution.recompute: auto`) and none (`all`), beside transformers + autograd on the same work in the same run.
+fit into memory (`execution.recompute: auto`) and none (`all`), and `taylor` layer by layer with boundaries in memory and in files,
+beside transformers + autograd on the same work in the same run.
 
-  scale.py --espalier build/release/bin/espalier [--layers 24] [--work DIR] [--out scale.json]
+  scale.py --espalier build/release/bin/espalier [--layers 24] [--only sequences|layers] [--work DIR] [--out scale.json]
 
 Prints seconds per phase, peak memory per rank next to what was computed, and tokens/s; nothing is asserted about time.
 """
@@ -104,6 +105,7 @@ def main():
     parser.add_argument("--espalier", required=True)
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--threads", type=int, default=1, help="per rank, and for the baseline")
+    parser.add_argument("--only", choices=("sequences", "layers"), help="of the two orders; layers: beside autograd's `taylor` only")
     parser.add_argument("--work", help="keeps the checkpoint here and uses it again")
     parser.add_argument("--out")
     a = parser.parse_args()
@@ -117,12 +119,14 @@ def main():
     tokens = work / "tokens.h5"
     token_files.random_plain(tokens, ROWS, WINDOW, SHAPE["vocab"], 0)
     results = {"machine": platform.machine(), "cpus": os.cpu_count(), "threads": a.threads, "layers": a.layers, "passes": []}
-    for criterion, tensor, recompute in itertools.product(("taylor", "taylor_gate"), (1, 2), ("auto", "all")):
+    sequences = [] if a.only == "layers" else list(itertools.product(("taylor", "taylor_gate"), (1, 2), ("auto", "all")))
+    for criterion, tensor, recompute in sequences:
         if criterion == "taylor_gate" and tensor == 2:
             continue
         config = work / f"{criterion}-{tensor}-{recompute}.yaml"
         config.write_text(json.dumps({
-            "model": {"path": str(model), "dtype": "float32"}, "device": "cpu", "execution": {"recompute": recompute},
+            "model": {"path": str(model), "dtype": "float32"}, "device": "cpu",
+            "execution": {"order": "sample_major", "recompute": recompute},
             "calibration": {"domains": [{"name": "random", "tokens": str(tokens)}], "micro_batch_tokens": 4 * WINDOW},
             "importance": {"criterion": criterion, "normalization": "param_mean"}, "prune": {"target": 0.1, "iterations": 1}}))
         with tempfile.TemporaryDirectory(dir=work) as runs:
@@ -136,7 +140,23 @@ def main():
         print(f"espalier {criterion:<12} tensor {tensor} recompute {recompute:<4}: {one['tokens_per_s']:7.1f} tokens/s, "
               f"peak {one['peak_bytes'] / GIB:.2f} GiB a rank (computed {computed / GIB:.2f}), seconds "
               + ", ".join(f"{k} {v:.2f}" for k, v in row["seconds"].items()), flush=True)
-    for kind in ("taylor", "gate"):
+    for boundaries in () if a.only == "sequences" else ("memory", "files"):
+        config = work / f"layers-{boundaries}.yaml"
+        config.write_text(json.dumps({
+            "model": {"path": str(model), "dtype": "float32"}, "device": "cpu",
+            "execution": {"order": "layer_major", "boundaries": boundaries},
+            "calibration": {"domains": [{"name": "random", "tokens": str(tokens)}], "micro_batch_tokens": 4 * WINDOW},
+            "importance": {"criterion": "taylor", "normalization": "param_mean"}, "prune": {"target": 0.1, "iterations": 1}}))
+        with tempfile.TemporaryDirectory(dir=work) as runs:
+            row = espalier(os.path.abspath(a.espalier), config, pathlib.Path(runs) / "run", 1, a.threads)
+        one = {"criterion": "taylor", "tensor": 1, "order": "layer_major", "boundaries": boundaries, "seconds": row["seconds"],
+               "tokens_per_s": ROWS * WINDOW / row["seconds"]["calibrate"], "peak_bytes": row["peak_bytes"],
+               "boundary_bytes": row["boundary_bytes"], "read_bytes": row["read_bytes"]}
+        results["passes"].append(one)
+        print(f"espalier taylor       layer by layer, boundaries in {boundaries:<6}: {one['tokens_per_s']:7.1f} tokens/s, peak "
+              f"{one['peak_bytes'] / GIB:.2f} GiB (boundaries {one['boundary_bytes'] / GIB:.2f}), seconds "
+              + ", ".join(f"{k} {v:.2f}" for k, v in row["seconds"].items()), flush=True)
+    for kind in ("taylor",) if a.only == "layers" else ("taylor", "gate"):
         base = baseline(str(model), str(tokens), a.threads, kind)
         results[f"transformers_{kind}"] = base | {"tokens_per_s": ROWS * WINDOW / base["seconds"]}
         print(f"transformers + autograd, {kind}: {ROWS * WINDOW / base['seconds']:.1f} tokens/s, "
