@@ -45,6 +45,8 @@ def geometric_mean(values):
 
 
 class Bench:
+    cut = ()  # how launch/tokenize.py makes rows of texts, if not by packing
+
     def __init__(self, a, folder):
         self.a, self.folder = a, pathlib.Path(folder)
         model, texts, _ = model_of(a)
@@ -53,8 +55,8 @@ class Bench:
         self.domains = [t.name for t in texts]
         self.vocabulary = json.loads((self.model / "config.json").read_text())["vocab_size"]
         for t in texts:
-            data.write_rows(self.folder, self.model, t.name, "calibration", t.calibration, a.window, None)
-            data.write_rows(self.folder, self.model, t.name, "heldout", t.heldout, a.window, a.heldout_rows)
+            for part, side, rows in (("calibration", t.calibration, None), ("heldout", t.heldout, a.heldout_rows)):
+                data.write_rows(self.folder, self.model, t.name, part, side, a.window, rows, *self.cut)
 
     def draw(self, seed):
         """A file per domain with the rows that both ways get."""

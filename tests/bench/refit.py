@@ -4,7 +4,8 @@
   refit.py --espalier build/release/bin/espalier [--model DIR --texts NAME=FILE...] [--ways taylor:40 taylor:4 obs:1] [--refit-rows 1 2 8 32]
 
 A way is a criterion and its number of steps, with no protected layer, once for each seed; every refit is one of the same run, resumed with
-other settings. Rows are per domain; the perplexities are those of refit.json, on held-out rows. Processor seconds are those of the process
+other settings. With --documents rows begin as a model that
+was trained on single documents saw them. Rows are per domain; the perplexities are those of refit.json, on held-out rows. Processor seconds are those of the process
 less what its evaluations took on the clock: compare them on an idle machine.
 """
 
@@ -28,6 +29,20 @@ import token_files  # noqa: E402
 
 
 class Bench(cheapest.Bench):
+    def __init__(self, a, folder):
+        # Documents shorter than a row are left out: files have no lengths here.
+        self.cut = ("--no-pack", "--overlong", "truncate") if a.documents else ()
+        super().__init__(a, folder)
+        if a.documents:
+            self.drop_short_rows()
+
+    def drop_short_rows(self):
+        for path in self.folder.glob("*.h5"):
+            with h5py.File(path) as file:
+                rows = file["tokens"][:]
+                whole = file["length"][:] == rows.shape[1] if "length" in file else numpy.full(len(rows), True)
+            token_files.write(path, rows[whole], self.vocabulary)
+
     def draw(self, seed):
         """A file per domain in the order of the seed: the scores take its first rows, the refit those behind them."""
         for d in self.domains:
@@ -92,6 +107,7 @@ def parse():
     p.add_argument("--heldout-rows", type=int, default=48, help="per domain")
     p.add_argument("--window", type=int, default=256)
     p.add_argument("--micro-batch-tokens", type=int, default=2048)
+    p.add_argument("--documents", action="store_true", help="a row is the begin of a document, not a cut of packed ones")
     p.add_argument("--seeds", type=int, default=2)
     return p.parse_args()
 

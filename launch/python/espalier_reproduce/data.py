@@ -117,11 +117,11 @@ def tokenize(model, source, out, *flags):
         raise Stop(done.returncode, f"'{source}' could not be tokenized", done.stderr.strip(), "see above")
 
 
-def write_rows(folder, model, name, part, texts, window, limit):
+def write_rows(folder, model, name, part, texts, window, limit, *other_flags):
     source = folder / f"{name}.{part}.jsonl"
     write_lines(source, [{"text": t} for t in texts])
     flags = ["--max-sequences", limit] if limit else []
-    tokenize(model, source, folder / f"{name}.{part}.h5", "--sequence-tokens", window, "--seed", 0, *flags)
+    tokenize(model, source, folder / f"{name}.{part}.h5", "--sequence-tokens", window, "--seed", 0, *flags, *other_flags)
 
 
 def write_items(folder, model, name, part, made):
