@@ -108,14 +108,15 @@ class RankNeed {
       need.hidden_states = hidden;
       need.working = working;
     };
-    consider(2, loss_working());
+    consider(3, loss_working());
     for (std::int64_t layer = 0; layer < config_.layers; ++layer) {
       if (layer < lowest) {
         consider(3, std::max(attention_bytes(layer, Way::forward), mlp_bytes(layer, Way::forward)));
         continue;
       }
-      // The attention's graph is kept while the MLP goes back.
-      consider(4, std::max(attention_bytes(layer, Way::forward) + mlp_bytes(layer, Way::back),
+      // The attention's graph is kept while the MLP goes back, at whose end is its norm.
+      consider(4, std::max(attention_bytes(layer, Way::forward) +
+                               std::max(mlp_bytes(layer, Way::back), norm_back_bytes()),
                            attention_bytes(layer, Way::back)));
       if (with_outputs()) consider(0, order_working({layer, layer + 1}));
     }
@@ -261,6 +262,11 @@ class RankNeed {
   std::int64_t loss_working() const {
     return std::max(loss_bytes(config_, pass_.tensor, pass_.dtype, pass_.tokens, with_gradients()),
                     final_norm_bytes());
+  }
+  /// Going back through an RMSNorm: arrays in float32 or wider, fewer where no rows of the loss lie
+  /// beside them.
+  std::int64_t norm_back_bytes() const {
+    return pass_.tokens * config_.hidden * 4 * std::max<std::int64_t>(4, entry_);
   }
   /// Going back through the last RMSNorm: six arrays in float32 or wider beside the rows of the
   /// loss.
