@@ -188,6 +188,7 @@ void keep_rows(DomainDraw& domain, const std::vector<bool>& kept) {
   for (std::size_t i = 0; i < begins.size(); ++i)
     if (begins[i]) domain.begins.push_back(i);
   domain.rows = kept_of(domain.rows, kept);
+  if (!domain.lengths.empty()) domain.lengths = kept_of(domain.lengths, kept);
   if (!domain.right.empty()) domain.right = kept_of(domain.right, kept);
   set_shares(domain);
 }
@@ -195,16 +196,16 @@ void keep_rows(DomainDraw& domain, const std::vector<bool>& kept) {
 /// The rows of a micro-batch at which its items begin, from its first one.
 std::vector<std::size_t> begins_of(const DomainDraw& domain, const MicroBatch& micro_batch) {
   std::vector<std::size_t> begins;
-  for (auto begin = std::lower_bound(domain.begins.begin(), domain.begins.end(), micro_batch.begin);
-       begin != domain.begins.end() && *begin < micro_batch.end; ++begin)
-    begins.push_back(*begin - micro_batch.begin);
+  for (std::size_t i = 0; i < micro_batch.places.size(); ++i)
+    if (std::binary_search(domain.begins.begin(), domain.begins.end(), micro_batch.places[i]))
+      begins.push_back(i);
   return begins;
 }
 
 /// [items, rows] of a micro-batch: 1 where the row is of the item.
 at::Tensor samples_of(const DomainDraw& domain, const MicroBatch& micro_batch) {
   const std::vector<std::size_t> begins = begins_of(domain, micro_batch);
-  const auto rows = static_cast<std::int64_t>(micro_batch.end - micro_batch.begin);
+  const auto rows = static_cast<std::int64_t>(micro_batch.places.size());
   at::Tensor samples_SB = at::zeros({static_cast<std::int64_t>(begins.size()), rows}, at::kDouble);
   for (std::size_t i = 0; i < begins.size(); ++i) {
     const auto begin = static_cast<std::int64_t>(begins[i]);
@@ -213,6 +214,77 @@ at::Tensor samples_of(const DomainDraw& domain, const MicroBatch& micro_batch) {
     samples_SB[static_cast<std::int64_t>(i)].narrow(0, begin, end - begin).fill_(1);
   }
   return samples_SB;
+}
+
+/// The values at a micro-batch's rows.
+template <class T>
+std::vector<T> at_places(const std::vector<T>& values, const MicroBatch& micro_batch) {
+  std::vector<T> picked;
+  picked.reserve(micro_batch.places.size());
+  for (const std::size_t place : micro_batch.places) picked.push_back(values[place]);
+  return picked;
+}
+
+/// What is drawn as a whole: its rows, and the tokens of the longest.
+struct Whole {
+  std::size_t begin = 0;
+  std::size_t end = 0;
+  std::int64_t longest = 0;
+};
+
+/// The longest first.
+std::vector<Whole> wholes_of(const DomainDraw& draw, std::int64_t sequence_tokens) {
+  std::vector<Whole> wholes;
+  for (std::size_t i = 0; i < draw.begins.size(); ++i) {
+    const std::size_t end = i + 1 < draw.begins.size() ? draw.begins[i + 1] : draw.rows.size();
+    Whole whole{draw.begins[i], end, sequence_tokens};
+    if (!draw.lengths.empty())
+      whole.longest =
+          *std::max_element(draw.lengths.begin() + static_cast<std::ptrdiff_t>(whole.begin),
+                            draw.lengths.begin() + static_cast<std::ptrdiff_t>(whole.end));
+    wholes.push_back(whole);
+  }
+  std::stable_sort(wholes.begin(), wholes.end(),
+                   [](const Whole& a, const Whole& b) { return a.longest > b.longest; });
+  return wholes;
+}
+
+/// Where the micro-batches of single rows begin when all hold `size` but one, which holds the rest:
+/// of all places for that one the one where the fewest tokens are computed, of equal ones the last.
+std::vector<std::size_t> begins_of_least_padding(const std::vector<Whole>& rows, std::size_t size) {
+  const std::size_t full = rows.size() / size, rest = rows.size() % size;
+  const auto tokens = [&](std::size_t begin, std::size_t count) {
+    return static_cast<std::int64_t>(count) * rows[begin].longest;
+  };
+  std::size_t best = full;
+  // Against the one of the rest coming last.
+  std::int64_t more = 0, least = 0;
+  for (std::size_t p = full; rest > 0 && p-- > 0;) {
+    more += tokens(p * size, rest) + tokens(p * size + rest, size) - tokens(p * size, size) -
+            tokens((p + 1) * size, rest);
+    if (more >= least) continue;
+    least = more;
+    best = p;
+  }
+  std::vector<std::size_t> begins;
+  for (std::size_t j = 0; j < full + (rest > 0 ? 1 : 0); ++j)
+    begins.push_back(j <= best ? j * size : (j - 1) * size + rest);
+  return begins;
+}
+
+/// Where those of items begin, of which a micro-batch holds as many as `size` rows take, or one.
+std::vector<std::size_t> begins_of_items(const std::vector<Whole>& items, std::size_t size) {
+  std::vector<std::size_t> begins;
+  std::size_t rows = 0;
+  for (std::size_t i = 0; i < items.size(); ++i) {
+    const std::size_t more = items[i].end - items[i].begin;
+    if (begins.empty() || rows + more > size) {
+      begins.push_back(i);
+      rows = 0;
+    }
+    rows += more;
+  }
+  return begins;
 }
 
 }  // namespace
@@ -229,11 +301,12 @@ DomainDraw Calibration::drawn(const DomainConfig& domain, const TokenFile& file,
         fmt::format("{} has {}", domain.tokens.string(), counted(all, items ? "item" : "sequence")),
         fmt::format("Use at most {}, or leave it out to take all.", all));
   const std::vector<std::int64_t> taken = take(domain, file, all, wanted);
-  DomainDraw result{domain.name, domain.weight, domain.objective, {}, {}, {}, {}};
+  DomainDraw result{domain.name, domain.weight, domain.objective, {}, {}, {}, {}, {}};
   if (items)
     take_items(result, options, taken);
   else
     take_rows(result, taken);
+  result.lengths = file.lengths_of(result.rows);
   set_shares(result);
   return result;
 }
@@ -317,47 +390,53 @@ Calibration Calibration::whole(TokenFile file, const std::string& name,
   return calibration;
 }
 
-std::vector<std::pair<double, MicroBatch>> Calibration::placed(std::size_t domain) const {
+std::vector<Calibration::Placed> Calibration::placed(std::size_t domain) const {
   const DomainDraw& draw = domains_[domain];
-  const auto size = static_cast<std::size_t>(
-      sequences_per_micro_batch(micro_batch_tokens_, files_[domain].sequence_tokens()));
-  std::vector<MicroBatch> cut;
-  for (std::size_t i = 0; i < draw.begins.size(); ++i) {
-    const std::size_t begin = draw.begins[i];
-    const std::size_t end = i + 1 < draw.begins.size() ? draw.begins[i + 1] : draw.rows.size();
-    if (cut.empty() || end - cut.back().begin > size)
-      cut.push_back({domain, begin, end});
-    else
-      cut.back().end = end;
+  const std::int64_t most =
+      sequences_per_micro_batch(micro_batch_tokens_, files_[domain].sequence_tokens());
+  const std::vector<Whole> wholes = wholes_of(draw, files_[domain].sequence_tokens());
+  const auto size = static_cast<std::size_t>(most);
+  const std::vector<std::size_t> begins = draw.objective == Objective::margin
+                                              ? begins_of_items(wholes, size)
+                                              : begins_of_least_padding(wholes, size);
+  std::vector<Placed> batches;
+  for (std::size_t j = 0; j < begins.size(); ++j) {
+    const std::size_t end = j + 1 < begins.size() ? begins[j + 1] : wholes.size();
+    Placed placed{(static_cast<double>(j) + 0.5) / static_cast<double>(begins.size()),
+                  most * wholes[begins[j]].longest,
+                  {domain, {}}};
+    for (std::size_t i = begins[j]; i < end; ++i)
+      for (std::size_t row = wholes[i].begin; row < wholes[i].end; ++row)
+        placed.batch.places.push_back(row);
+    // Files are read from the front.
+    std::sort(placed.batch.places.begin(), placed.batch.places.end());
+    batches.push_back(std::move(placed));
   }
-  std::vector<std::pair<double, MicroBatch>> batches;
-  for (std::size_t i = 0; i < cut.size(); ++i)
-    batches.emplace_back((static_cast<double>(i) + 0.5) / static_cast<double>(cut.size()), cut[i]);
   return batches;
 }
 
 std::vector<MicroBatch> Calibration::micro_batches() const {
-  std::vector<std::pair<double, MicroBatch>> all;
+  std::vector<Placed> all;
   for (std::size_t d = 0; d < domains_.size(); ++d)
-    for (const auto& batch : placed(d)) all.push_back(batch);
+    for (Placed& batch : placed(d)) all.push_back(std::move(batch));
   std::stable_sort(all.begin(), all.end(),
-                   [](const auto& a, const auto& b) { return a.first < b.first; });
+                   [](const Placed& a, const Placed& b) { return a.place < b.place; });
+  std::stable_sort(all.begin(), all.end(),
+                   [](const Placed& a, const Placed& b) { return a.tokens > b.tokens; });
   std::vector<MicroBatch> order;
   order.reserve(all.size());
-  for (const auto& [place, batch] : all) order.push_back(batch);
+  for (Placed& each : all) order.push_back(std::move(each.batch));
   return order;
 }
 
 std::vector<MicroBatch> Calibration::micro_batches_of(std::size_t domain) const {
   std::vector<MicroBatch> order;
-  for (const auto& [place, batch] : placed(domain)) order.push_back(batch);
+  for (Placed& each : placed(domain)) order.push_back(std::move(each.batch));
   return order;
 }
 
 std::vector<std::int64_t> Calibration::rows_of(const MicroBatch& micro_batch) const {
-  const std::vector<std::int64_t>& rows = domains_[micro_batch.domain].rows;
-  return {rows.begin() + static_cast<std::ptrdiff_t>(micro_batch.begin),
-          rows.begin() + static_cast<std::ptrdiff_t>(micro_batch.end)};
+  return at_places(domains_[micro_batch.domain].rows, micro_batch);
 }
 
 void Calibration::exclude(const std::vector<MicroBatch>& micro_batches) {
@@ -374,8 +453,6 @@ void Calibration::exclude(const std::vector<MicroBatch>& micro_batches) {
 CalibrationBatch Calibration::read(const MicroBatch& micro_batch, Differentiated objective,
                                    at::Device device, Prompts prompts) const {
   const DomainDraw& domain = domains_[micro_batch.domain];
-  const std::span<const std::int64_t> rows(domain.rows.data() + micro_batch.begin,
-                                           micro_batch.end - micro_batch.begin);
   double weight = 1;
   if (objective == Differentiated::pooled_loss) {
     double total = 0;
@@ -384,11 +461,10 @@ CalibrationBatch Calibration::read(const MicroBatch& micro_batch, Differentiated
   }
   CalibrationBatch result;
   result.domain = micro_batch.domain;
-  result.shares.assign(domain.shares.begin() + static_cast<std::ptrdiff_t>(micro_batch.begin),
-                       domain.shares.begin() + static_cast<std::ptrdiff_t>(micro_batch.end));
+  result.shares = at_places(domain.shares, micro_batch);
   std::vector<double> weights = result.shares;
   for (double& row_weight : weights) row_weight *= weight;
-  const TokenRows read = files_[micro_batch.domain].read(rows);
+  const TokenRows read = files_[micro_batch.domain].read(rows_of(micro_batch));
   std::optional<TokenBatch> packed;
   if (domain.objective == Objective::margin && prompts == Prompts::shared)
     packed =

@@ -199,6 +199,11 @@ std::vector<std::int32_t> TokenFile::lengths() const {
   });
 }
 
+std::vector<std::int32_t> TokenFile::lengths_of(std::span<const std::int64_t> numbers) const {
+  if (!has_length_) return {};
+  return with_remedy([&] { return reader_.read_rows_i32("/length", numbers).values; });
+}
+
 std::int64_t TokenFile::longest_row() const {
   const std::vector<std::int32_t> length = lengths();
   return *std::max_element(length.begin(), length.end());

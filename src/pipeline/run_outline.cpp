@@ -110,7 +110,8 @@ nlohmann::ordered_json to_json(const RunOutline& outline, const RunConfig& confi
                        {"sequence_tokens", known(domain.known, domain.sequence_tokens)},
                        {"sequences", known(domain.known, domain.sequences)},
                        {"items", known(domain.items > 0, domain.items)},
-                       {"tokens", known(domain.known, domain.tokens)}});
+                       {"tokens", known(domain.known, domain.tokens)},
+                       {"computed_tokens", known(domain.known, domain.computed_tokens)}});
   nlohmann::ordered_json target = nullptr;
   if (config.prune.target) target = *config.prune.target;
   return {

@@ -22,9 +22,9 @@ std::array<FoldTokens, 2> fold_tokens(const Calibration& data, const MicroBatch&
   std::array<std::vector<std::int64_t>, 2> places;
   std::array<std::vector<double>, 2> weights;
   for (std::int64_t b = 0; b < B; ++b) {
-    const std::size_t row = micro_batch.begin + static_cast<std::size_t>(b);
+    const std::size_t place = micro_batch.places[static_cast<std::size_t>(b)];
     const auto drawn =
-        std::upper_bound(domain.begins.begin(), domain.begins.end(), row) - domain.begins.begin();
+        std::upper_bound(domain.begins.begin(), domain.begins.end(), place) - domain.begins.begin();
     // Domains of one sequence each alternate too.
     const auto fold = (static_cast<std::size_t>(drawn) + micro_batch.domain) % 2;
     const std::int64_t length = lengths[static_cast<std::size_t>(b)];

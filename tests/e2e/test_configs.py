@@ -242,6 +242,31 @@ class Means(unittest.TestCase):
         found = self.plan(name, "--set", "calibration.domains[1].tokens=none.h5")["run"]
         self.assertEqual((found["domains"][1]["tokens"], found["tokens_per_iteration"]), (None, None))
         self.assertEqual(found["domains"][0]["tokens"], 62 * 2048)
+        self.assertEqual(found["domains"][0]["computed_tokens"], 62 * 2048)
+        self.assertIsNone(found["domains"][1]["computed_tokens"])
+
+    def test_little_padding_is_computed(self):
+        """Rows of one domain, the longest together: what plan counts, by a second implementation; less than in the order of the file."""
+        name = "multi_domain/qwen2.5-7b"
+        with h5py.File(self.tree / "data/Qwen2.5-7B/math.h5") as file:
+            lengths, row = file["length"][()].astype(int), file["tokens"].shape[1]
+        for size in (1, 3, 7):
+            with self.subTest(size=size):
+                found = self.plan(name, "--set", f"calibration.micro_batch_tokens={size * row}")["run"]["domains"][2]
+                self.assertEqual((found["name"], found["tokens"], found["sequences"]), ("math", lengths.sum(), len(lengths)))
+                longest = -np.sort(-lengths)
+                full, rest = divmod(len(lengths), size)
+
+                def computed(order, sizes):
+                    ends = np.cumsum(sizes)
+                    return sum(int(order[end - n:end].max()) * n for end, n in zip(ends, sizes, strict=True))
+
+                cuts = [[size] * p + [rest] * (rest > 0) + [size] * (full - p) for p in range(full + 1)]
+                self.assertEqual(found["computed_tokens"], min(computed(longest, cut) for cut in cuts))
+                in_file = computed(lengths, cuts[-1])
+                self.assertLessEqual(found["computed_tokens"], in_file)
+                if size > 1:
+                    self.assertLess(found["computed_tokens"] - lengths.sum(), (in_file - lengths.sum()) / 2)
 
     def test_memory(self):
         """Weights, sums and hidden states by hand; what is in the file must fit a GPU of 80 GB (74.5 GiB)."""

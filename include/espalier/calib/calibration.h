@@ -24,6 +24,8 @@ struct DomainDraw {
   Objective objective = Objective::causal_lm;
   /// Rows of the file, ascending.
   std::vector<std::int64_t> rows;
+  /// Tokens of each that are no padding, as the file says unchecked; empty where it has no lengths.
+  std::vector<std::int32_t> lengths;
   /// Of each row, the coefficient of its mean loss in the domain's loss: 1 / rows; under `margin` 1
   /// / right rows for a right one, -1 / wrong rows for a wrong one.
   std::vector<double> shares;
@@ -33,12 +35,11 @@ struct DomainDraw {
   std::vector<std::size_t> begins;
 };
 
-/// A run of rows of one domain that goes through the model at once.
+/// Rows of one domain that go through the model at once.
 struct MicroBatch {
   std::size_t domain = 0;
-  /// Into DomainDraw::rows.
-  std::size_t begin = 0;
-  std::size_t end = 0;
+  /// Places in DomainDraw::rows, ascending; of an item all or none.
+  std::vector<std::size_t> places;
 };
 
 /// A micro-batch on the device, with what is needed to account for it.
@@ -65,9 +66,14 @@ enum class Prompts { repeated, shared };
 /// Rows are drawn without replacement by (seed, domain name) with a counter-based hash, and kept in
 /// file order. With resample each iteration takes the next ones of the file's shuffled order, so
 /// that no row comes again before all others were drawn; then the file is shuffled anew.
-/// Micro-batches hold max(1, micro_batch_tokens / S) whole sequences of one domain; those of all
-/// domains are interleaved evenly into one global order. Round j deals data rank d of D the (jD +
-/// d)-th, so that what is done is always a prefix.
+/// Micro-batches hold max(1, micro_batch_tokens / S) whole sequences of one domain, the longest
+/// ones first, so that little padding is computed: a batch is as wide as its longest row. One of a
+/// domain may hold fewer; it is put where the tokens computed are fewest, and last where that does
+/// not matter, so that they are never more than in the order of the file. Those of all domains are
+/// interleaved evenly into one global order, wider ones first: batches of one round are about as
+/// wide, and the first needs most memory. Equal lengths keep the order of the file. Round j deals
+/// data rank d of D the (jD + d)-th, so that what is done is always a prefix; the order does not
+/// depend on ranks.
 ///
 /// The objective that is differentiated over all micro-batches is the pooled loss sum_d w_d L_d /
 /// sum_d w_d, L_d the mean over the domain's sequences of the sequence's mean loss over counted
@@ -124,8 +130,15 @@ class Calibration {
   /// The rows of a domain that one draw takes, with what is known of them.
   static DomainDraw drawn(const DomainConfig& domain, const TokenFile& file, const Take& take,
                           const std::string& key);
-  /// Place in (0, 1) of every micro-batch of a domain, in its own order.
-  std::vector<std::pair<double, MicroBatch>> placed(std::size_t domain) const;
+  /// A micro-batch with its place in (0, 1) among those of its domain, and the tokens that so many
+  /// rows of its width are when it is full.
+  struct Placed {
+    double place = 0;
+    std::int64_t tokens = 0;
+    MicroBatch batch;
+  };
+  /// Those of a domain, in its own order.
+  std::vector<Placed> placed(std::size_t domain) const;
 
   std::vector<TokenFile> files_;
   std::vector<DomainDraw> domains_;

@@ -69,6 +69,8 @@ class TokenFile {
   void check(std::span<const std::int64_t> rows, Share share) const;
   /// Valid tokens of every row. Throws bad_content where one is not 1 to S.
   std::vector<std::int32_t> lengths() const;
+  /// What the file says of these rows, unchecked; empty where it has no lengths.
+  std::vector<std::int32_t> lengths_of(std::span<const std::int64_t> numbers) const;
   /// Valid tokens of the file's longest row.
   std::int64_t longest_row() const;
   /// What each row is an option of. Throws as read_option_rows does.

@@ -145,10 +145,143 @@ TEST(Calibration, MicroBatchesOfAllDomainsAreInterleavedEvenly) {
   std::string order;
   for (const MicroBatch& m : data.micro_batches()) {
     order += m.domain == 0 ? 'a' : 'b';
-    EXPECT_EQ(m.end - m.begin, m.domain == 0 ? 2u : 1u) << "floor(8 / S) whole sequences";
+    EXPECT_EQ(m.places.size(), m.domain == 0 ? 2u : 1u) << "floor(8 / S) whole sequences";
   }
   EXPECT_EQ(order, "abababa") << "4 of a at 1/8, 3/8, 5/8, 7/8; 3 of b at 1/6, 3/6, 5/6";
   EXPECT_EQ(data.micro_batches_of(1).size(), 3u);
+}
+
+using Rows = std::vector<std::vector<std::int64_t>>;
+
+Rows batches_of(const Calibration& data) {
+  Rows rows;
+  for (const MicroBatch& m : data.micro_batches()) rows.push_back(data.rows_of(m));
+  return rows;
+}
+
+/// Tokens that go through the model for these micro-batches, padding included.
+std::int64_t computed(const Rows& batches, const std::vector<std::int32_t>& lengths) {
+  std::int64_t tokens = 0;
+  for (const std::vector<std::int64_t>& rows : batches) {
+    std::int32_t longest = 0;
+    for (const std::int64_t row : rows)
+      longest = std::max(longest, lengths[static_cast<std::size_t>(row)]);
+    tokens += longest * static_cast<std::int64_t>(rows.size());
+  }
+  return tokens;
+}
+
+/// As the file has them, `size` at a time.
+Rows in_file_order(std::size_t n, std::size_t size) {
+  Rows batches;
+  for (std::size_t row = 0; row < n; ++row) {
+    if (row % size == 0) batches.emplace_back();
+    batches.back().push_back(static_cast<std::int64_t>(row));
+  }
+  return batches;
+}
+
+Calibration drawn_whole(const TemporaryDirectory& directory, const std::string& name,
+                        const std::vector<std::int32_t>& lengths, std::int64_t size) {
+  const auto n = static_cast<std::int64_t>(lengths.size());
+  const auto path = token_file(directory, name, n, 10, lengths);
+  return Calibration::draw(config_of({{"a", path, {}, 1.0, Objective::causal_lm}}, 10 * size), 1,
+                           100);
+}
+
+TEST(Padding, LongSequencesGoTogetherByHand) {
+  const TemporaryDirectory directory;
+  const std::vector<std::int32_t> lengths{3, 10, 2, 10, 4};
+  const Calibration data = drawn_whole(directory, "a.h5", lengths, 2);
+  EXPECT_EQ(data.domains()[0].rows, (std::vector<std::int64_t>{0, 1, 2, 3, 4}));
+  EXPECT_EQ(batches_of(data), (Rows{{1, 3}, {0, 4}, {2}}));
+  EXPECT_EQ(computed(batches_of(data), lengths), 2 * 10 + 2 * 4 + 2);
+  EXPECT_EQ(computed(in_file_order(5, 2), lengths), 2 * 10 + 2 * 10 + 4);
+  // The one that is not full is the one of the longest where that computes less: 10 + 2, not 20
+  // + 1.
+  EXPECT_EQ(batches_of(drawn_whole(directory, "b.h5", {2, 10, 2}, 2)), (Rows{{1}, {0, 2}}));
+  const at::Tensor tokens_BT =
+      data.read(data.micro_batches()[1], Differentiated::pooled_loss, at::kCPU).batch.tokens_BT;
+  EXPECT_EQ(tokens_BT.sizes().vec(), (std::vector<std::int64_t>{2, 4}));
+  EXPECT_EQ(tokens_BT[1][0].item<std::int64_t>(), 4);
+}
+
+TEST(Padding, EqualLengthsKeepTheOrderOfTheFile) {
+  const TemporaryDirectory directory;
+  for (const std::int32_t length : {4, 10})
+    for (const std::size_t n : {1u, 6u, 7u}) {
+      const Calibration data = drawn_whole(directory, fmt::format("{}-{}.h5", length, n),
+                                           std::vector<std::int32_t>(n, length), 3);
+      EXPECT_EQ(batches_of(data), in_file_order(n, 3));
+    }
+}
+
+TEST(Padding, NeverMoreIsComputedThanInTheOrderOfTheFile) {
+  const TemporaryDirectory directory;
+  std::uint64_t state = 7;
+  const auto below = [&](std::uint64_t n) {
+    state = state * 6364136223846793005ULL + 1442695040888963407ULL;
+    return static_cast<std::int64_t>((state >> 33) % n);
+  };
+  std::int64_t before = 0, after = 0;
+  for (int round = 0; round < 60; ++round) {
+    std::vector<std::int32_t> lengths(static_cast<std::size_t>(1 + below(23)));
+    for (std::int32_t& length : lengths) length = static_cast<std::int32_t>(2 + below(9));
+    const auto size = static_cast<std::size_t>(1 + below(5));
+    const Calibration data = drawn_whole(directory, fmt::format("{}.h5", round), lengths,
+                                         static_cast<std::int64_t>(size));
+    const Rows batches = batches_of(data);
+    EXPECT_EQ(batches.size(), (lengths.size() + size - 1) / size);
+    std::vector<std::int64_t> widths, all;
+    for (const std::vector<std::int64_t>& rows : batches) {
+      EXPECT_LE(rows.size(), size);
+      EXPECT_TRUE(std::is_sorted(rows.begin(), rows.end()));
+      widths.push_back(computed({rows}, lengths) / static_cast<std::int64_t>(rows.size()));
+      all.insert(all.end(), rows.begin(), rows.end());
+    }
+    EXPECT_TRUE(std::is_sorted(widths.rbegin(), widths.rend())) << "the widest first";
+    std::sort(all.begin(), all.end());
+    EXPECT_EQ(all, data.domains()[0].rows) << "each once";
+    const std::int64_t now = computed(batches, lengths);
+    EXPECT_LE(now, computed(in_file_order(lengths.size(), size), lengths));
+    before += computed(in_file_order(lengths.size(), size), lengths);
+    after += now;
+    // Data ranks wait for the widest of a round: together no longer than for one full micro-batch
+    // more than if all had as much to do.
+    for (std::size_t ranks = 2; ranks <= 4; ++ranks) {
+      std::int64_t waited = 0;
+      for (std::size_t j = 0; j < batches.size(); j += ranks) {
+        std::int64_t longest = 0;
+        for (std::size_t d = j; d < std::min(j + ranks, batches.size()); ++d)
+          longest = std::max(longest, computed({batches[d]}, lengths));
+        waited += longest;
+      }
+      EXPECT_LE(waited * static_cast<std::int64_t>(ranks),
+                now + 2 * static_cast<std::int64_t>(ranks * size) * widths.front());
+    }
+  }
+  EXPECT_LT(after, before);
+}
+
+TEST(Padding, DomainsAreInterleavedTheWidestFirst) {
+  const TemporaryDirectory directory;
+  const auto a = token_file(directory, "a.h5", 4, 10, {3, 10, 3, 10}),
+             b = token_file(directory, "b.h5", 3, 10, {5, 10, 2});
+  const Calibration data = Calibration::draw(
+      config_of({{"a", a, {}, 1.0, Objective::causal_lm}, {"b", b, {}, 1.0, Objective::causal_lm}},
+                10),
+      1, 100);
+  std::string order;
+  for (const MicroBatch& m : data.micro_batches())
+    order += fmt::format("{}{} ", m.domain == 0 ? 'a' : 'b', data.rows_of(m)[0]);
+  EXPECT_EQ(order, "a1 b1 a3 b0 a0 a2 b2 ");
+}
+
+TEST(Padding, WithoutAMicroBatchTheRestIsArrangedAnew) {
+  const TemporaryDirectory directory;
+  Calibration data = drawn_whole(directory, "a.h5", {3, 10, 2, 10, 4}, 2);
+  data.exclude({data.micro_batches()[1]});
+  EXPECT_EQ(batches_of(data), (Rows{{1, 3}, {2}}));
 }
 
 TEST(Calibration, WeightsMakeThePooledMeanOfDomainMeans) {
@@ -231,6 +364,7 @@ TEST(Calibration, ItemsAreDrawnAndGoThroughTheModelWhole) {
         row += static_cast<std::int64_t>(size);
       }
     }
+    std::sort(rows.begin(), rows.end());
     EXPECT_EQ(rows, data.domains()[0].rows);
   }
   // 8 draws of 5 of 8 items: each has been there five times.
@@ -245,8 +379,10 @@ TEST(Calibration, WithoutAMicroBatchTheRestIsAveragedAnew) {
       Calibration::draw(config_of({{"a", path, {}, 1.0, Objective::margin}}, 18), 1, 100);
   const std::vector<MicroBatch> all = data.micro_batches();
   ASSERT_EQ(all.size(), 4u);
-  const MicroBatch second = all[1];  // the item with two right options of five
-  data.exclude(std::vector<MicroBatch>{second});
+  // The item with two right options of five; the first one is shorter than all others.
+  ASSERT_EQ(data.rows_of(all[0]), (std::vector<std::int64_t>{2, 3, 4, 5, 6}));
+  ASSERT_EQ(data.rows_of(all[3]), (std::vector<std::int64_t>{0, 1}));
+  data.exclude(std::vector<MicroBatch>{all[0]});
   const DomainDraw& draw = data.domains()[0];
   EXPECT_EQ(draw.rows, (std::vector<std::int64_t>{0, 1, 7, 8, 9, 10, 11, 12, 13}));
   EXPECT_EQ(draw.begins, (std::vector<std::size_t>{0, 2, 5}));

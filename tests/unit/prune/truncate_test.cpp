@@ -322,10 +322,14 @@ TEST(Truncate, InMultiplesEveryPartIsOfWholeBlocksAndNests) {
         EXPECT_EQ(truncate_plan(run.config, whole, run.plans.front(), run.targets.back(), run.rules)
                       .digest(),
                   whole.digest());
-        EXPECT_EQ(truncate_plan(run.config, whole, run.plans.front(),
-                                reached_target(run.config, run.rules, whole), run.rules)
-                      .digest(),
-                  whole.digest());
+        // By parameters what separate lists have come to is that of the one that is behind.
+        if (ranking == Ranking::global || measure == Measure::structures) {
+          const double reached = reached_target(run.config, run.rules, whole);
+          EXPECT_EQ(
+              truncate_plan(run.config, whole, run.plans.front(), reached, run.rules).digest(),
+              whole.digest())
+              << static_cast<int>(ranking) << static_cast<int>(measure) << static_cast<int>(unit);
+        }
         EXPECT_THROW(truncate_plan(run.config, whole, run.plans.front(), 0.99, run.rules), Error);
       }
 }
