@@ -156,6 +156,15 @@ class OfShapes(unittest.TestCase):
                       "pass     taylor_gate: ", "sum      2 ranks (data), 4 KiB: "):
             self.assertIn("\n" + begin, "\n" + done.out)
 
+    def test_what_sums_tensors(self):
+        arguments = ("--shape", SHAPE, "--sequences", "2", "--sequence-tokens", "8", "--repeat", "1", "--criterion", "taylor")
+        for way in ("auto", "mpi"):
+            result = self.measure(*arguments, "--collectives", way, ranks=2)
+            self.assertEqual(result["machine"]["sums_of_tensors"], "MPI, in host memory")
+        done = workbench.run("bench", *arguments, "--collectives", "nccl", ranks=2)
+        self.assertEqual(done.code, 69, done)
+        self.assertIn("execution.collectives = nccl, and NCCL cannot be used", done.err)
+
     def test_what_is_refused(self):
         cases = [
             ((), 64, "bench needs a model"),

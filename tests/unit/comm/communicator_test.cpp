@@ -230,6 +230,16 @@ TEST_P(Operations, SplitLeavesOutNegativeColors) {
   }
 }
 
+TEST_P(Operations, ProgressIsNoCollective) {
+  comm().reset_counters();
+  if (comm().rank() == 0)
+    for (int i = 0; i < 3; ++i) comm().progress();
+  EXPECT_EQ(comm().counters().collectives, 0u);
+  std::vector<std::int64_t> one{1};
+  comm().all_reduce_sum(std::span<std::int64_t>(one));
+  EXPECT_EQ(one[0], comm().size());
+}
+
 TEST_P(Operations, CountersCountWhatCrossesRanks) {
   comm().reset_counters();
   std::vector<double> values(1000);

@@ -125,6 +125,27 @@ TEST(TensorReducer, NothingIsReducedAfterAnAbortFromAnyThread) {
   EXPECT_EQ(library.reductions, 0);
 }
 
+TEST(TensorReducer, WhatEndedItFirstIsWhatLaterCallsThrow) {
+  Library library;
+  library.abort(ExitCode::peer_lost);
+  library.abort();
+  EXPECT_EQ(library.aborts, 1);
+  try {
+    library.check();
+    ADD_FAILURE() << "nothing was thrown";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::peer_lost);
+    EXPECT_NE(std::string(error.what()).find("another rank is lost"), std::string::npos);
+  }
+}
+
+TEST(RankGroup, TakesAnotherReducer) {
+  RankGroup group(make_self_communicator());
+  EXPECT_FALSE(group.reducer().takes(DType::bf16, Memory::device));
+  group.set_reducer(std::make_unique<Library>());
+  EXPECT_TRUE(group.reducer().takes(DType::bf16, Memory::device));
+}
+
 TEST(RankGroup, AnExceptionThatUnwindsEndsTheReduction) {
   struct Told final : TensorReducer {
     explicit Told(int& aborts) : aborts_(aborts) {}
