@@ -88,6 +88,7 @@ void LayerwisePass::add(TokenBatch batch) {
 std::size_t LayerwisePass::micro_batches() const { return batches_.size(); }
 
 Problems LayerwisePass::put(std::int64_t place, std::size_t micro_batch, const at::Tensor& x_BTD) {
+  tensor_.reducer().check();  // it goes to the host
   return problems_of([&] { boundaries_->put(place, micro_batch, x_BTD); });
 }
 
