@@ -270,10 +270,10 @@ void define_bench(CLI::App& app, CommandOptions& o, Commands& commands) {
   bench->add_option("--plan", o.plan, "CONFIG's model as this plan.h5 leaves it")
       ->check(not_empty())
       ->type_name("FILE");
-  add_path(bench, "--widths", o.widths,
-           "What is left of the layers: a plan.h5, or their channels as JSON, [2001, 1987, ...]; "
-           "measured beside the nearest multiples",
-           "FILE");
+  add_path(
+      bench, "--widths", o.widths,
+      "plan.h5, or a JSON list of each layer's channels: measured beside the nearest multiples",
+      "FILE");
   number("--width-multiple", o.width_multiple, kChannels,
          "Of these (default: CONFIG's prune.width_multiple, else 64)");
   bench->add_option("--repeat", o.repeats, "Passes of each criterion; the median is told")
