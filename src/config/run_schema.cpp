@@ -409,7 +409,8 @@ Rows<C> remaining_rows() {
           "fits.")),
       free_at_resume(path_or_word_row<C>(
           "execution.scratch", [](auto& c) -> auto& { return c.scratch; }, "run_directory",
-          "Directory for files that end with the process, on every node: a fast local disk.")),
+          "Directory for files that end with the process, on every node: a fast local disk. score "
+          "and eval have no run directory and use TMPDIR.")),
       free_at_resume(choice_row<C, Recompute>(
           "execution.recompute", [](auto& c) -> auto& { return c.recompute; },
           {{"auto", Recompute::automatic}, {"all", Recompute::all}},

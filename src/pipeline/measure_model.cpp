@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdlib>
 #include <functional>
 #include <memory>
 #include <numeric>
@@ -119,13 +120,18 @@ ChosenModel choose_model(const RunConfig& config, const ModelChoice& choice) {
   return chosen;
 }
 
+/// For what a command without a run directory keeps between layers.
+fs::path temporary_directory() {
+  const char* named = std::getenv("TMPDIR");
+  return named != nullptr && *named != '\0' ? named : "/tmp";
+}
+
 /// Collective.
 std::unique_ptr<HeldModel> hold(const RunConfig& config, const ProcessGrid& grid,
                                 const Source& source, const ModelWidths& widths,
                                 const ComputeOptions& options, Monitor& monitor) {
   monitor.enter("load");
-  return std::make_unique<HeldModel>(config, grid, source, widths, options,
-                                     std::filesystem::temp_directory_path(),
+  return std::make_unique<HeldModel>(config, grid, source, widths, options, temporary_directory(),
                                      monitor.hooks("parts"));
 }
 

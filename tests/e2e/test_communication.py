@@ -11,8 +11,8 @@ from workbench import SHAPE, Case, main, metrics_of, run
 LAYERS, HIDDEN, VOCABULARY = SHAPE["layers"], SHAPE["hidden"], SHAPE["vocab"]
 HEADS, HEAD_DIM, CHANNELS = SHAPE["heads"], SHAPE["head_dim"], SHAPE["channels"]
 SCORED = LAYERS - 1  # the last layer is protected, so the lowest scored half is 0
-# Rows, tokens and predictions of the micro-batches: two rows each, cut to the longest of them.
-DOMAINS = [[(2, 12, 22)] * 3, [(2, 12, 11 + 8), (2, 12, 11 + 3), (1, 7, 6)]]
+# Rows, tokens and predictions of the micro-batches: two rows each, the longest first, cut to the longest of them.
+DOMAINS = [[(2, 12, 22)] * 3, [(2, 12, 11 + 11), (2, 9, 8 + 6), (1, 4, 3)]]
 BATCHES = DOMAINS[0] + DOMAINS[1]
 
 

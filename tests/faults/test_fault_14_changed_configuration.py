@@ -24,7 +24,7 @@ FREE = {
     "calibration.overlap": "[4]",
     "execution.order": "sample_major",
     "execution.boundaries": "files",
-    "execution.scratch": ".",
+    "execution.scratch": "/tmp",
     "execution.recompute": "all",
     "execution.attention": "math",
     "execution.collectives": "mpi",

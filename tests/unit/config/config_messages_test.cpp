@@ -231,7 +231,8 @@ const std::vector<Row> kRows{
     prune("prune: {target: 0.5, width_multiple: 0}",
           "config.yaml:3:38: prune.width_multiple = 0 (an integer of at least 1 is needed)"),
     rest("execution: {order: layer-wise}",
-         "config.yaml:4:20: execution.order = layer-wise (permitted: auto, sample_major, layer_major)"),
+         "config.yaml:4:20: execution.order = layer-wise (permitted: auto, sample_major, "
+         "layer_major)"),
     rest("execution: {attention: cudnn}",
          "config.yaml:4:24: execution.attention = cudnn (permitted: auto, flash, math)"),
     rest("export: [{format: gguf, path: x}]",

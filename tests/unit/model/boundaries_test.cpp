@@ -3,8 +3,8 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
-#include "support/temporary_directory.h"
 #include "espalier/store/files.h"
+#include "support/temporary_directory.h"
 
 namespace espalier {
 namespace {

@@ -4,9 +4,9 @@
 
 #include <gtest/gtest.h>
 
-#include "support/temporary_directory.h"
 #include "espalier/core/error.h"
 #include "espalier/store/files.h"
+#include "support/temporary_directory.h"
 
 namespace espalier {
 namespace {
