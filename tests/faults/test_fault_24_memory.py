@@ -124,8 +124,12 @@ class Plan(Case):
         self.assertAlmostEqual(eighth["weight_bytes"] / whole["weight_bytes"], 1 / 8, delta=0.001)
 
     def test_what_would_fit(self):
-        refused = self.plan("--tensor", 2, "--memory", 80, code=69)
+        whole = ("--set", "execution.order=sample_major")
+        refused = self.plan("--tensor", 2, "--memory", 80, *whole, code=69)
         self.assertFalse(refused["fits"])
+        self.assertTrue(any(change.startswith("execution.order: layer_major") for change in refused["fitting_changes"]), refused)
+        chosen = self.plan("--tensor", 2, "--memory", 80)
+        self.assertEqual((chosen["fits"], chosen["order"]), (True, "layer_major"))
         self.assertTrue(any(change.startswith("--tensor 4") for change in refused["fitting_changes"]), refused)
         self.assertTrue(any("taylor_gate" in change for change in refused["fitting_changes"]), refused)
         self.plan("--tensor", 4, "--memory", 80)
