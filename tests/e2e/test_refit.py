@@ -83,6 +83,26 @@ class Refit(workbench.Case):
             if half["outcome"] == "dense":
                 self.assertGreaterEqual(half["error_after"], half["error_before"])
 
+    def test_beside_the_biases_of_what_fell(self):
+        """Matrices are solved with the biases in place; the export is the model that was evaluated."""
+        config = self.bench.config("biases", **workbench.merged(REFIT, {
+            "importance": {"criterion": "flap", "normalization": "none"}, "prune": {"compensation": "mean"},
+            "export": [{"format": "exact", "path": "export/exact"}]}))
+        run_dir = self.folder / "run"
+        self.succeeds("run", config, "--run-dir", run_dir)
+        record = json.loads((run_dir / "refit.json").read_text())
+        self.assertGreater(record["matrices"]["refitted"], 0)
+        exact = run_dir / "export/exact"
+        self.assertAlmostEqual(self.perplexity(exact) / record["perplexity"]["held"], 1, delta=1e-9)
+        self.succeeds("export", run_dir, "--no-refit", "--out", self.folder / "plain")
+        refitted, plain = tensors_of(exact), tensors_of(self.folder / "plain")
+        biases = [name for name in plain if name.endswith(("o_proj.bias", "down_proj.bias"))]
+        self.assertTrue(any(plain[name].any() for name in biases))
+        for name in biases:
+            np.testing.assert_array_equal(refitted[name], plain[name])
+        changed = {name for name in plain if not np.array_equal(plain[name], refitted[name])}
+        self.assertEqual(len(changed), record["matrices"]["refitted"])
+
     def test_a_smaller_plan_on_any_number_of_ranks(self):
         one, two = self.folder / "one", self.folder / "two"
         self.succeeds("export", self.first, "--sparsity", 0.25, "--out", one)
