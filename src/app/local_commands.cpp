@@ -224,6 +224,13 @@ int command_plan(const CommandOptions& options) {
   if (!options.bench.empty())
     time = forecast_time(config, model, outline, forecast.ranks, options.bench);
   nlohmann::ordered_json facts = to_json(forecast, model);
+  std::optional<RefitNeed> refit;
+  if (config.refit.enabled && config.prune.target) {
+    const ModelWidths left =
+        expected_widths(model, prune_rules(model, config.prune), outline, *config.prune.target);
+    refit = forecast_refit(config, model, left, forecast.pass.dtype, ranks / config.tensor);
+    facts["refit"] = to_json(*refit);
+  }
   if (options.json) {
     if (time) facts["time"] = to_json(*time);
     facts["run"] = to_json(outline, config, model);
@@ -237,6 +244,10 @@ int command_plan(const CommandOptions& options) {
                   counted(facts["micro_batch_tokens"].get<std::int64_t>(), "token"));
     if (const std::string text = choice_text(choice); !text.empty())
       output::print("order    {}\n", text);
+    if (refit)
+      output::print(
+          "refit    about {}, beside what is left of the model{}\n", refit_text(*refit),
+          forecast.available > 0 && refit->total() > forecast.available ? ": it may not fit" : "");
     if (forecast.available > 0)
       output::print("         {}\n",
                     forecast.fits() ? "fits" : "does not fit; each of these would:");

@@ -272,6 +272,32 @@ MemoryChoice forecast_run(const RunConfig& config, const ModelConfig& model,
                to_scalar_type(config.dtype.value_or(model.dtype)), data_ranks, available});
 }
 
+RefitNeed forecast_refit(const RunConfig& config, const ModelConfig& model,
+                         const ModelWidths& expected, at::ScalarType dtype,
+                         std::int64_t data_ranks) {
+  const Extent extent = calibration_extent(refit_data(config), model.vocabulary);
+  RefitShape shape;
+  shape.source = dense_widths(model);
+  shape.kept = expected;
+  shape.tensor = static_cast<int>(config.tensor);
+  shape.dtype = dtype;
+  shape.moments = config.refit.shrink_to == ShrinkTo::obs;
+  shape.stream_tokens = (extent.micro_batches + data_ranks - 1) / data_ranks * extent.tokens;
+  return refit_need(model, shape);
+}
+
+std::string refit_text(const RefitNeed& need) {
+  return fmt::format("{} GiB a rank: a dense layer {}, streams {}, sums and solving {}",
+                     gib(need.total()), gib(need.dense_layer), gib(need.streams), gib(need.sums));
+}
+
+nlohmann::ordered_json to_json(const RefitNeed& need) {
+  return {{"dense_layer_bytes", need.dense_layer},
+          {"stream_bytes", need.streams},
+          {"sums_bytes", need.sums},
+          {"total_bytes", need.total()}};
+}
+
 std::vector<std::string> fitting_changes(const MemoryForecast& forecast, const ModelConfig& model) {
   std::vector<std::string> changes;
   const auto offer = [&](const PassShape& pass, const std::string& change) {

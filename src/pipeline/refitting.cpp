@@ -14,6 +14,7 @@
 #include "espalier/export/export_model.h"
 #include "espalier/model/memory.h"
 #include "espalier/model/tensor_ops.h"
+#include "espalier/pipeline/memory_forecast.h"
 #include "espalier/pipeline/run_directory.h"
 #include "espalier/pipeline/run_report.h"
 #include "espalier/store/files.h"
@@ -96,53 +97,25 @@ void install_biases(CausalLM& model, const RefitSubject& subject, const ModelWid
     }
 }
 
-/// Bytes of tensors that the refit takes on one rank beside the pruned model, at its height: one
-/// dense layer, the sums of the widest half, and what solving it needs.
-std::int64_t refit_bytes(const CausalLM& model, const Source& source, bool moments) {
-  const ModelConfig& config = model.config();
-  const auto ranks = static_cast<std::int64_t>(model.shards().size());
-  std::int64_t layer = 0, sums = 0;
-  for (std::int64_t l = 0; l < config.layers; ++l) {
-    std::int64_t weights = 0, heads = 0, channels = 0;
-    for (const TensorSpec& spec : layer_tensors(config, static_cast<int>(l))) {
-      std::int64_t n = 1;
-      for (const std::int64_t extent : shape_with(spec, config, source.widths)) n *= extent;
-      weights += n;
-    }
-    for (const ShardWidths& shard : model.shards()) {
-      heads += static_cast<std::int64_t>(
-          shard.widths.layers[static_cast<std::size_t>(l)].query_heads.size());
-      channels += static_cast<std::int64_t>(
-          shard.widths.layers[static_cast<std::size_t>(l)].channels.size());
-    }
-    const LayerWidths& held = source.widths.layers[static_cast<std::size_t>(l)];
-    const auto of = [&](std::int64_t k, std::int64_t all) {
-      // Rows of two folds, whole on each rank; H of both, the damped copy and its factor.
-      const std::int64_t h = 2 * k * k + (ranks > 1 ? 2 * k * k / ranks : 0) + 3 * k * k;
-      const std::int64_t c = 8 * k * config.hidden;
-      return 8 * (h + c + (moments ? 3 * k * all : 0));
-    };
-    sums = std::max({sums,
-                     of(heads * config.head_dim,
-                        static_cast<std::int64_t>(held.query_heads.size()) * config.head_dim),
-                     of(channels, static_cast<std::int64_t>(held.channels.size()))});
-    layer = std::max(layer, weights / ranks *
-                                static_cast<std::int64_t>(c10::elementSize(model.options().dtype)));
-  }
-  return layer + sums;
+/// Of a data rank's micro-batches, padding included.
+std::int64_t stream_tokens(const Calibration& data, std::int64_t data_ranks) {
+  std::int64_t tokens = 0;
+  for (const MicroBatch& batch : data.micro_batches())
+    tokens += static_cast<std::int64_t>(batch.places.size()) *
+              data.files()[batch.domain].sequence_tokens();
+  return (tokens + data_ranks - 1) / data_ranks;
 }
 
-void require_refit_memory(const CausalLM& model, const Source& source, bool moments,
+void require_refit_memory(const RefitNeed& need, const ComputeOptions& options,
                           const CommRuntime& runtime) {
-  const std::int64_t need = refit_bytes(model, source, moments);
   const std::int64_t available =
-      available_memory(model.options().device) / ranks_on_device(model.options().device, runtime);
-  if (available <= 0 || need <= available) return;
-  throw Error(ExitCode::unsuitable,
-              fmt::format("the refit needs {:.1f} GiB a rank beside the model",
-                          static_cast<double>(need) / (1 << 30)),
-              fmt::format("{:.1f} GiB are available", static_cast<double>(available) / (1 << 30)),
-              "Use fewer ranks per node, or leave the refit out (refit.enabled: false).");
+      available_memory(options.device) / ranks_on_device(options.device, runtime);
+  if (available <= 0 || need.total() <= available) return;
+  throw Error(
+      ExitCode::unsuitable, fmt::format("the refit needs {} beside the model", refit_text(need)),
+      fmt::format("{:.1f} GiB are available", static_cast<double>(available) / (1 << 30)),
+      "Use fewer ranks per node, fewer refit.sequences where the streams are large, or leave "
+      "the refit out (refit.enabled: false).");
 }
 
 }  // namespace
@@ -205,7 +178,9 @@ Json Refitting::apply(CausalLM& model, RefitStore* store, bool everywhere, const
                       const CommRuntime& runtime, const RoundHooks& hooks) {
   const bool moments = subject_.config.refit.shrink_to == ShrinkTo::obs;
   together(grid.world(), "refit", [&] {
-    require_refit_memory(model, subject_.source, moments, runtime);
+    const RefitShape shape{subject_.source.widths, kept_,   grid.tensor_size(),
+                           model.options().dtype,  moments, stream_tokens(data_, grid.data_size())};
+    require_refit_memory(refit_need(subject_.source.config, shape), model.options(), runtime);
     if (subject_.means) install_biases(model, subject_, kept_);
     if (grid.is_root()) {
       tell();

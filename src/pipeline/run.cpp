@@ -31,6 +31,7 @@
 #include "espalier/pipeline/peak_memory.h"
 #include "espalier/pipeline/provenance.h"
 #include "espalier/pipeline/refitting.h"
+#include "espalier/pipeline/run_outline.h"
 #include "espalier/pipeline/run_report.h"
 #include "espalier/pipeline/source.h"
 #include "espalier/pipeline/straggler.h"
@@ -350,9 +351,23 @@ class PruningRun {
     MemoryChoice choice =
         choose_for_memory(config_, std::move(question), options_, runtime_, grid_);
     decided_ = std::move(choice.config);
+    on_root("look at the memory", [&] { tell_refit(choice.forecast.available); });
     forecast_bytes_ = choice.forecast.need.total();
     espalier::require_memory(std::move(choice.forecast), source_->config, options_, runtime_,
                              grid_);
+  }
+
+  /// The refit looks at its own memory when it begins; hours before that, what may be expected.
+  void tell_refit(std::int64_t available) const {
+    if (!config_.refit.enabled) return;
+    const ModelConfig& model = source_->config;
+    const ModelWidths left =
+        expected_widths(model, rules_, outline_run(config_, model), *config_.prune.target);
+    const RefitNeed need = forecast_refit(config_, model, left, options_.dtype, grid_.data_size());
+    log::info("refit    about {}, beside what is left of the model", refit_text(need));
+    if (available > 0 && need.total() > available)
+      log::warning("refit    may not fit: {:.1f} GiB are free for each rank now",
+                   static_cast<double>(available) / (1 << 30));
   }
 
   void load() {

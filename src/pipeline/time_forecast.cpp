@@ -103,54 +103,6 @@ Rate rate_of(const Facts& bench, const RunConfig& config, const fs::path& path) 
   return *found;
 }
 
-/// The share of its units that each layer keeps that may lose any, when the run has come to
-/// `target`.
-double kept_share(const ModelConfig& model, const PruneRules& rules, const RunOutline& outline,
-                  double target) {
-  const auto left = [](double gone, double all) {
-    return all > 0 ? std::clamp(1 - gone / all, 0.0, 1.0) : 1.0;
-  };
-  if (rules.ranking == Ranking::local) return 1 - target;
-  if (rules.measure == Measure::structures || rules.ranking == Ranking::global_by_kind)
-    return left(target * static_cast<double>(outline.structures),
-                static_cast<double>(outline.unprotected_structures));
-  const UnitSizes sizes = unit_parameters(model);
-  const double of_layer =
-      (rules.attention
-           ? static_cast<double>(model.heads * sizes.query_head + model.kv_heads * sizes.kv_head)
-           : 0.0) +
-      (rules.mlp ? static_cast<double>(model.channels * sizes.channel) : 0.0);
-  const auto open = std::count(rules.protected_layer.begin(), rules.protected_layer.end(), false);
-  const auto all = static_cast<double>(
-      rules.measure == Measure::parameters ? outline.decoder_parameters : outline.parameters);
-  return left(target * all, of_layer * static_cast<double>(open));
-}
-
-/// `count` of `all` units, spread evenly.
-std::vector<std::int32_t> spread(std::int64_t all, double share) {
-  const auto count =
-      std::clamp<std::int64_t>(std::llround(share * static_cast<double>(all)), 0, all);
-  std::vector<std::int32_t> units;
-  units.reserve(static_cast<std::size_t>(count));
-  for (std::int64_t i = 0; i < count; ++i)
-    units.push_back(static_cast<std::int32_t>(i * all / count));
-  return units;
-}
-
-ModelWidths shrunk(const ModelConfig& model, const PruneRules& rules, double share) {
-  ModelWidths widths = dense_widths(model);
-  for (std::size_t l = 0; l < widths.layers.size(); ++l) {
-    if (rules.protected_layer[l]) continue;
-    LayerWidths& layer = widths.layers[l];
-    if (rules.attention) {
-      layer.query_heads = spread(model.heads, share);
-      layer.kv_heads = kept_kv_heads(model, layer.query_heads);
-    }
-    if (rules.mlp) layer.channels = spread(model.channels, share);
-  }
-  return widths;
-}
-
 /// Tokens that go through the model, and those of them that predict.
 struct Load {
   std::int64_t tokens = 0;
@@ -279,8 +231,7 @@ TimeForecast forecast_time(const RunConfig& config, const ModelConfig& model,
     time.last_seconds = seconds;
     time.scoring_seconds += seconds;
     if (config.prune.target)
-      widths = shrunk(model, rules,
-                      kept_share(model, rules, outline, scheduled_target(config.prune, 0, i)));
+      widths = expected_widths(model, rules, outline, scheduled_target(config.prune, 0, i));
     if (i == time.iterations || i % config.evaluation.every == 0) evaluate(widths);
   }
   if (!config.prune.target) time.notes.emplace_back("one pass: there is no prune.target");

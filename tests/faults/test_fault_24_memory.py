@@ -135,6 +135,22 @@ class Plan(Case):
         self.plan("--tensor", 4, "--memory", 80)
         self.plan("--tensor", 2, "--set", "importance.criterion=taylor_gate", "--memory", 80)
 
+    def test_a_refit_is_told_too(self):
+        """Two streams of the rows of the refit, a dense layer, and the sums of the widest matrix that is left."""
+        self.assertNotIn("refit", self.plan())
+        refit = self.plan("--set", "refit.enabled=true")["refit"]
+        layer = 2 * 5120 * 5120 + 2 * 5120 * 1024 + 3 * 5120 * 27648 + 2 * 5120 + 5120 + 2 * 1024
+        self.assertEqual(refit["dense_layer_bytes"], 2 * layer)
+        self.assertEqual(refit["stream_bytes"], 2 * 8192 * 5120 * 2)
+        # Protected layers keep all channels.
+        self.assertEqual(refit["sums_bytes"], 8 * (5 * 27648**2 + 8 * 27648 * 5120))
+        open_layers = ("--set", "prune.protect.first_layers=0", "--set", "prune.protect.last_layers=0", "--set", "prune.target=0.5")
+        half = self.plan("--set", "refit.enabled=true", *open_layers, "--tensor", 2, "--ranks", 4)["refit"]
+        self.assertEqual(half["sums_bytes"], 8 * (6 * 13824**2 + 8 * 13824 * 5120))
+        self.assertEqual(half["dense_layer_bytes"], layer)
+        said = run("plan", self.config, "--set", "refit.enabled=true", "--memory", 16, *open_layers)
+        self.assertIn("refit    about", said.out)
+
     def test_the_table_of_the_documents(self):
         self.assertEqual(memory_table.table_in_page(), memory_table.table(PROGRAM), "tests/support/memory_table.py --write")
 

@@ -10,6 +10,7 @@
 #include "espalier/comm/runtime.h"
 #include "espalier/config/run_config.h"
 #include "espalier/model/causal_lm.h"
+#include "espalier/refit/memory_need.h"
 #include "espalier/score/memory_need.h"
 
 namespace espalier {
@@ -78,6 +79,15 @@ MemoryChoice choose_for_memory(const RunConfig& config, MemoryQuestion question,
 /// `as_stored` is that of config.json.
 MemoryChoice forecast_run(const RunConfig& config, const ModelConfig& model,
                           std::int64_t data_ranks, std::int64_t available);
+
+/// Of the refit at the end of a run, beside the model that is left, on the widths that are expected
+/// (pipeline/run_outline.h). Token files as in forecast_memory.
+RefitNeed forecast_refit(const RunConfig& config, const ModelConfig& model,
+                         const ModelWidths& expected, at::ScalarType dtype,
+                         std::int64_t data_ranks);
+/// "3.1 GiB a rank: a dense layer 0.9, streams 1.0, sums and solving 1.2".
+std::string refit_text(const RefitNeed& need);
+nlohmann::ordered_json to_json(const RefitNeed& need);
 
 /// Changes of the configuration of which each alone would make it fit, the one that changes least
 /// first: a smaller micro-batch, more tensor ranks (as many on a node as now), then what changes

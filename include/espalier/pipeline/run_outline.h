@@ -9,6 +9,8 @@
 
 #include "espalier/config/model_config.h"
 #include "espalier/config/run_config.h"
+#include "espalier/prune/plan.h"
+#include "espalier/prune/widths.h"
 
 namespace espalier {
 
@@ -51,6 +53,10 @@ struct RunOutline {
 /// Of a run that begins with the dense model. Throws Error(config) when prune.target is given and
 /// the rules do not let the run reach it, and what is wrong with the head of a token file.
 RunOutline outline_run(const RunConfig& config, const ModelConfig& model);
+
+/// What would be left at `target` if all layers that may lose units lost the same share of them.
+ModelWidths expected_widths(const ModelConfig& model, const PruneRules& rules,
+                            const RunOutline& outline, double target);
 
 nlohmann::ordered_json to_json(const RunOutline& outline, const RunConfig& config,
                                const ModelConfig& model);

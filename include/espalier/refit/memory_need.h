@@ -1,0 +1,43 @@
+#pragma once
+
+#include <cstdint>
+
+#include <c10/core/ScalarType.h>
+
+#include "espalier/config/model_config.h"
+#include "espalier/prune/widths.h"
+
+namespace espalier {
+
+/// A refit as far as its memory depends on it.
+struct RefitShape {
+  /// Of the model before its units fell, and of what is left.
+  ModelWidths source, kept;
+  /// Ranks that share it.
+  int tensor = 1;
+  at::ScalarType dtype = at::kFloat;
+  /// Of settings.shrink_to obs: second moments of the dense model's inputs too.
+  bool moments = false;
+  /// Of all micro-batches of a data rank, padding included.
+  std::int64_t stream_tokens = 0;
+};
+
+/// Bytes of tensors that one rank holds at the height of a refit beside the pruned model's shard,
+/// with k kept of A inputs of the widest matrix and D outputs.
+struct RefitNeed {
+  /// One layer of the dense model, this rank's part.
+  std::int64_t dense_layer = 0;
+  /// Both residual streams [B, T, D] of the rank's micro-batches, in the model's dtype, on the
+  /// host.
+  std::int64_t streams = 0;
+  /// H and C of both folds, in float64: summed in shares of the tensor ranks, then whole with a
+  /// damped copy of H and its factor: about 8 x (5 k k + 8 k D), and with moments 3 k A more.
+  std::int64_t sums = 0;
+
+  std::int64_t total() const { return dense_layer + streams + sums; }
+};
+
+/// Pure arithmetic: no tensor is made.
+RefitNeed refit_need(const ModelConfig& config, const RefitShape& shape);
+
+}  // namespace espalier

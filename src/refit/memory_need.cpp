@@ -1,0 +1,51 @@
+#include "espalier/refit/memory_need.h"
+
+#include <algorithm>
+
+#include "espalier/prune/tensor_catalog.h"
+
+namespace espalier {
+namespace {
+
+std::int64_t layer_elements(const ModelConfig& config, const ModelWidths& widths, int layer) {
+  std::int64_t elements = 0;
+  for (const TensorSpec& spec : layer_tensors(config, layer)) {
+    std::int64_t n = 1;
+    for (const std::int64_t extent : shape_with(spec, config, widths)) n *= extent;
+    elements += n;
+  }
+  return elements;
+}
+
+/// Of a matrix with `kept` of `all` inputs.
+std::int64_t matrix_sums(const ModelConfig& config, const RefitShape& shape, std::size_t kept,
+                         std::size_t all) {
+  const auto k = static_cast<std::int64_t>(kept);
+  const std::int64_t rows = shape.tensor > 1 ? 2 * k * k / shape.tensor : 0;
+  const std::int64_t h = 2 * k * k + rows + 3 * k * k;
+  const std::int64_t c = 8 * k * config.hidden;
+  const std::int64_t moments = shape.moments ? 3 * k * static_cast<std::int64_t>(all) : 0;
+  return static_cast<std::int64_t>(sizeof(double)) * (h + c + moments);
+}
+
+}  // namespace
+
+RefitNeed refit_need(const ModelConfig& config, const RefitShape& shape) {
+  const auto entry = static_cast<std::int64_t>(c10::elementSize(shape.dtype));
+  const auto head = static_cast<std::size_t>(config.head_dim);
+  RefitNeed need;
+  need.streams = 2 * shape.stream_tokens * config.hidden * entry;
+  for (std::size_t l = 0; l < shape.kept.layers.size(); ++l) {
+    const LayerWidths &kept = shape.kept.layers[l], &all = shape.source.layers[l];
+    need.sums = std::max(
+        {need.sums,
+         matrix_sums(config, shape, kept.query_heads.size() * head, all.query_heads.size() * head),
+         matrix_sums(config, shape, kept.channels.size(), all.channels.size())});
+    need.dense_layer =
+        std::max(need.dense_layer,
+                 layer_elements(config, shape.source, static_cast<int>(l)) / shape.tensor * entry);
+  }
+  return need;
+}
+
+}  // namespace espalier
