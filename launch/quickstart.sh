@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # launch/quickstart.sh
 #
-# Sets up, builds, and prunes a small trained model to half of its structures on two ranks, in a minute or
-# two once everything is built. Each call works in a new directory, runs/quickstart-DATE-TIME, and removes
-# the exports of earlier calls (not their logs and metrics). configs/quickstart.yaml says what is done.
+# Sets up, builds, and prunes a small trained model to half of its decoder parameters on two ranks, in a
+# minute or two once everything is built: in ten steps as GISP does, and in one pass with a refit. Each call
+# works in a new directory, runs/quickstart-DATE-TIME, and removes the exports of earlier calls (not their
+# logs and metrics). configs/quickstart.yaml and configs/quickstart-obs.yaml say what is done.
 #
 # Exit codes: 0 pruned and exported, 64 wrong usage, otherwise that of the step that failed.
 set -euo pipefail
@@ -36,13 +37,13 @@ write_token_files() {
   mkdir -p quickstart
   local domain
   for domain in prose math code; do
-    tokens "$domain" calibration 128
+    tokens "$domain" calibration 256
     tokens "$domain" heldout 64
   done
 }
 step "token files in quickstart/" write_token_files
 
-for old in runs/quickstart-*/export; do
+for old in runs/quickstart-*/*/export; do
   if [ -d "$old" ]; then rm -rf "$old"; fi
 done
 stamp=$(date +%Y%m%d-%H%M%S)
@@ -57,14 +58,22 @@ cores=$(lscpu --parse=CORE,SOCKET 2>/dev/null | grep -v '^#' | sort -u | wc -l)
 options=()
 if [ "$cores" -lt 2 ] || [ "$(cores_here)" -lt 2 ]; then options=(--oversubscribe); fi
 export OMP_NUM_THREADS=1
-command=(mpirun -n 2 "${options[@]}" "$espalier" run configs/quickstart.yaml --run-dir "$run" --tensor 2)
-echo
-echo "${command[*]}"
-start=$SECONDS
-"${command[@]}"
-pruned=$(seconds_since "$start")
+# prune WAY CONFIG: into $run/WAY; its seconds are in $pruned.
+prune() {
+  local command=(mpirun -n 2 "${options[@]}" "$espalier" run "$2" --run-dir "$run/$1" --tensor 2)
+  echo
+  echo "${command[*]}"
+  local start=$SECONDS
+  "${command[@]}"
+  pruned=$((SECONDS - start))
+}
+mkdir -p "$run"
+prune gisp configs/quickstart.yaml
+gisp_seconds=$pruned
+prune obs configs/quickstart-obs.yaml
+obs_seconds=$pruned
 
-export_dir=$run/export/exact
+export_dir=$run/obs/export/exact
 "$espalier" verify "$export_dir" --deep
 
 # What a user's own script would do; needs all of torch and transformers, which pruning does not.
@@ -96,7 +105,27 @@ else
   echo "  $python -c 'from transformers import AutoModelForCausalLM as M; print(M.from_pretrained(\"$export_dir\", trust_remote_code=True))'"
 fi
 
-report=$("$python" launch/report.py "$run")
+# Both ways beside the dense model, on held-out text.
+compare() {
+  "$python" - "$run" "$gisp_seconds" "$obs_seconds" <<'PY'
+import json
+import pathlib
+import sys
+
+run, seconds = pathlib.Path(sys.argv[1]), sys.argv[2:]
+rows = {way: [json.loads(line) for line in (run / way / "metrics.jsonl").read_text().splitlines()] for way in ("gisp", "obs")}
+after = [rows["gisp"][-1]["perplexity"], json.loads((run / "obs/refit.json").read_text())["perplexity"]]
+print(f"{'':26}{'dense':>10}{'GISP, 10 steps':>18}{'one pass and a refit':>24}")
+print(f"{'decoder parameters gone':26}{'':>10}" + "".join(
+    f"{rows[way][-1]['sparsity_parameters']:>{width}.1%}" for way, width in (("gisp", 18), ("obs", 24))))
+for domain, dense in rows["gisp"][0]["perplexity"].items():
+    print(f"{'perplexity ' + domain:26}{dense:>10.3f}{after[0][domain]:>18.3f}{after[1][domain]:>24.3f}")
+print(f"{'seconds, all of it':26}{'':>10}{seconds[0]:>18}{seconds[1]:>24}")
+PY
+}
+report=$("$python" launch/report.py "$run/gisp")
+echo
+compare
 echo
 echo "report: $report (open it in a browser)"
-echo "pruned in $pruned s, everything in $(seconds_since "$begin") s. Results: $run (status: $espalier status $run)"
+echo "everything in $(seconds_since "$begin") s. Results: $run (status: $espalier status $run/obs)"

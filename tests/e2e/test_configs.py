@@ -335,7 +335,7 @@ class Means(unittest.TestCase):
                 run_dir = self.tree / "runs" / name
                 run_dir.parent.mkdir(parents=True, exist_ok=True)
                 result = run("run", self.tree / "configs" / f"{name}.yaml", "--run-dir", run_dir, "--tensor", 1, "--fast-verify",
-                             prefix=["prlimit", f"--as={12 << 30}"])  # fmt: skip
+                             "--set", "execution.order=sample_major", prefix=["prlimit", f"--as={12 << 30}"])  # fmt: skip
                 self.assertEqual(result.code, 69, result)
                 self.assertIn("not enough memory", result.err)
                 layers = model_config(model)["num_hidden_layers"]
