@@ -19,9 +19,11 @@ from workbench import FULL, main, run
 class ThrowsAlone(OneRankAlone):
     def test_an_exception_at_every_point(self):
         """By default every point on one layout and rank, in turn; the long form has all of them."""
-        config = self.bench.config(**SMALL, refit={"enabled": True})
+        whole = self.bench.config(**SMALL, refit={"enabled": True})
+        layers = self.bench.config("layers", **SMALL, execution={"order": "layer_major", "boundaries": "files"})
         cases = []
         for number, point in enumerate(listed_points()):
+            config = layers if point.startswith("scratch.") else whole
             only_root = point.partition(".")[0] in ("save", "export") and not point.endswith((".enter", ".exit"))
             layouts = LAYOUTS if FULL else [LAYOUTS[number % len(LAYOUTS)]]
             for layout in layouts:
