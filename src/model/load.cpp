@@ -10,18 +10,30 @@
 namespace espalier {
 namespace {
 
-/// Reads one slice as a tensor of the stored dtype on the host.
-at::Tensor read_slice(const CheckpointReader& reader, const TensorSpec& spec,
-                      const TensorSlice& slice) {
+/// Room for one slice as a tensor of the stored dtype on the host.
+at::Tensor empty_slice(const CheckpointReader& reader, const TensorSpec& spec,
+                       const TensorSlice& slice) {
   std::vector<std::int64_t> shape{slice.rows.size()};
   if (spec.shape.size() == 2) shape.push_back(slice.columns.size());
   const TensorInfo* info = reader.find(spec.name);
   ESPALIER_CHECK(info != nullptr || has_no_elements(shape),
                  "tensor " + spec.name + " vanished after the checkpoint was checked");
   if (info == nullptr) return at::empty(shape);
-  at::Tensor t = at::empty(shape, at::TensorOptions().dtype(to_scalar_type(info->dtype)));
+  return at::empty(shape, at::TensorOptions().dtype(to_scalar_type(info->dtype)));
+}
+
+/// Reads into it.
+void fill_slice(const CheckpointReader& reader, const TensorSpec& spec, const TensorSlice& slice,
+                const at::Tensor& t) {
+  if (reader.find(spec.name) == nullptr) return;
   reader.read(spec.name, slice.rows, slice.columns,
               {static_cast<std::byte*>(t.data_ptr()), static_cast<std::size_t>(t.nbytes())});
+}
+
+at::Tensor read_slice(const CheckpointReader& reader, const TensorSpec& spec,
+                      const TensorSlice& slice) {
+  at::Tensor t = empty_slice(reader, spec, slice);
+  fill_slice(reader, spec, slice, t);
   return t;
 }
 
@@ -44,10 +56,17 @@ TensorSlice slice_for(const CausalLM& model, const WeightSource& source, const T
 
 }  // namespace
 
-void load_weight(CausalLM& model, const WeightSource& source, const TensorSpec& spec) {
-  at::Tensor t = read_slice(*source.reader, spec, slice_for(model, source, spec));
+namespace {
+
+void take_weight(CausalLM& model, const TensorSpec& spec, const at::Tensor& t) {
   require_finite(t, spec, model.tensor_index());
   model.tensor(spec) = t.to(model.options().device, model.options().dtype);
+}
+
+}  // namespace
+
+void load_weight(CausalLM& model, const WeightSource& source, const TensorSpec& spec) {
+  take_weight(model, spec, read_slice(*source.reader, spec, slice_for(model, source, spec)));
 }
 
 at::Tensor read_weight(const ModelConfig& config, const WeightSource& source,
@@ -107,21 +126,31 @@ void StreamedLayers::read(std::int64_t layer) {
 }
 
 void StreamedLayers::hold(std::int64_t layer, std::optional<std::int64_t> next) {
-  if (coming_) {
-    const std::int64_t came = *std::exchange(coming_, std::nullopt);
-    // A layer of which only some tensors came must not look like one that is here.
-    const Problems problems = problems_of([&] { reading_.get(); });
-    if (!problems.empty()) {
-      model_.drop_layer(came);
-      throw Error(problems.list());
-    }
-  }
   for (std::int64_t l = 0; l < model_.layers(); ++l)
     if (l != layer && model_.has_layer(l)) model_.drop_layer(l);
-  if (!model_.has_layer(layer)) read(layer);
+  std::vector<Coming> came;
+  if (!coming_.empty()) {
+    const Problems problems = problems_of([&] { reading_.get(); });
+    came = std::exchange(coming_, {});
+    problems.throw_if_any();
+  }
+  const bool is_this = !came.empty() && came.front().spec->layer == layer;
+  if (!model_.has_layer(layer)) {
+    if (is_this)
+      for (const Coming& one : came) take_weight(model_, *one.spec, one.values);
+    else
+      read(layer);
+  }
   if (!next || *next == layer || *next < 0 || *next >= model_.layers()) return;
-  coming_ = next;
-  reading_ = in_background([this, l = *next] { read(l); });
+  for (const TensorSpec& spec : specs_[static_cast<std::size_t>(*next)]) {
+    TensorSlice slice = slice_for(model_, source_, spec);
+    at::Tensor room = empty_slice(*source_.reader, spec, slice);
+    coming_.push_back({&spec, std::move(slice), std::move(room)});
+  }
+  // That thread only reads: the C library keeps what a thread allocates in a heap of its own.
+  reading_ = in_background([this] {
+    for (const Coming& one : coming_) fill_slice(*source_.reader, *one.spec, one.slice, one.values);
+  });
 }
 
 void StreamedLayers::hold_all() {
@@ -130,8 +159,8 @@ void StreamedLayers::hold_all() {
 }
 
 void StreamedLayers::wait() {
-  if (coming_) reading_.wait();
-  coming_.reset();
+  if (!coming_.empty()) reading_.wait();
+  coming_.clear();
 }
 
 void StreamedLayers::let_go() {

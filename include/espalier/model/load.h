@@ -93,8 +93,15 @@ class StreamedLayers {
 
   CausalLM& model_;
   WeightSource source_;
+  /// A tensor of the next layer, which is being read.
+  struct Coming {
+    const TensorSpec* spec = nullptr;
+    TensorSlice slice;
+    at::Tensor values;
+  };
+
   std::vector<std::vector<TensorSpec>> specs_;  // of each layer
-  std::optional<std::int64_t> coming_;          // being read
+  std::vector<Coming> coming_;
   std::future<void> reading_;
 };
 
