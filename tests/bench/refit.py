@@ -4,9 +4,9 @@
   refit.py --espalier build/release/bin/espalier [--model DIR --texts NAME=FILE...] [--ways taylor:40 taylor:4 obs:1] [--refit-rows 1 2 8 32]
 
 A way is a criterion and its number of steps, with no protected layer, once for each seed; every refit is one of the same run, resumed with
-other settings. With --documents rows begin as a model that
-was trained on single documents saw them. Rows are per domain; the perplexities are those of refit.json, on held-out rows. Processor seconds are those of the process
-less what its evaluations took on the clock: compare them on an idle machine.
+other settings. With --documents rows begin as a model that was trained on single documents saw them. Rows are per domain; the
+perplexities are those of refit.json, on held-out rows. Processor seconds are those of the process less what its evaluations took on the
+clock: compare them on an idle machine.
 """
 
 import argparse
