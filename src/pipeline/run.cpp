@@ -537,24 +537,31 @@ class PruningRun {
   /// Phases in which every rank has work of its own; what came after slicing was in the iteration
   /// before. Told once per phase and rank, and again every tenth time.
   void warn_of_stragglers(std::int64_t iteration) {
-    static constexpr std::array kPhases{"load", "calibrate", "slice", "evaluate"};
+    struct Phase {
+      const char* name;
+      Work work;
+    };
+    static constexpr std::array<Phase, 4> kPhases{{{"load", Work::for_all},
+                                                   {"calibrate", Work::may_be_none},
+                                                   {"slice", Work::for_all},
+                                                   {"evaluate", Work::may_be_none}}};
     std::map<std::string, double> mine = monitor_.take_busy_seconds();
     std::vector<double> busy;
     busy.reserve(kPhases.size());
-    for (const char* phase : kPhases) busy.push_back(mine[phase]);
+    for (const Phase& phase : kPhases) busy.push_back(mine[phase.name]);
     const std::vector<double> all = world_.gather(busy);
     for (std::size_t p = 0; p < kPhases.size(); ++p) {
       std::vector<double> of_phase;
       for (std::size_t at = p; at < all.size(); at += kPhases.size()) of_phase.push_back(all[at]);
-      const std::optional<Straggler> slow = find_straggler(of_phase);
-      if (!slow || stragglers_[{kPhases[p], slow->rank}]++ % 10 != 0) continue;
+      const std::optional<Straggler> slow = find_straggler(of_phase, kPhases[p].work);
+      if (!slow || stragglers_[{kPhases[p].name, slow->rank}]++ % 10 != 0) continue;
       const std::string host = world_.broadcast_text(host_name(), slow->rank);
       if (grid_.is_root())
         log::warning(
             "iteration {}: rank {} on {} was busy {:.1f} times as long in phase {} as the median "
-            "of "
-            "the others ({:.1f} s, {:.1f} s), which wait for it",
-            iteration, slow->rank, host, slow->ratio(), kPhases[p], slow->seconds, slow->median);
+            "of the others ({:.1f} s, {:.1f} s), which wait for it",
+            iteration, slow->rank, host, slow->ratio(), kPhases[p].name, slow->seconds,
+            slow->median);
     }
   }
 

@@ -12,12 +12,13 @@ constexpr double kNoWork = 0.001;  // of the slowest
 
 }  // namespace
 
-std::optional<Straggler> find_straggler(std::span<const double> busy_seconds) {
+std::optional<Straggler> find_straggler(std::span<const double> busy_seconds, Work work) {
   const auto slowest = std::max_element(busy_seconds.begin(), busy_seconds.end());
   if (slowest == busy_seconds.end()) return std::nullopt;
+  const double none = work == Work::for_all ? 0 : kNoWork * *slowest;
   std::vector<double> others;
   for (auto it = busy_seconds.begin(); it != busy_seconds.end(); ++it)
-    if (it != slowest && *it > kNoWork * *slowest) others.push_back(*it);
+    if (it != slowest && *it > none) others.push_back(*it);
   if (others.empty()) return std::nullopt;
   // The lower of two in the middle: of two ranks the other one.
   const auto middle = others.begin() + static_cast<std::ptrdiff_t>((others.size() - 1) / 2);

@@ -143,6 +143,7 @@ TEST(FindStraggler, Table) {
     std::vector<double> busy;
     int rank;  // -1: none
     double ratio = 0;
+    Work work = Work::may_be_none;
   };
   const Row rows[] = {
       {{}, -1},
@@ -150,15 +151,18 @@ TEST(FindStraggler, Table) {
       {{0, 0, 0}, -1},
       {{1, 5}, 1, 5},
       {{10, 1, 1, 1}, 0, 10},
-      {{1, 1.9, 1, 1}, -1},           // not twice
-      {{0.1, 0.5, 0.1}, -1},          // noise
-      {{0, 5, 0}, -1},                // the others had no work
-      {{0, 5, 1}, 1, 5},              // one of them had some
-      {{1, 2, 3, 4, 50}, 4, 25},      // the lower of two in the middle
-      {{100, 100, 1, 1, 1}, 0, 100},  // the first of two
+      {{1, 1.9, 1, 1}, -1},                             // not twice
+      {{0.1, 0.5, 0.1}, -1},                            // noise
+      {{0, 5, 0}, -1},                                  // the others had no work
+      {{0, 5, 1}, 1, 5},                                // one of them had some
+      {{1, 2, 3, 4, 50}, 4, 25},                        // the lower of two in the middle
+      {{100, 100, 1, 1, 1}, 0, 100},                    // the first of two
+      {{0, 600, 0.001}, -1},                            // nobody else has more than a thousandth
+      {{0.002, 600, 0.001}, 1, 600000, Work::for_all},  // a file system that stands nearly still
+      {{0.5, 0.1}, -1, 0, Work::for_all},
   };
   for (const Row& row : rows) {
-    const auto found = find_straggler(row.busy);
+    const auto found = find_straggler(row.busy, row.work);
     EXPECT_EQ(found ? found->rank : -1, row.rank) << ::testing::PrintToString(row.busy);
     if (found) {
       EXPECT_NEAR(found->ratio(), row.ratio, 1e-12);
