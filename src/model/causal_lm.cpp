@@ -6,6 +6,7 @@
 #include <ATen/ATen.h>
 
 #include "espalier/core/error.h"
+#include "espalier/model/fused.h"
 #include "espalier/model/tensor_ops.h"
 
 namespace espalier {
@@ -132,15 +133,8 @@ at::Tensor CausalLM::embed_partial(const at::Tensor& tokens_BT) const {
   return at::embedding(embedding_VD_, local_BT).masked_fill(elsewhere_BT.unsqueeze(-1), 0);
 }
 
-at::Tensor CausalLM::rms_norm(const at::Tensor& x, const at::Tensor& weight) const {
-  const bool half_precision = x.scalar_type() == at::kHalf || x.scalar_type() == at::kBFloat16;
-  const at::Tensor wide = half_precision ? x.to(at::kFloat) : x;
-  const at::Tensor mean_square = wide.pow(2).mean(-1, /*keepdim=*/true);
-  return weight * (wide * at::rsqrt(mean_square + config_.rms_norm_eps)).to(x.scalar_type());
-}
-
 at::Tensor CausalLM::final_norm(const at::Tensor& x_BTD) const {
-  return rms_norm(x_BTD, final_norm_D_);
+  return rms_norm(x_BTD, final_norm_D_, config_.rms_norm_eps);
 }
 
 RotaryTable CausalLM::rotary(std::int64_t tokens) const {
@@ -220,16 +214,15 @@ CausalLM::Projections CausalLM::project(std::int64_t l, const at::Tensor& x_BTD,
   const auto heads = static_cast<std::int64_t>(widths(l).query_heads.size());
   const auto kv_heads = static_cast<std::int64_t>(widths(l).kv_heads.size());
   const std::int64_t B = x_BTD.size(0), T = x_BTD.size(1), E = config_.head_dim;
-  const at::Tensor n_BTD = rms_norm(x_BTD, w.attention_norm_D);
+  const at::Tensor n_BTD = rms_norm(x_BTD, w.attention_norm_D, config_.rms_norm_eps);
   at::Tensor q_BTHE = at::linear(n_BTD, w.q_HED, w.q_bias_HE).view({B, T, heads, E});
   at::Tensor k_BTKE = at::linear(n_BTD, w.k_KED, w.k_bias_KE).view({B, T, kv_heads, E});
   const at::Tensor v_BTKE = at::linear(n_BTD, w.v_KED, w.v_bias_KE).view({B, T, kv_heads, E});
   if (config_.qk_norm) {
-    q_BTHE = rms_norm(q_BTHE, w.q_norm_E);
-    k_BTKE = rms_norm(k_BTKE, w.k_norm_E);
+    q_BTHE = rms_norm(q_BTHE, w.q_norm_E, config_.rms_norm_eps);
+    k_BTKE = rms_norm(k_BTKE, w.k_norm_E, config_.rms_norm_eps);
   }
-  return {apply_rotary(q_BTHE.transpose(1, 2), table), apply_rotary(k_BTKE.transpose(1, 2), table),
-          v_BTKE.transpose(1, 2)};
+  return {rotated_heads(q_BTHE, table), rotated_heads(k_BTKE, table), v_BTKE.transpose(1, 2)};
 }
 
 HalfOutput CausalLM::attention_output(std::int64_t l, const at::Tensor& a_BHTE) const {
@@ -266,8 +259,8 @@ HalfOutput CausalLM::attention_half(std::int64_t l, const at::Tensor& x_BTD, KvC
 HalfOutput CausalLM::mlp_half(std::int64_t l, const at::Tensor& x_BTD) const {
   const LayerWeights& w = layer(l);
   if (widths(l).channels.empty()) return no_units(x_BTD, w.down_bias_D);
-  const at::Tensor n_BTD = rms_norm(x_BTD, w.mlp_norm_D);
-  const at::Tensor gate = at::silu(at::linear(n_BTD, w.gate_FD)) * at::linear(n_BTD, w.up_FD);
+  const at::Tensor n_BTD = rms_norm(x_BTD, w.mlp_norm_D, config_.rms_norm_eps);
+  const at::Tensor gate = swiglu(at::linear(n_BTD, w.gate_FD), at::linear(n_BTD, w.up_FD));
   return {at::linear(gate, w.down_DF, added_once(w.down_bias_D)), gate};
 }
 

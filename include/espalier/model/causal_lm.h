@@ -114,7 +114,6 @@ class CausalLM {
     at::Tensor q_BHTE, k_BKTE, v_BKTE;
   };
 
-  at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight) const;
   Projections project(std::int64_t layer, const at::Tensor& x_BTD, const RotaryTable& table) const;
   /// What attention gave, [B, H, T, E], through o_proj.
   HalfOutput attention_output(std::int64_t layer, const at::Tensor& a_BHTE) const;
