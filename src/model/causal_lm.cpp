@@ -260,7 +260,7 @@ HalfOutput CausalLM::mlp_half(std::int64_t l, const at::Tensor& x_BTD) const {
   const LayerWeights& w = layer(l);
   if (widths(l).channels.empty()) return no_units(x_BTD, w.down_bias_D);
   const at::Tensor n_BTD = rms_norm(x_BTD, w.mlp_norm_D, config_.rms_norm_eps);
-  const at::Tensor gate = swiglu(at::linear(n_BTD, w.gate_FD), at::linear(n_BTD, w.up_FD));
+  const at::Tensor gate = at::silu(at::linear(n_BTD, w.gate_FD)) * at::linear(n_BTD, w.up_FD);
   return {at::linear(gate, w.down_DF, added_once(w.down_bias_D)), gate};
 }
 

@@ -18,6 +18,8 @@ using torch::autograd::variable_list;
 
 /// Numbers that a thread is given at least.
 constexpr std::int64_t kGrain = 32768;
+/// Columns of sums over tokens that a thread is given.
+constexpr std::int64_t kColumns = 1024;
 
 bool has_loops(at::ScalarType type) {
   return type == at::kFloat || type == at::kDouble || type == at::kBFloat16;
@@ -92,38 +94,6 @@ struct RmsNorm : torch::autograd::Function<RmsNorm> {
   }
 };
 
-struct SwiGlu : torch::autograd::Function<SwiGlu> {
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& gate,
-                            const at::Tensor& up) {
-    const at::Tensor y = at::empty_like(gate);
-    with_type(gate.scalar_type(), [&](auto number) {
-      using S = decltype(number);
-      in_parallel(gate.numel(), 1, [&](std::int64_t begin, std::int64_t count) {
-        loops::swiglu(in<S>(gate) + begin, in<S>(up) + begin, out<S>(y) + begin,
-                      static_cast<std::size_t>(count));
-      });
-    });
-    context->save_for_backward({gate, up});
-    return y;
-  }
-
-  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
-    const variable_list saved = context->get_saved_variables();
-    const at::Tensor &gate = saved[0], &up = saved[1];
-    const at::Tensor dy = gradients[0].contiguous();
-    const at::Tensor dgate = at::empty_like(gate), dup = at::empty_like(up);
-    with_type(gate.scalar_type(), [&](auto number) {
-      using S = decltype(number);
-      in_parallel(gate.numel(), 1, [&](std::int64_t begin, std::int64_t count) {
-        loops::swiglu_back(in<S>(dy) + begin, in<S>(gate) + begin, in<S>(up) + begin,
-                           out<S>(dgate) + begin, out<S>(dup) + begin,
-                           static_cast<std::size_t>(count));
-      });
-    });
-    return {dgate, dup};
-  }
-};
-
 /// f(token, row of the angles) for B * T tokens.
 template <class F>
 void for_tokens(const at::Tensor& x_BTHE, F&& f) {
@@ -179,13 +149,6 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight_D, double eps)
   return composed::rms_norm(x, weight_D, eps);
 }
 
-at::Tensor swiglu(const at::Tensor& gate, const at::Tensor& up) {
-  const at::ScalarType type = gate.scalar_type();
-  if (has_loops(type) && for_loops(gate, type) && for_loops(up, type))
-    return SwiGlu::apply(gate, up);
-  return composed::swiglu(gate, up);
-}
-
 at::Tensor rotated_heads(const at::Tensor& x_BTHE, const RotaryTable& table) {
   const at::ScalarType type = x_BTHE.scalar_type();
   const bool one_row_a_token = table.cos_TE.dim() == 2 && table.cos_TE.size(0) == x_BTHE.size(1);
@@ -193,6 +156,28 @@ at::Tensor rotated_heads(const at::Tensor& x_BTHE, const RotaryTable& table) {
       for_loops(table.sin_TE, type) && one_row_a_token)
     return Rotation::apply(x_BTHE, table.cos_TE, table.sin_TE);
   return composed::rotated_heads(x_BTHE, table);
+}
+
+at::Tensor token_dots(const at::Tensor& a_BTU, const at::Tensor& b_BTU) {
+  const at::ScalarType type = a_BTU.scalar_type();
+  if (!has_loops(type) || !for_loops(a_BTU, type) || !for_loops(b_BTU, type))
+    return composed::token_dots(a_BTU, b_BTU);
+  const std::int64_t B = a_BTU.size(0), T = a_BTU.size(1), U = a_BTU.size(2);
+  const at::Tensor sums_BU = at::empty({B, U}, at::TensorOptions(at::kDouble));
+  const std::int64_t pieces = (U + kColumns - 1) / kColumns;
+  with_type(type, [&](auto number) {
+    using S = decltype(number);
+    in_parallel(B * pieces, T * kColumns, [&](std::int64_t begin, std::int64_t count) {
+      for (std::int64_t piece = begin; piece < begin + count; ++piece) {
+        const std::int64_t b = piece / pieces, u = piece % pieces * kColumns;
+        loops::token_dots(in<S>(a_BTU) + b * T * U + u, in<S>(b_BTU) + b * T * U + u,
+                          out<double>(sums_BU) + b * U + u, static_cast<std::size_t>(T),
+                          static_cast<std::size_t>(std::min(kColumns, U - u)),
+                          static_cast<std::size_t>(U));
+      }
+    });
+  });
+  return sums_BU;
 }
 
 namespace composed {
@@ -204,10 +189,13 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight_D, double eps)
   return weight_D * (wide * at::rsqrt(mean_square + eps)).to(x.scalar_type());
 }
 
-at::Tensor swiglu(const at::Tensor& gate, const at::Tensor& up) { return at::silu(gate) * up; }
-
 at::Tensor rotated_heads(const at::Tensor& x_BTHE, const RotaryTable& table) {
   return apply_rotary(x_BTHE.transpose(1, 2), table);
+}
+
+at::Tensor token_dots(const at::Tensor& a_BTU, const at::Tensor& b_BTU) {
+  const at::ScalarType wide = a_BTU.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  return (a_BTU.to(wide) * b_BTU.to(wide)).sum(1).to(at::kDouble);
 }
 
 }  // namespace composed

@@ -2,11 +2,12 @@
 
 #include <bit>
 #include <cmath>
-#include <limits>
+#include <type_traits>
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && \
     !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-#define ESPALIER_FOR_VECTOR_UNITS __attribute__((target_clones("avx512f", "avx2", "default")))
+#define ESPALIER_FOR_VECTOR_UNITS \
+  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define ESPALIER_FOR_VECTOR_UNITS
 #endif
@@ -39,46 +40,9 @@ ESPALIER_INLINE Wide<S> rounded(Wide<S> x) {
   return wide(narrow<S>(x));
 }
 
-template <class W>
-struct Exp;
-template <>
-struct Exp<float> {
-  using Bits = std::uint32_t;
-  static constexpr int kMantissa = 23, kDegree = 7;
-  static constexpr float kRound = 0x1.8p23F;
-  static constexpr float kLn2High = 0x1.63p-1F, kLn2Low = -0x1.bd0106p-13F;
-  static constexpr float kMost = 87;
-};
-template <>
-struct Exp<double> {
-  using Bits = std::uint64_t;
-  static constexpr int kMantissa = 52, kDegree = 13;
-  static constexpr double kRound = 0x1.8p52;
-  static constexpr double kLn2High = 0x1.62e42fee00000p-1, kLn2Low = 0x1.a39ef35793c76p-33;
-  static constexpr double kMost = 708;
-};
-
-/// exp(x) for |x| <= kMost, that of the nearest bound beyond it: 2^k exp(x - k ln 2) with the
-/// series of exp on half of ln 2 to each side. No branch, so that loops of it are widened.
-template <class W>
-ESPALIER_INLINE W exp_within(W x) {
-  using E = Exp<W>;
-  x = x < -E::kMost ? -E::kMost : x;  // in this order NaN stays
-  x = x > E::kMost ? E::kMost : x;
-  // The integer k stands in the lowest bits of the sum.
-  const W shifted = x * static_cast<W>(0x1.71547652b82fep0) + E::kRound;
-  const W k = shifted - E::kRound;
-  const W r = (x - k * E::kLn2High) - k * E::kLn2Low;
-  W sum = 1;
-  for (int n = E::kDegree; n > 0; --n) sum = 1 + sum * r / static_cast<W>(n);
-  const auto power = std::bit_cast<typename E::Bits>(shifted) << E::kMantissa;
-  return std::bit_cast<W>(std::bit_cast<typename E::Bits>(sum) + power);
-}
-
-template <class W>
-ESPALIER_INLINE W sigmoid(W x) {
-  return 1 / (1 + exp_within(-x));
-}
+/// Tokens and columns whose sums are made in the narrower type, before they are added to the
+/// others.
+constexpr std::size_t kTokens = 32, kColumns = 1024;
 
 }  // namespace
 
@@ -114,27 +78,6 @@ ESPALIER_FOR_VECTOR_UNITS void rms_norm_back(const S* dy, const S* x, const S* w
 }
 
 template <class S>
-ESPALIER_FOR_VECTOR_UNITS void swiglu(const S* g, const S* u, S* h, std::size_t size) {
-#pragma omp simd
-  for (std::size_t i = 0; i < size; ++i) {
-    const Wide<S> z = wide(g[i]);
-    h[i] = narrow<S>(rounded<S>(z * sigmoid(z)) * wide(u[i]));
-  }
-}
-
-template <class S>
-ESPALIER_FOR_VECTOR_UNITS void swiglu_back(const S* dh, const S* g, const S* u, S* dg, S* du,
-                                           std::size_t size) {
-#pragma omp simd
-  for (std::size_t i = 0; i < size; ++i) {
-    const Wide<S> z = wide(g[i]), d = wide(dh[i]);
-    const Wide<S> s = sigmoid(z);
-    du[i] = narrow<S>(d * rounded<S>(z * s));
-    dg[i] = narrow<S>(rounded<S>(d * wide(u[i])) * s * (1 + z * (1 - s)));
-  }
-}
-
-template <class S>
 ESPALIER_FOR_VECTOR_UNITS void rotate(const S* x, const S* cos, const S* sin, S* y,
                                       std::size_t heads, std::size_t size) {
   const std::size_t half = size / 2;
@@ -161,14 +104,32 @@ ESPALIER_FOR_VECTOR_UNITS void rotate_back(const S* dy, const S* cos, const S* s
     }
 }
 
+template <class S>
+ESPALIER_FOR_VECTOR_UNITS void token_dots(const S* a, const S* b, double* sums, std::size_t tokens,
+                                          std::size_t columns, std::size_t stride) {
+  for (std::size_t u = 0; u < columns; u += kColumns) {
+    const std::size_t width = columns - u < kColumns ? columns - u : kColumns;
+    for (std::size_t i = 0; i < width; ++i) sums[u + i] = 0;
+    for (std::size_t begin = 0; begin < tokens; begin += kTokens) {
+      const std::size_t end = tokens - begin < kTokens ? tokens : begin + kTokens;
+      Wide<S> some[kColumns] = {};
+      for (std::size_t t = begin; t < end; ++t)
+#pragma omp simd
+        for (std::size_t i = 0; i < width; ++i)
+          some[i] += wide(a[t * stride + u + i]) * wide(b[t * stride + u + i]);
+#pragma omp simd
+      for (std::size_t i = 0; i < width; ++i) sums[u + i] += static_cast<double>(some[i]);
+    }
+  }
+}
+
 #define ESPALIER_LOOPS(S)                                                                     \
   template void rms_norm(const S*, const S*, double, S*, Wide<S>*, std::size_t, std::size_t); \
   template void rms_norm_back(const S*, const S*, const S*, const Wide<S>*, S*, std::size_t,  \
                               std::size_t);                                                   \
-  template void swiglu(const S*, const S*, S*, std::size_t);                                  \
-  template void swiglu_back(const S*, const S*, const S*, S*, S*, std::size_t);               \
   template void rotate(const S*, const S*, const S*, S*, std::size_t, std::size_t);           \
-  template void rotate_back(const S*, const S*, const S*, S*, std::size_t, std::size_t);
+  template void rotate_back(const S*, const S*, const S*, S*, std::size_t, std::size_t);      \
+  template void token_dots(const S*, const S*, double*, std::size_t, std::size_t, std::size_t);
 ESPALIER_LOOPS(float)
 ESPALIER_LOOPS(double)
 ESPALIER_LOOPS(Bf16)

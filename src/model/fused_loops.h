@@ -33,13 +33,6 @@ template <class S>
 void rms_norm_back(const S* dy, const S* x, const S* w, const Wide<S>* r, S* dx, std::size_t rows,
                    std::size_t size);
 
-/// h = s u, s = g / (1 + exp(-g)).
-template <class S>
-void swiglu(const S* g, const S* u, S* h, std::size_t size);
-/// dg = dh u ds/dg, du = dh s.
-template <class S>
-void swiglu_back(const S* dh, const S* g, const S* u, S* dg, S* du, std::size_t size);
-
 /// One token: y = x cos + rotate_half(x) sin of `heads` rows of `size`, which is even.
 template <class S>
 void rotate(const S* x, const S* cos, const S* sin, S* y, std::size_t heads, std::size_t size);
@@ -47,5 +40,10 @@ void rotate(const S* x, const S* cos, const S* sin, S* y, std::size_t heads, std
 template <class S>
 void rotate_back(const S* dy, const S* cos, const S* sin, S* dx, std::size_t heads,
                  std::size_t size);
+
+/// sums[u] = sum over `tokens` rows t of a[t, u] b[t, u], for u < `columns` in rows of `stride`.
+template <class S>
+void token_dots(const S* a, const S* b, double* sums, std::size_t tokens, std::size_t columns,
+                std::size_t stride);
 
 }  // namespace espalier::loops

@@ -16,18 +16,19 @@ namespace espalier {
 /// `weight_D`. In float32 for narrower types, rounded to x's type before `weight_D` is applied.
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight_D, double eps);
 
-/// silu(gate) * up, silu(z) = z / (1 + exp(-z)); both of the same shape.
-at::Tensor swiglu(const at::Tensor& gate, const at::Tensor& up);
-
 /// x * cos + rotate_half(x) * sin for x of [B, T, H, E]; as [B, H, T, E], which attention reads.
 /// The angles are [T, E], or any shape that goes with [B, H, T, E].
 at::Tensor rotated_heads(const at::Tensor& x_BTHE, const RotaryTable& table);
 
+/// Sums over tokens of a * b for two of [B, T, U]: [B, U] in float64. Products, and sums of a few
+/// of them, in float32 for types that are not wider. Not differentiable.
+at::Tensor token_dots(const at::Tensor& a_BTU, const at::Tensor& b_BTU);
+
 /// The same of LibTorch's own operations: the oracle of the loops.
 namespace composed {
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight_D, double eps);
-at::Tensor swiglu(const at::Tensor& gate, const at::Tensor& up);
 at::Tensor rotated_heads(const at::Tensor& x_BTHE, const RotaryTable& table);
+at::Tensor token_dots(const at::Tensor& a_BTU, const at::Tensor& b_BTU);
 }  // namespace composed
 
 }  // namespace espalier

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include "criteria.h"
+#include "espalier/model/fused.h"
 #include "espalier/score/sums_by_domain.h"
 #include "espalier/score/unit_sums.h"
 
@@ -24,9 +25,8 @@ class GateSums final : public SumsByDomain {
   }
 
   void observe(std::int64_t layer, UnitKind half, const HalfGradients& gradients) override {
-    const at::ScalarType wide = model().options().dtype == at::kDouble ? at::kDouble : at::kFloat;
-    const at::Tensor product_BTU = gradients.gate.to(wide) * gradients.gate_gradient.to(wide);
-    const at::Tensor entry_BU = product_BTU.sum(1).to(at::kDouble).mul_(1 / gradients.scale);
+    const at::Tensor entry_BU =
+        token_dots(gradients.gate, gradients.gate_gradient).mul_(1 / gradients.scale);
     at::Tensor units_BU = half == UnitKind::mlp ? entry_BU : sum_heads(layer, entry_BU);
     if (signs_ == Signs::dropped_per_sample) {
       if (gradients.samples_SB.defined()) units_BU = at::mm(gradients.samples_SB, units_BU);
