@@ -4,7 +4,7 @@
 #include <cmath>
 #include <type_traits>
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && \
+#if defined(__x86_64__) && defined(__GNUC__) && __GNUC__ >= 12 && !defined(__clang__) && \
     !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 #define ESPALIER_FOR_VECTOR_UNITS \
   __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))

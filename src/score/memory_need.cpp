@@ -253,8 +253,8 @@ class RankNeed {
     return shard_.widths.layers[static_cast<std::size_t>(layer)];
   }
 
-  /// What RMSNorm keeps: its input in float32 where the model is narrower, and its output where
-  /// weights that read it have gradients.
+  /// What RMSNorm keeps at most: its input in float32 where the model is narrower (not where our
+  /// own loops run, model/fused.h), and its output where weights that read it have gradients.
   std::int64_t norm_bytes() const {
     const std::int64_t wide = entry_ < 4 ? 4 : 0;
     return pass_.tokens * config_.hidden * (wide + (with_weight_gradients() ? entry_ : 0));
