@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
 
 #include "espalier/core/error.h"
 #include "espalier/model/fused.h"
@@ -43,6 +44,14 @@ EvenGroups make_even(const std::vector<std::int64_t>& heads_K) {
     }
   }
   return even;
+}
+
+/// x W^T + b, remembered where its weight may have a gradient.
+at::Tensor mapped(TensorRole weight, const at::Tensor& x, const at::Tensor& w, const at::Tensor& b,
+                  std::vector<LinearMap>& maps) {
+  at::Tensor y = at::linear(x, w, b);
+  if (at::GradMode::is_enabled()) maps.push_back({weight, x, y});
+  return y;
 }
 
 at::Tensor pick_heads(const at::Tensor& x_BHE, const std::vector<std::int64_t>& heads) {
@@ -205,7 +214,7 @@ at::Tensor CausalLM::added_once(const at::Tensor& bias_D) const {
 HalfOutput CausalLM::no_units(const at::Tensor& x_BTD, const at::Tensor& bias_D) const {
   at::Tensor partial_BTD = at::zeros_like(x_BTD);
   if (const at::Tensor bias = added_once(bias_D); bias.defined()) partial_BTD.add_(bias);
-  return {partial_BTD, at::zeros({x_BTD.size(0), x_BTD.size(1), 0}, x_BTD.options())};
+  return {partial_BTD, at::zeros({x_BTD.size(0), x_BTD.size(1), 0}, x_BTD.options()), {}};
 }
 
 CausalLM::Projections CausalLM::project(std::int64_t l, const at::Tensor& x_BTD,
@@ -215,19 +224,27 @@ CausalLM::Projections CausalLM::project(std::int64_t l, const at::Tensor& x_BTD,
   const auto kv_heads = static_cast<std::int64_t>(widths(l).kv_heads.size());
   const std::int64_t B = x_BTD.size(0), T = x_BTD.size(1), E = config_.head_dim;
   const at::Tensor n_BTD = rms_norm(x_BTD, w.attention_norm_D, config_.rms_norm_eps);
-  at::Tensor q_BTHE = at::linear(n_BTD, w.q_HED, w.q_bias_HE).view({B, T, heads, E});
-  at::Tensor k_BTKE = at::linear(n_BTD, w.k_KED, w.k_bias_KE).view({B, T, kv_heads, E});
-  const at::Tensor v_BTKE = at::linear(n_BTD, w.v_KED, w.v_bias_KE).view({B, T, kv_heads, E});
+  std::vector<LinearMap> maps;
+  at::Tensor q_BTHE =
+      mapped(TensorRole::q, n_BTD, w.q_HED, w.q_bias_HE, maps).view({B, T, heads, E});
+  at::Tensor k_BTKE =
+      mapped(TensorRole::k, n_BTD, w.k_KED, w.k_bias_KE, maps).view({B, T, kv_heads, E});
+  const at::Tensor v_BTKE =
+      mapped(TensorRole::v, n_BTD, w.v_KED, w.v_bias_KE, maps).view({B, T, kv_heads, E});
   if (config_.qk_norm) {
     q_BTHE = rms_norm(q_BTHE, w.q_norm_E, config_.rms_norm_eps);
     k_BTKE = rms_norm(k_BTKE, w.k_norm_E, config_.rms_norm_eps);
   }
-  return {rotated_heads(q_BTHE, table), rotated_heads(k_BTKE, table), v_BTKE.transpose(1, 2)};
+  return {rotated_heads(q_BTHE, table), rotated_heads(k_BTKE, table), v_BTKE.transpose(1, 2),
+          std::move(maps)};
 }
 
-HalfOutput CausalLM::attention_output(std::int64_t l, const at::Tensor& a_BHTE) const {
+HalfOutput CausalLM::attention_output(std::int64_t l, const at::Tensor& a_BHTE,
+                                      std::vector<LinearMap> maps) const {
   const at::Tensor gate = a_BHTE.transpose(1, 2).flatten(2);
-  return {at::linear(gate, layer(l).o_DHE, added_once(layer(l).o_bias_D)), gate};
+  at::Tensor partial_BTD =
+      mapped(TensorRole::o, gate, layer(l).o_DHE, added_once(layer(l).o_bias_D), maps);
+  return {std::move(partial_BTD), gate, std::move(maps)};
 }
 
 HalfOutput CausalLM::attention_half(std::int64_t l, const at::Tensor& x_BTD,
@@ -235,8 +252,8 @@ HalfOutput CausalLM::attention_half(std::int64_t l, const at::Tensor& x_BTD,
   if (widths(l).query_heads.empty()) return no_units(x_BTD, layer(l).o_bias_D);
   const RotaryTable table =
       packed == nullptr ? rotary(x_BTD.size(1)) : packed->rotary(rotary(packed->positions()));
-  const Projections p = project(l, x_BTD, table);
-  return attention_output(l, attention(l, p.q_BHTE, p.k_BKTE, p.v_BKTE, packed));
+  Projections p = project(l, x_BTD, table);
+  return attention_output(l, attention(l, p.q_BHTE, p.k_BKTE, p.v_BKTE, packed), std::move(p.maps));
 }
 
 HalfOutput CausalLM::attention_half(std::int64_t l, const at::Tensor& x_BTD, KvCache& cache) const {
@@ -252,16 +269,22 @@ HalfOutput CausalLM::attention_half(std::int64_t l, const at::Tensor& x_BTD, KvC
   }
   const Projections p = project(l, x_BTD, table);
   cache.put(l, p.k_BKTE, p.v_BKTE);
-  return attention_output(l, cache.takes_prompts() ? attention(l, p.q_BHTE, p.k_BKTE, p.v_BKTE)
-                                                   : attention(l, p.q_BHTE, cache));
+  return attention_output(l,
+                          cache.takes_prompts() ? attention(l, p.q_BHTE, p.k_BKTE, p.v_BKTE)
+                                                : attention(l, p.q_BHTE, cache),
+                          {});
 }
 
 HalfOutput CausalLM::mlp_half(std::int64_t l, const at::Tensor& x_BTD) const {
   const LayerWeights& w = layer(l);
   if (widths(l).channels.empty()) return no_units(x_BTD, w.down_bias_D);
   const at::Tensor n_BTD = rms_norm(x_BTD, w.mlp_norm_D, config_.rms_norm_eps);
-  const at::Tensor gate = at::silu(at::linear(n_BTD, w.gate_FD)) * at::linear(n_BTD, w.up_FD);
-  return {at::linear(gate, w.down_DF, added_once(w.down_bias_D)), gate};
+  std::vector<LinearMap> maps;
+  const at::Tensor gate = at::silu(mapped(TensorRole::gate, n_BTD, w.gate_FD, {}, maps)) *
+                          mapped(TensorRole::up, n_BTD, w.up_FD, {}, maps);
+  at::Tensor partial_BTD =
+      mapped(TensorRole::down, gate, w.down_DF, added_once(w.down_bias_D), maps);
+  return {std::move(partial_BTD), gate, std::move(maps)};
 }
 
 void CausalLM::apply(const ModelWidths& kept) {

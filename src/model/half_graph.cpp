@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <span>
 
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include "espalier/core/error.h"
 #include "espalier/core/pulse.h"
 #include "espalier/model/tensor_ops.h"
 
@@ -89,24 +91,21 @@ bool LossScale::lower() {
   return true;
 }
 
-GradientScope::GradientScope(const LayerWeights& layer, const std::vector<TensorRole>& roles) {
-  for (const TensorRole role : roles) weights_.push_back(layer.by_role(role));
-  for (at::Tensor& w : weights_) w.requires_grad_(true);
-}
-
-GradientScope::~GradientScope() {
-  for (at::Tensor& w : weights_) w.requires_grad_(false);
-}
-
 HalfGraph::HalfGraph(const CausalLM& model, std::int64_t half, const at::Tensor& x_BTD,
                      const PackedRows* packed, const BackwardObserver& observer)
     : wants_gate_(observer.wants_gate(half / 2, kind_of(half))),
       wants_output_(observer.wants_output(half / 2, kind_of(half))),
       roles_(observer.wants_weights(half / 2, kind_of(half))),
-      weights_(model.layer(half / 2), roles_),
       leaf_BTD_(x_BTD.detach().requires_grad_(true)) {
   const c10::AutoGradMode mode(true);
   out_ = run_half(model, half, leaf_BTD_, packed);
+  // What nobody asks for must not be held.
+  std::erase_if(out_.maps, [&](const LinearMap& map) { return !is_wanted(map); });
+}
+
+bool HalfGraph::is_wanted(const LinearMap& map) const {
+  return std::any_of(roles_.begin(), roles_.end(),
+                     [&](TensorRole role) { return weight_of(role) == map.weight; });
 }
 
 HalfGraph::Gradients HalfGraph::backward(const at::Tensor& dy_BTD, bool needs_input) {
@@ -123,7 +122,7 @@ HalfGraph::Gradients HalfGraph::backward(const at::Tensor& dy_BTD, bool needs_in
   std::vector<at::Tensor> inputs;
   if (needs_input) inputs.push_back(leaf_BTD_);
   if (wants_gate_) inputs.push_back(out_.gate);
-  inputs.insert(inputs.end(), weights_.weights().begin(), weights_.weights().end());
+  for (const LinearMap& map : out_.maps) inputs.push_back(map.output);
   if (inputs.empty()) return result;
   std::vector<at::Tensor> gradients = torch::autograd::grad({out_.partial_BTD}, inputs, {dy_BTD});
 
@@ -132,8 +131,21 @@ HalfGraph::Gradients HalfGraph::backward(const at::Tensor& dy_BTD, bool needs_in
   if (!result.observed) return result;
   HalfGradients& observed = *result.observed;
   if (wants_gate_) observed.gate_gradient = gradients[next++];
+  const std::span<const at::Tensor> of_outputs = std::span(gradients).subspan(next);
   for (const TensorRole role : roles_)
-    observed.weight_gradients.emplace_back(role, gradients[next++]);
+    observed.weight_gradients.push_back(weight_gradient(role, of_outputs));
+  return result;
+}
+
+/// A gradient in float16 may overflow where its factors do not: it is made at once, and looked at.
+WeightGradient HalfGraph::weight_gradient(TensorRole role,
+                                          std::span<const at::Tensor> of_outputs) const {
+  const auto is_its = [&](const LinearMap& map) { return map.weight == weight_of(role); };
+  const auto map = std::find_if(out_.maps.begin(), out_.maps.end(), is_its);
+  ESPALIER_CHECK(map != out_.maps.end(), "a weight without a linear map is observed");
+  WeightGradient result{role, of_outputs[static_cast<std::size_t>(map - out_.maps.begin())]};
+  if (role == map->weight) result.input = map->input.detach();
+  if (result.output_gradient.scalar_type() == at::kHalf) result.value = result.product();
   return result;
 }
 
@@ -142,9 +154,10 @@ void see_gradients(std::int64_t half, HalfGraph::Gradients& gradients, FiniteWat
   watch.next_step();
   if (gradients.observed) {
     watch.see(gradients.observed->gate_gradient, {Value::gate_gradient, half});
-    for (auto& [role, gradient] : gradients.observed->weight_gradients) {
-      poison_at("weight.gradient", gradient);
-      watch.see(gradient, {Value::weight_gradient, half, role});
+    for (WeightGradient& gradient : gradients.observed->weight_gradients) {
+      at::Tensor& seen = gradient.value.defined() ? gradient.value : gradient.output_gradient;
+      poison_at("weight.gradient", seen);
+      watch.see(seen, {Value::weight_gradient, half, gradient.role});
     }
   }
   poison_at("layer.backward", gradients.dx_BTD);

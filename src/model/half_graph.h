@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
@@ -59,19 +60,6 @@ class LossScale {
   int exponent_ = 0;
 };
 
-/// Turns gradients on for some weights of a layer as long as it lives.
-class GradientScope {
- public:
-  GradientScope(const LayerWeights& layer, const std::vector<TensorRole>& roles);
-  ~GradientScope();
-  GradientScope(const GradientScope&) = delete;
-  GradientScope& operator=(const GradientScope&) = delete;
-  const std::vector<at::Tensor>& weights() const { return weights_; }
-
- private:
-  std::vector<at::Tensor> weights_;
-};
-
 /// One half run with gradients on: from its input to this rank's part of its output.
 class HalfGraph {
  public:
@@ -90,10 +78,12 @@ class HalfGraph {
   Gradients backward(const at::Tensor& dy_BTD, bool needs_input);
 
  private:
+  bool is_wanted(const LinearMap& map) const;
+  WeightGradient weight_gradient(TensorRole role, std::span<const at::Tensor> of_outputs) const;
+
   bool wants_gate_;
   bool wants_output_;
   std::vector<TensorRole> roles_;
-  GradientScope weights_;
   at::Tensor leaf_BTD_;
   HalfOutput out_;
 };

@@ -283,7 +283,9 @@ class RankNeed {
   std::int64_t attention_bytes(std::int64_t layer, Way way) const {
     const auto heads = static_cast<std::int64_t>(widths(layer).query_heads.size());
     const auto kv_heads = static_cast<std::int64_t>(widths(layer).kv_heads.size());
-    const std::int64_t kept = (3 * heads + 2 * kv_heads) * config_.head_dim;
+    // Where weights have gradients, q and k are held as they came out of their products as well.
+    const std::int64_t mapped = with_weight_gradients() ? heads + kv_heads : 0;
+    const std::int64_t kept = (3 * heads + 2 * kv_heads + mapped) * config_.head_dim;
     const int arrays = with_gradients() && way == Way::back ? 2 : 1;
     const std::int64_t normed =
         config_.qk_norm ? (heads + kv_heads) * config_.head_dim * (entry_ < 4 ? entry_ + 4 : entry_)

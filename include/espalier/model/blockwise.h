@@ -45,8 +45,8 @@ struct HalfGradients {
   at::Tensor gate;
   /// Same shape; undefined unless asked for.
   at::Tensor gate_gradient;
-  /// Of this micro-batch, in the weights' dtype.
-  std::vector<std::pair<TensorRole, at::Tensor>> weight_gradients;
+  /// Of this micro-batch.
+  std::vector<WeightGradient> weight_gradients;
   double scale = 1.0;
   /// TokenBatch::samples_SB.
   at::Tensor samples_SB{};

@@ -13,6 +13,7 @@
 #include "espalier/model/kv_cache.h"
 #include "espalier/model/packed_rows.h"
 #include "espalier/model/rotary.h"
+#include "espalier/model/weight_gradient.h"
 #include "espalier/prune/tensor_catalog.h"
 #include "espalier/prune/widths.h"
 #include "espalier/store/safetensors.h"
@@ -46,6 +47,8 @@ struct HalfOutput {
   at::Tensor partial_BTD;
   /// Input of o_proj [B, T, H*E], or of down_proj [B, T, F]: where units are gated.
   at::Tensor gate;
+  /// Of all linear maps, when gradients are on; else empty.
+  std::vector<LinearMap> maps{};
 };
 
 /// Numerical choices of a pass. The attention back end is LibTorch's own, chosen for the process.
@@ -112,11 +115,13 @@ class CausalLM {
   /// Queries, keys and values of the rank's heads, [B, H or K, T, E], rotated.
   struct Projections {
     at::Tensor q_BHTE, k_BKTE, v_BKTE;
+    std::vector<LinearMap> maps;
   };
 
   Projections project(std::int64_t layer, const at::Tensor& x_BTD, const RotaryTable& table) const;
   /// What attention gave, [B, H, T, E], through o_proj.
-  HalfOutput attention_output(std::int64_t layer, const at::Tensor& a_BHTE) const;
+  HalfOutput attention_output(std::int64_t layer, const at::Tensor& a_BHTE,
+                              std::vector<LinearMap> maps) const;
   /// Of a half without units on this rank: the bias alone, if any.
   HalfOutput no_units(const at::Tensor& x_BTD, const at::Tensor& bias_D) const;
   /// The bias on the one tensor rank that adds it to its part of a sum, undefined on the others.

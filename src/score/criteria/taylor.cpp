@@ -36,12 +36,12 @@ class WeightGradients final : public Statistics {
     return unit_roles(model().config(), unit(), half);
   }
   void observe(std::int64_t layer, UnitKind, const HalfGradients& gradients) override {
-    for (const auto& [role, gradient] : gradients.weight_gradients) {
-      at::Tensor& sum = gradients_[static_cast<std::size_t>(layer)][role];
+    for (const WeightGradient& gradient : gradients.weight_gradients) {
+      at::Tensor& sum = gradients_[static_cast<std::size_t>(layer)][gradient.role];
       if (sum.defined()) {
-        sum.add_(gradient, 1 / gradients.scale);  // in the wider of both types
+        gradient.add_to(sum, 1 / gradients.scale);
       } else {
-        sum = gradient.to(type_);
+        sum = gradient.product().to(type_);
         if (gradients.scale != 1) sum.mul_(1 / gradients.scale);
       }
     }

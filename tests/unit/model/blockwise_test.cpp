@@ -36,7 +36,8 @@ class Recorder final : public BackwardObserver {
   }
   void observe(std::int64_t layer, UnitKind half, const HalfGradients& g) override {
     gates[{layer, half}] = (g.gate * g.gate_gradient).sum(at::IntArrayRef{0, 1});
-    for (const auto& [role, gradient] : g.weight_gradients) weights[{layer, role}] = gradient;
+    for (const WeightGradient& gradient : g.weight_gradients)
+      weights[{layer, gradient.role}] = gradient.product();
   }
   // Signed sums over tokens, per entry.
   std::map<std::pair<std::int64_t, UnitKind>, at::Tensor> gates;

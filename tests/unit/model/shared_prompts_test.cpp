@@ -122,8 +122,8 @@ class Sums final : public BackwardObserver {
   }
   void observe(std::int64_t, UnitKind, const HalfGradients& gradients) override {
     sums.push_back((gradients.gate * gradients.gate_gradient).sum(at::IntArrayRef{0, 1}));
-    for (const auto& [role, gradient] : gradients.weight_gradients)
-      sums.push_back(gradient.clone());
+    for (const WeightGradient& gradient : gradients.weight_gradients)
+      sums.push_back(gradient.product());
   }
   std::vector<at::Tensor> sums;
 };

@@ -27,7 +27,7 @@ TEST(TaylorStatistics, ARankWithABrokenGradientObjectsAfterTheReduction) {
     if (world.rank() == world.size() - 1)
       gradient.view(-1)[3] = std::numeric_limits<double>::quiet_NaN();
     HalfGradients observed;
-    observed.weight_gradients.emplace_back(TensorRole::up, gradient);
+    observed.weight_gradients.push_back({TensorRole::up, {}, {}, gradient});
     statistics->observe(1, UnitKind::mlp, observed);
     Problems problems;
     EXPECT_NO_THROW(problems = statistics->reduce(grid, {0, model.layers()}))
