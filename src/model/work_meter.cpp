@@ -31,8 +31,11 @@ Total& total() {
 thread_local int timed_depth = 0;
 thread_local int backward_depth = 0;
 
+/// Has what is added in front of the two factors.
+bool is_added(std::string_view name) { return name == "aten::addmm" || name == "aten::addmm_"; }
+
 Kind kind_of(std::string_view name) {
-  if (name == "aten::mm" || name == "aten::addmm") return Kind::product;
+  if (name == "aten::mm" || is_added(name)) return Kind::product;
   if (name == "aten::bmm" || name == "aten::baddbmm") return Kind::attention;
   // Composite and back end, forward and backward.
   if (name.starts_with("aten::scaled_dot_product") || name.starts_with("aten::_scaled_dot_product"))
@@ -42,8 +45,7 @@ Kind kind_of(std::string_view name) {
 
 double flops_of(const at::RecordFunction& function) {
   const auto inputs = function.inputs();
-  // addmm has what is added in front of the two factors.
-  const std::size_t first = std::string_view(function.name()) == "aten::addmm" ? 1 : 0;
+  const std::size_t first = is_added(function.name()) ? 1 : 0;
   if (inputs.size() < first + 2 || !inputs[first].isTensor() || !inputs[first + 1].isTensor())
     return 0;
   const at::Tensor& a = inputs[first].toTensor();
