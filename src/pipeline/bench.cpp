@@ -36,6 +36,7 @@
 #include "espalier/score/score.h"
 #include "espalier/store/files.h"
 #include "gemm_rate.h"
+#include "refit_rate.h"
 
 namespace espalier {
 namespace {
@@ -47,6 +48,9 @@ using Json = nlohmann::ordered_json;
 constexpr std::array<std::int64_t, 4> kCollectiveBytes{
     std::int64_t{4} << 10, std::int64_t{64} << 10, std::int64_t{1} << 20, std::int64_t{16} << 20};
 constexpr int kCollectiveRounds = 5;
+/// The arithmetic of a refit is timed on so large a matrix at most, and so long.
+constexpr std::int64_t kMostRefitInputs = 2048;
+constexpr double kRefitSeconds = 0.1;
 /// A device takes so long to reach its clock.
 constexpr double kDeviceWarmUpSeconds = 10;
 
@@ -137,13 +141,17 @@ class Bench {
     else
       make_first_passes(settings);
     measure(settings);
+    monitor_.enter("refit");
+    Json refit = measure_refit(rows_at_once(settings.front()));
     monitor_.enter("collectives");
     Json collectives = Json::array();
     time_collectives("tensor", grid_.tensor(), collectives);
     time_collectives("data", grid_.data(), collectives);
     monitor_.leave();
     settings_ = settings;
-    return told(settings, std::move(collectives));
+    Json result = told(settings, std::move(collectives));
+    result["refit"] = std::move(refit);
+    return result;
   }
 
   /// Of the passes that were measured.
@@ -356,6 +364,27 @@ class Bench {
         sweep(rows_at_once(settings[i]));
         measured_[i].push_back(pass(request_.criteria[i], request_.sequences, settings[i]));
       }
+  }
+
+  /// What a refit of half the channels does beside its passes; `tokens` are of a micro-batch, half
+  /// of which are of each fold.
+  Json measure_refit(std::int64_t tokens) {
+    RefitRates rates;
+    world_.barrier();
+    together(world_, "refit", [&] {
+      rates = time_refit(std::clamp<std::int64_t>(request_.model.channels / 2, 1, kMostRefitInputs),
+                         std::min(request_.model.hidden, kMostRefitInputs),
+                         std::max<std::int64_t>(tokens / 2, 1), options_.dtype, options_.device,
+                         kRefitSeconds);
+    });
+    std::array<double, 2> all{rates.sums_flops / rates.sums_seconds,
+                              rates.solving_flops / rates.solving_seconds};
+    world_.all_reduce_sum(std::span<double>(all));
+    return {{"inputs", rates.inputs},
+            {"outputs", rates.outputs},
+            {"rows", rates.rows},
+            {"sums_flops_per_s", all[0]},
+            {"solving_flops_per_s", all[1]}};
   }
 
   void time_collectives(const char* name, RankGroup& group, Json& list) {
@@ -620,6 +649,13 @@ std::string bench_text(const Json& result) {
       rate_text(gemm.at("weight_gradient_flops_per_s").get<double>()));
   for (const Json& pass : result.at("passes")) text += pass_text(pass);
   if (result.contains("rounded")) text += rounded_text(result);
+  const Json& refit = result.at("refit");
+  text +=
+      fmt::format("refit    {} inputs, {} outputs: sums of {} {}, solving {}\n",
+                  refit.at("inputs").get<std::int64_t>(), refit.at("outputs").get<std::int64_t>(),
+                  counted(refit.at("rows").get<std::int64_t>(), "token"),
+                  rate_text(refit.at("sums_flops_per_s").get<double>()),
+                  rate_text(refit.at("solving_flops_per_s").get<double>()));
   for (const Json& sum : result.at("collectives")) {
     const auto bytes = sum.at("bytes").get<double>(), seconds = sum.at("seconds").get<double>();
     text += fmt::format("sum      {} ranks ({}), {:.0f} KiB: {}, {:.2f} GB/s\n",

@@ -298,21 +298,18 @@ class Refit {
            const at::Tensor& y_ND, const at::Tensor& moments_NA, const at::Tensor& kept_K) {
     if (tokens.places_N.numel() == 0) return;
     const at::Tensor w_N1 = tokens.weights_N.unsqueeze(1);
-    const auto weighted = [&](const at::Tensor& rows_NK) {
-      return (rows_NK.narrow(1, sums.rows.begin, sums.rows.size()) * w_N1.to(product_)).t();
-    };
     const at::Tensor x = x_NK.index_select(0, tokens.places_N).to(product_);
     const at::Tensor y = y_ND.index_select(0, tokens.places_N);
-    const at::Tensor xw = weighted(x);
-    sums.folds[f].h_KK += at::matmul(xw, x);
-    sums.folds[f].c_KD += at::matmul(xw, y);
+    add_tokens(sums.folds[f], sums.rows, x, y, w_N1.to(product_));
     const at::Tensor y_wide = y.to(at::kDouble);
     sums.target.y_D += (w_N1 * y_wide).sum(0);
     sums.target.square_D += (w_N1 * y_wide * y_wide).sum(0);
     sums.target.weight += tokens.weights_N.sum().item<double>();
     if (!moments_NA.defined()) return;
     const at::Tensor a = moments_NA.index_select(0, tokens.places_N).to(product_);
-    sums.moments_KA += at::matmul(weighted(a.index_select(1, kept_K)), a);
+    const at::Tensor kept_NK =
+        a.index_select(1, kept_K.narrow(0, sums.rows.begin, sums.rows.size()));
+    sums.moments_KA += at::matmul((kept_NK * w_N1.to(product_)).t(), a);
   }
 
   /// The places of the kept inputs among the dense half's.
