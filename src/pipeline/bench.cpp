@@ -1,7 +1,5 @@
 #include "espalier/pipeline/bench.h"
 
-#include <time.h>
-
 #include <algorithm>
 #include <array>
 #include <chrono>
@@ -56,13 +54,6 @@ constexpr double kDeviceWarmUpSeconds = 10;
 
 double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
-}
-
-/// Of all threads of this process.
-double processor_seconds() {
-  timespec now{};
-  ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
-  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
 }
 
 /// The first value of `key` in a file of "key : value" lines; empty where there is none.
@@ -377,14 +368,18 @@ class Bench {
                          std::max<std::int64_t>(tokens / 2, 1), options_.dtype, options_.device,
                          kRefitSeconds);
     });
-    std::array<double, 2> all{rates.sums_flops / rates.sums_seconds,
-                              rates.solving_flops / rates.solving_seconds};
+    std::array<double, 4> all{rates.sums_flops / rates.sums_seconds,
+                              rates.solving_flops / rates.solving_seconds,
+                              rates.sums_flops / rates.sums_processor_seconds,
+                              rates.solving_flops / rates.solving_processor_seconds};
     world_.all_reduce_sum(std::span<double>(all));
     return {{"inputs", rates.inputs},
             {"outputs", rates.outputs},
             {"rows", rates.rows},
             {"sums_flops_per_s", all[0]},
-            {"solving_flops_per_s", all[1]}};
+            {"solving_flops_per_s", all[1]},
+            {"sums_flops_per_processor_s", all[2]},
+            {"solving_flops_per_processor_s", all[3]}};
   }
 
   void time_collectives(const char* name, RankGroup& group, Json& list) {

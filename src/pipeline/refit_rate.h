@@ -10,8 +10,8 @@ namespace espalier {
 struct RefitRates {
   /// Of the matrix, and of the tokens that were added at once.
   std::int64_t inputs = 0, outputs = 0, rows = 0;
-  double sums_flops = 0, sums_seconds = 0;
-  double solving_flops = 0, solving_seconds = 0;
+  double sums_flops = 0, sums_seconds = 0, sums_processor_seconds = 0;
+  double solving_flops = 0, solving_seconds = 0, solving_processor_seconds = 0;
 };
 
 /// Times the sums of one fold over so many tokens at once, for a model of `dtype`, and the attempt

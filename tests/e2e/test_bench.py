@@ -80,7 +80,7 @@ class OfShapes(unittest.TestCase):
         self.assertEqual(result["collectives"], [])
         refit = result["refit"]
         self.assertEqual((refit["inputs"], refit["outputs"], refit["rows"]), (CHANNELS // 2, HIDDEN, result["gemm"]["rows"] // 2))
-        for rate in ("sums_flops_per_s", "solving_flops_per_s"):
+        for rate in ("sums_flops_per_s", "solving_flops_per_s", "sums_flops_per_processor_s", "solving_flops_per_processor_s"):
             self.assertGreater(refit[rate], 0)
         self.assertEqual([one["criterion"] for one in result["passes"]], ["taylor", "taylor_gate"])
         for one in result["passes"]:
