@@ -10,6 +10,7 @@
 
 #include "espalier/core/error.h"
 #include "espalier/core/pulse.h"
+#include "espalier/model/gate.h"
 #include "espalier/model/tensor_ops.h"
 
 namespace espalier {
@@ -48,26 +49,6 @@ at::Tensor before_half(std::int64_t half, const at::Tensor& dy_BTD, at::Tensor d
   watch.next_step();
   watch.see(sum_BTD, {FiniteWatch::Value::input_gradient, half});
   return sum_BTD;
-}
-
-at::Tensor gathered_gate(const CausalLM& model, std::int64_t half, const at::Tensor& gate_BTU,
-                         const RankGroup& tensor) {
-  if (tensor.size() == 1) return gate_BTU;
-  std::int64_t before = 0, all = 0;
-  for (std::size_t rank = 0; rank < model.shards().size(); ++rank) {
-    const LayerWidths& widths =
-        model.shards()[rank].widths.layers[static_cast<std::size_t>(half / 2)];
-    const auto entries =
-        kind_of(half) == UnitKind::mlp
-            ? static_cast<std::int64_t>(widths.channels.size())
-            : static_cast<std::int64_t>(widths.query_heads.size()) * model.config().head_dim;
-    if (static_cast<int>(rank) < model.tensor_index()) before += entries;
-    all += entries;
-  }
-  at::Tensor whole_BTU = at::zeros({gate_BTU.size(0), gate_BTU.size(1), all}, gate_BTU.options());
-  whole_BTU.narrow(2, before, gate_BTU.size(2)).copy_(gate_BTU);
-  all_reduce_sum(whole_BTU, tensor.reducer());
-  return whole_BTU;
 }
 
 at::Tensor row_weights(const TokenBatch& batch) {
@@ -168,7 +149,8 @@ void see_gradients(std::int64_t half, HalfGraph::Gradients& gradients, FiniteWat
 void add_output(const CausalLM& model, std::int64_t half, const TokenBatch& batch,
                 const at::Tensor& dy_BTD, const at::Tensor& row_weights_B, const RankGroup& tensor,
                 HalfGradients& observed) {
-  observed.whole_gate = gathered_gate(model, half, observed.gate, tensor);
+  observed.whole_gate =
+      gathered_gate(model, half / 2, kind_of(half), observed.gate, tensor.reducer());
   observed.output_gradient = dy_BTD;
   observed.real_BT = batch.real_BT;
   observed.row_weights_B = row_weights_B;

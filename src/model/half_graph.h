@@ -35,10 +35,6 @@ at::Tensor after_half(std::int64_t half, const at::Tensor& x_BTD, at::Tensor par
 at::Tensor before_half(std::int64_t half, const at::Tensor& dy_BTD, at::Tensor dx_BTD,
                        TensorReducer& tensor, FiniteWatch& watch);
 
-/// The gate of a half over all tensor ranks in dense order. Collective.
-at::Tensor gathered_gate(const CausalLM& model, std::int64_t half, const at::Tensor& gate_BTU,
-                         const RankGroup& tensor);
-
 /// HalfGradients::row_weights_B of a batch.
 at::Tensor row_weights(const TokenBatch& batch);
 

@@ -128,6 +128,17 @@ void all_reduce_max(at::Tensor& tensor, TensorReducer& reducer) {
   all_reduce(tensor, reducer, ReduceOp::max);
 }
 
+at::Tensor gathered(const at::Tensor& part, std::int64_t dim, const Range& mine, std::int64_t all,
+                    TensorReducer& reducer) {
+  if (reducer.size() == 1) return part;
+  std::vector<std::int64_t> sizes = part.sizes().vec();
+  sizes[static_cast<std::size_t>(dim)] = all;
+  at::Tensor whole = at::zeros(sizes, part.options());
+  whole.narrow(dim, mine.begin, mine.size()).copy_(part);
+  all_reduce_sum(whole, reducer);
+  return whole;
+}
+
 at::Tensor take(const at::Tensor& tensor, std::int64_t dim, const IndexRuns& indices) {
   if (indices.is_all(tensor.size(dim))) return tensor;
   if (indices.runs().size() <= 1) {

@@ -1,7 +1,5 @@
 #include "espalier/pipeline/bench.h"
 
-#include <time.h>
-
 #include <algorithm>
 #include <array>
 #include <chrono>
@@ -36,6 +34,7 @@
 #include "espalier/score/score.h"
 #include "espalier/store/files.h"
 #include "gemm_rate.h"
+#include "refit_rate.h"
 
 namespace espalier {
 namespace {
@@ -47,18 +46,14 @@ using Json = nlohmann::ordered_json;
 constexpr std::array<std::int64_t, 4> kCollectiveBytes{
     std::int64_t{4} << 10, std::int64_t{64} << 10, std::int64_t{1} << 20, std::int64_t{16} << 20};
 constexpr int kCollectiveRounds = 5;
+/// The arithmetic of a refit is timed on so large a matrix at most, and so long.
+constexpr std::int64_t kMostRefitInputs = 2048;
+constexpr double kRefitSeconds = 0.1;
 /// A device takes so long to reach its clock.
 constexpr double kDeviceWarmUpSeconds = 10;
 
 double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
-}
-
-/// Of all threads of this process.
-double processor_seconds() {
-  timespec now{};
-  ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
-  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
 }
 
 /// The first value of `key` in a file of "key : value" lines; empty where there is none.
@@ -137,13 +132,17 @@ class Bench {
     else
       make_first_passes(settings);
     measure(settings);
+    monitor_.enter("refit");
+    Json refit = measure_refit(rows_at_once(settings.front()));
     monitor_.enter("collectives");
     Json collectives = Json::array();
     time_collectives("tensor", grid_.tensor(), collectives);
     time_collectives("data", grid_.data(), collectives);
     monitor_.leave();
     settings_ = settings;
-    return told(settings, std::move(collectives));
+    Json result = told(settings, std::move(collectives));
+    result["refit"] = std::move(refit);
+    return result;
   }
 
   /// Of the passes that were measured.
@@ -356,6 +355,31 @@ class Bench {
         sweep(rows_at_once(settings[i]));
         measured_[i].push_back(pass(request_.criteria[i], request_.sequences, settings[i]));
       }
+  }
+
+  /// What a refit of half the channels does beside its passes; `tokens` are of a micro-batch, half
+  /// of which are of each fold.
+  Json measure_refit(std::int64_t tokens) {
+    RefitRates rates;
+    world_.barrier();
+    together(world_, "refit", [&] {
+      rates = time_refit(std::clamp<std::int64_t>(request_.model.channels / 2, 1, kMostRefitInputs),
+                         std::min(request_.model.hidden, kMostRefitInputs),
+                         std::max<std::int64_t>(tokens / 2, 1), options_.dtype, options_.device,
+                         kRefitSeconds);
+    });
+    std::array<double, 4> all{rates.sums_flops / rates.sums_seconds,
+                              rates.solving_flops / rates.solving_seconds,
+                              rates.sums_flops / rates.sums_processor_seconds,
+                              rates.solving_flops / rates.solving_processor_seconds};
+    world_.all_reduce_sum(std::span<double>(all));
+    return {{"inputs", rates.inputs},
+            {"outputs", rates.outputs},
+            {"rows", rates.rows},
+            {"sums_flops_per_s", all[0]},
+            {"solving_flops_per_s", all[1]},
+            {"sums_flops_per_processor_s", all[2]},
+            {"solving_flops_per_processor_s", all[3]}};
   }
 
   void time_collectives(const char* name, RankGroup& group, Json& list) {
@@ -620,6 +644,13 @@ std::string bench_text(const Json& result) {
       rate_text(gemm.at("weight_gradient_flops_per_s").get<double>()));
   for (const Json& pass : result.at("passes")) text += pass_text(pass);
   if (result.contains("rounded")) text += rounded_text(result);
+  const Json& refit = result.at("refit");
+  text +=
+      fmt::format("refit    {} inputs, {} outputs: sums of {} {}, solving {}\n",
+                  refit.at("inputs").get<std::int64_t>(), refit.at("outputs").get<std::int64_t>(),
+                  counted(refit.at("rows").get<std::int64_t>(), "token"),
+                  rate_text(refit.at("sums_flops_per_s").get<double>()),
+                  rate_text(refit.at("solving_flops_per_s").get<double>()));
   for (const Json& sum : result.at("collectives")) {
     const auto bytes = sum.at("bytes").get<double>(), seconds = sum.at("seconds").get<double>();
     text += fmt::format("sum      {} ranks ({}), {:.0f} KiB: {}, {:.2f} GB/s\n",

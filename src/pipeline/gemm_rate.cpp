@@ -1,5 +1,7 @@
 #include "gemm_rate.h"
 
+#include <time.h>
+
 #include <algorithm>
 #include <chrono>
 #include <map>
@@ -69,6 +71,12 @@ at::Tensor product(GemmSweep::Direction direction, const Map& map, const Rows& r
 }
 
 }  // namespace
+
+double processor_seconds() {
+  timespec now{};
+  ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
 
 void synchronize(at::Device device) {
   if (!device.is_cpu())

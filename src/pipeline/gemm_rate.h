@@ -23,6 +23,9 @@ struct GemmSweep {
 /// collective.
 GemmSweep sweep_gemms(const CausalLM& model, std::int64_t rows);
 
+/// Processor time that all threads of this process took so far.
+double processor_seconds();
+
 /// Waits for what a device still computes.
 void synchronize(at::Device device);
 

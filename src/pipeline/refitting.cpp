@@ -253,7 +253,8 @@ Json RefitRecords::apply(Refitting& refitting, CausalLM& model, const ProcessGri
   return refitting.apply(model, &store, everywhere_, grid, runtime, hooks);
 }
 
-void RefitRecords::finish(Json record, const std::vector<TaskOutcome>& after) const {
+void RefitRecords::finish(Json record, const std::vector<TaskOutcome>& after,
+                          const std::map<std::string, double>& seconds) const {
   directory_->require_lock();
   Json before = Json::object();
   for (const Json& row : directory_->metrics())
@@ -262,6 +263,7 @@ void RefitRecords::finish(Json record, const std::vector<TaskOutcome>& after) co
   add_evaluations(evaluated, after);
   record["perplexity_before"] = before;
   record.update(evaluated);
+  record["seconds"] = seconds;
   replace_file(refit_record_in(directory_->path()), json_text(record, 2) + "\n");
   std::string text;
   for (const auto& [name, value] : record["perplexity"].items())

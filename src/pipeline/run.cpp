@@ -339,7 +339,7 @@ class PruningRun {
     }
     monitor_.leave();
     on_root("record", [&] {
-      records.finish(std::move(record), outcomes);
+      records.finish(std::move(record), outcomes, monitor_.take_seconds());
       remove_file(KeptEvaluations::file_in(directory_->path()));
     });
   }

@@ -142,9 +142,16 @@ RunOutline outline_run(const RunConfig& config, const ModelConfig& model) {
       config.prune.ranking == Ranking::global && single_units)
     outline.removed_structures = static_cast<std::int64_t>(
         std::floor(static_cast<double>(outline.structures) * *config.prune.target + 1e-9));
-  for (const DomainConfig& domain : config.calibration.domains)
-    outline.domains.push_back(outline_domain(domain, config.calibration, model));
+  outline.domains = outline_domains(config.calibration, model);
   return outline;
+}
+
+std::vector<DomainOutline> outline_domains(const CalibrationConfig& data,
+                                           const ModelConfig& model) {
+  std::vector<DomainOutline> domains;
+  for (const DomainConfig& domain : data.domains)
+    domains.push_back(outline_domain(domain, data, model));
+  return domains;
 }
 
 ModelWidths expected_widths(const ModelConfig& model, const PruneRules& rules,

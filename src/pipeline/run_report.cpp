@@ -5,6 +5,7 @@
 #include <ctime>
 #include <limits>
 #include <map>
+#include <string_view>
 
 #include <fmt/chrono.h>
 #include <fmt/format.h>
@@ -16,6 +17,7 @@
 #include "espalier/core/log.h"
 #include "espalier/core/text.h"
 #include "espalier/core/version.h"
+#include "espalier/pipeline/refit_summary.h"
 
 namespace espalier {
 namespace {
@@ -295,54 +297,124 @@ std::int64_t window_of(const NamedTokens& data, std::int64_t vocabulary) {
   }
 }
 
-/// Perplexity of one evaluation at the first and the last state that was evaluated.
-struct BeforeAfter {
+/// Perplexity of one evaluation at the first and the last state that was evaluated, and of the
+/// refitted model where there is one.
+struct Perplexity {
   std::string name;
   double before, after;
+  std::optional<double> refitted;
   std::int64_t window;  // tokens
 };
 
-std::vector<BeforeAfter> perplexities(const std::vector<nlohmann::ordered_json>& rows,
-                                      const RunConfig& config, std::int64_t vocabulary) {
+std::vector<Perplexity> perplexities(const std::vector<nlohmann::ordered_json>& rows,
+                                     const std::optional<RefitSummary>& refit,
+                                     const RunConfig& config, std::int64_t vocabulary) {
   const nlohmann::ordered_json *first = nullptr, *last = nullptr;
   for (const auto& row : rows) {
     if (row.at("perplexity").empty()) continue;
     if (first == nullptr) first = &row;
     last = &row;
   }
-  std::vector<BeforeAfter> result;
+  std::vector<Perplexity> result;
   if (first == nullptr) return result;
   for (const NamedTokens& data : config.evaluation.perplexity) {
     const auto &before = first->at("perplexity"), &after = last->at("perplexity");
-    if (before.contains(data.name) && after.contains(data.name))
-      result.push_back({data.name, before.at(data.name).get<double>(),
-                        after.at(data.name).get<double>(), window_of(data, vocabulary)});
+    if (!before.contains(data.name) || !after.contains(data.name)) continue;
+    Perplexity p{data.name, before.at(data.name).get<double>(), after.at(data.name).get<double>(),
+                 std::nullopt, window_of(data, vocabulary)};
+    if (refit && refit->perplexity.contains(data.name))
+      p.refitted = refit->perplexity.at(data.name);
+    result.push_back(std::move(p));
   }
   return result;
 }
 
-/// The shares at the first and the last state that was evaluated.
-void add_accuracies(log::Block& block, const std::vector<nlohmann::ordered_json>& rows) {
+/// "10.000 -> 13.000", and " -> 11.000 refitted" behind it where there is a refit.
+std::string steps_text(double before, double after, const std::optional<double>& refitted) {
+  return fmt::format("{:.3f} -> {:.3f}", before, after) +
+         (refitted ? fmt::format(" -> {:.3f} refitted", *refitted) : "");
+}
+
+nlohmann::ordered_json steps_json(double before, double after,
+                                  const std::optional<double>& refitted) {
+  nlohmann::ordered_json steps{{"before", before}, {"after", after}};
+  if (refitted) steps["refitted"] = *refitted;
+  return steps;
+}
+
+constexpr const char* kMean = "geometric mean";
+
+/// The geometric mean over several evaluations.
+void add_mean_perplexity(log::Block& block, const std::vector<Perplexity>& all, int width) {
+  if (all.size() < 2) return;
+  std::map<std::string, double> before, after, refitted;
+  for (const Perplexity& p : all) {
+    before[p.name] = p.before;
+    after[p.name] = p.after;
+    if (p.refitted) refitted[p.name] = *p.refitted;
+  }
+  std::optional<double> last;
+  if (refitted.size() == all.size()) last = geometric_mean(refitted);
+  const double first = geometric_mean(before), pruned = geometric_mean(after);
+  block.text +=
+      fmt::format("  perplexity    {:<{}} {}\n", kMean, width, steps_text(first, pruned, last));
+  block.facts["perplexity_geometric_mean"] = steps_json(first, pruned, last);
+}
+
+void add_perplexities(log::Block& block, const std::vector<Perplexity>& all) {
+  // Where several lines follow, one of them is of their mean.
+  std::size_t width = all.size() > 1 ? std::string_view(kMean).size() : 12;
+  for (const Perplexity& p : all) width = std::max(width, p.name.size());
+  for (const Perplexity& p : all) {
+    const std::string windows =
+        p.window > 0 ? fmt::format("   (windows of {})", counted(p.window, "token")) : "";
+    block.text += fmt::format("  perplexity    {:<{}} {}{}\n", p.name, width,
+                              steps_text(p.before, p.after, p.refitted), windows);
+    nlohmann::ordered_json& facts = block.facts["perplexity"][p.name];
+    facts = steps_json(p.before, p.after, p.refitted);
+    facts["window_tokens"] = p.window;
+  }
+  add_mean_perplexity(block, all, static_cast<int>(width));
+}
+
+void add_refit(log::Block& block, const RefitSummary& refit) {
+  block.text += fmt::format("  refit         {}\n", matrices_text(refit));
+  block.facts["refit"] = {{"refitted", refit.refitted},
+                          {"kept", refit.kept},
+                          {"least_tokens_per_width", refit.least_tokens_per_width},
+                          {"most_tokens_per_width", refit.most_tokens_per_width}};
+}
+
+/// The shares at the first and the last state that was evaluated, and of the refitted model.
+void add_accuracies(log::Block& block, const std::vector<nlohmann::ordered_json>& rows,
+                    const std::optional<RefitSummary>& refit) {
   std::vector<std::vector<Accuracy>> evaluated;
   for (const auto& row : rows)
     if (std::vector<Accuracy> shares = accuracies(row); !shares.empty())
       evaluated.push_back(std::move(shares));
   if (evaluated.empty()) return;
+  std::vector<Accuracy> refitted;
+  if (refit) refitted = accuracies(refit->record);
+  const auto value_in = [](const std::vector<Accuracy>& shares,
+                           const Accuracy& wanted) -> std::optional<double> {
+    for (const Accuracy& share : shares)
+      if (share.name == wanted.name && share.metric == wanted.metric) return share.value;
+    return std::nullopt;
+  };
   for (const Accuracy& after : evaluated.back()) {
-    const auto before = std::find_if(
-        evaluated.front().begin(), evaluated.front().end(), [&](const Accuracy& share) {
-          return share.name == after.name && share.metric == after.metric;
-        });
-    if (before == evaluated.front().end()) continue;
-    block.text += fmt::format("  right         {:<12} {:.3f} -> {:.3f}   ({})\n", after.name,
-                              before->value, after.value, after.metric);
-    block.facts["right"][after.name][after.metric] = {{"before", before->value},
-                                                      {"after", after.value}};
+    const std::optional<double> before = value_in(evaluated.front(), after);
+    if (!before) continue;
+    const std::optional<double> last = value_in(refitted, after);
+    block.text += fmt::format("  right         {:<12} {}   ({})\n", after.name,
+                              steps_text(*before, after.value, last), after.metric);
+    block.facts["right"][after.name][after.metric] = steps_json(*before, after.value, last);
   }
 }
 
-std::map<std::string, double> seconds_of_phases(const std::vector<nlohmann::ordered_json>& rows) {
+std::map<std::string, double> seconds_of_phases(const std::vector<nlohmann::ordered_json>& rows,
+                                                const std::optional<RefitSummary>& refit) {
   std::map<std::string, double> phases;
+  if (refit) phases = refit->seconds;
   for (const auto& row : rows)
     for (const auto& [phase, value] : row.at("seconds").items())
       phases[phase] += value.get<double>();
@@ -417,18 +489,13 @@ void print_end(const Source& source, const RunConfig& config, const PruneRules& 
       fmt::format("  parameters    {} -> {} (decoder layers {} -> {})\n", count_text(before.total),
                   count_text(after.total), count_text(before.decoder), count_text(after.decoder));
   const std::vector<nlohmann::ordered_json> rows = directory.metrics();
-  for (const BeforeAfter& p : perplexities(rows, config, source.config.vocabulary)) {
-    const std::string windows =
-        p.window > 0 ? fmt::format("   (windows of {})", counted(p.window, "token")) : "";
-    block.text += fmt::format("  perplexity    {:<12} {:.3f} -> {:.3f}{}\n", p.name, p.before,
-                              p.after, windows);
-    block.facts["perplexity"][p.name] = {
-        {"before", p.before}, {"after", p.after}, {"window_tokens", p.window}};
-  }
-  add_accuracies(block, rows);
+  const std::optional<RefitSummary> refit = summary_of_refit(directory.path(), plan.digest());
+  add_perplexities(block, perplexities(rows, refit, config, source.config.vocabulary));
+  add_accuracies(block, rows, refit);
+  if (refit) add_refit(block, *refit);
   add_rounding(block, rows, rules.width_multiple);
   block.text += "  seconds      ";
-  for (const auto& [phase, value] : seconds_of_phases(rows)) {
+  for (const auto& [phase, value] : seconds_of_phases(rows, refit)) {
     block.text += fmt::format(" {} {:.1f}", phase, value);
     block.facts["seconds_in"][phase] = value;
   }

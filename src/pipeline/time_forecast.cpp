@@ -15,8 +15,12 @@
 #include "espalier/pipeline/bench.h"
 #include "espalier/prune/plan.h"
 #include "espalier/prune/unit_tensors.h"
+#include "espalier/refit/flops.h"
+#include "espalier/refit/solve.h"
 #include "espalier/score/linear_flops.h"
+#include "espalier/score/obs_order.h"
 #include "espalier/score/score.h"
+#include "espalier/score/unit_sums.h"
 #include "espalier/store/files.h"
 
 namespace espalier {
@@ -70,6 +74,19 @@ class Facts {
   const fs::path& path_;
 };
 
+/// What a rank made of float64 matrices and of the sums of a refit.
+struct WideRates {
+  double sums_flops_per_s = 0;
+  double solving_flops_per_s = 0;
+};
+
+WideRates wide_rates_of(const Facts& bench) {
+  const Facts refit = bench.object("refit");
+  const double ranks = bench.object("machine").positive("ranks");
+  return {refit.positive("sums_flops_per_s") / ranks,
+          refit.positive("solving_flops_per_s") / ranks};
+}
+
 /// What a pass of the bench came to.
 struct Rate {
   double flops_per_s = 0;  // of a rank, recomputed forwards included
@@ -77,6 +94,23 @@ struct Rate {
   std::int64_t tensor = 1;
   std::int64_t sequence_tokens = 0;
 };
+
+/// A pass of obs ends with the ordering, which grows with the widths and not with the tokens: its
+/// rate is that of what comes before, halves that ran twice included.
+Rate rate_before_ordering(const Facts& pass, double ranks) {
+  Rate rate;
+  rate.flops_per_s =
+      pass.positive("model_flops") / pass.object("seconds_by_phase").positive("calibrate") / ranks;
+  return rate;
+}
+
+Rate rate_of_pass(const Facts& pass, double ranks) {
+  const double hardware = pass.positive("hardware_flops_per_s");
+  Rate rate;
+  rate.flops_per_s = hardware / ranks;
+  rate.executed = std::max(1.0, hardware / pass.positive("model_flops_per_s"));
+  return rate;
+}
 
 /// The pass of this criterion, of this number of tensor ranks where there is one.
 Rate rate_of(const Facts& bench, const RunConfig& config, const fs::path& path) {
@@ -88,12 +122,13 @@ Rate rate_of(const Facts& bench, const RunConfig& config, const fs::path& path) 
     names.insert(line_text(pass.text("criterion")));
     if (pass.text("criterion") != wanted) continue;
     const double tensor = pass.positive("tensor"), data = pass.positive("data");
-    const double hardware = pass.positive("hardware_flops_per_s");
+    const bool orders = config.importance.criterion == Criterion::obs;
+    Rate rate =
+        orders ? rate_before_ordering(pass, tensor * data) : rate_of_pass(pass, tensor * data);
+    rate.tensor = static_cast<std::int64_t>(tensor);
+    rate.sequence_tokens = static_cast<std::int64_t>(pass.positive("sequence_tokens"));
     if (found && found->tensor == config.tensor) continue;
-    found = Rate{hardware / (tensor * data),
-                 std::max(1.0, hardware / pass.positive("model_flops_per_s")),
-                 static_cast<std::int64_t>(tensor),
-                 static_cast<std::int64_t>(pass.positive("sequence_tokens"))};
+    found = rate;
   }
   if (!found)
     throw Error(ExitCode::config, fmt::format("importance.criterion = {}", wanted),
@@ -106,21 +141,24 @@ Rate rate_of(const Facts& bench, const RunConfig& config, const fs::path& path) 
 /// Tokens that go through the model, and those of them that predict.
 struct Load {
   std::int64_t tokens = 0;
+  /// Of these, no padding.
+  std::int64_t real_tokens = 0;
   std::int64_t predictions = 0;
   std::int64_t micro_batches = 0;
 };
 
-Load calibration_load(const RunConfig& config, const RunOutline& outline) {
+Load load_of(const std::vector<DomainOutline>& outlines, const std::vector<DomainConfig>& domains) {
   Load load;
-  for (std::size_t d = 0; d < outline.domains.size(); ++d) {
-    const DomainOutline& domain = outline.domains[d];
+  for (std::size_t d = 0; d < outlines.size(); ++d) {
+    const DomainOutline& domain = outlines[d];
     if (!domain.known)
       throw Error(ExitCode::config,
                   fmt::format("the tokens of domain '{}' are not known", one_line(domain.name)),
                   "its token file is not there, and time is counted in tokens",
                   "Write it first (launch/tokenize.py), or leave --bench out.",
-                  config.calibration.domains[d].tokens.string());
+                  domains[d].tokens.string());
     load.tokens += domain.computed_tokens;
+    load.real_tokens += domain.tokens;
     load.predictions += domain.tokens - domain.sequences;
     load.micro_batches += domain.micro_batches;
   }
@@ -153,6 +191,59 @@ double waiting(std::int64_t micro_batches, std::int64_t data_ranks) {
   return static_cast<double>(rounds * data_ranks) / static_cast<double>(micro_batches);
 }
 
+/// Inputs of the units of a half, as criterion obs takes them out.
+std::vector<std::int64_t> inputs_of_units(const ModelConfig& model, const LayerWidths& widths,
+                                          AttentionUnit unit, UnitKind half) {
+  if (half == UnitKind::mlp) return std::vector<std::int64_t>(widths.channels.size(), 1);
+  std::vector<std::int64_t> inputs(widths.query_heads.size(), model.head_dim);
+  if (unit != AttentionUnit::kv_group) return inputs;
+  inputs = widths.groups(model);
+  for (std::int64_t& heads : inputs) heads *= model.head_dim;
+  return inputs;
+}
+
+/// FLOP on the rank that orders most. Scored halves are dealt in their order: as many to a data
+/// rank in turn as it has tensor ranks, one to each.
+double ordering_flops(const ModelConfig& model, const PassShape& shape, std::int64_t tensor,
+                      std::int64_t data) {
+  std::vector<double> of_rank(static_cast<std::size_t>(tensor * data), 0.0);
+  std::size_t next = 0;
+  for (std::int64_t l = 0; l < model.layers; ++l)
+    for (const UnitKind half : {UnitKind::attention, UnitKind::mlp}) {
+      if (!is_scored(shape.scored, l, half)) continue;
+      const LayerWidths& widths = shape.widths.layers[static_cast<std::size_t>(l)];
+      of_rank[next++ % of_rank.size()] +=
+          obs_order_flops(inputs_of_units(model, widths, shape.unit, half), model.hidden,
+                          shape.curvature == Curvature::full)
+              .all();
+    }
+  return *std::max_element(of_rank.begin(), of_rank.end());
+}
+
+/// `pass_rate` is of a rank, `left` what the target leaves.
+RefitTime refit_time(const RunConfig& config, const ModelConfig& model, const ModelWidths& left,
+                     std::int64_t ranks, double pass_rate, const WideRates& rates) {
+  const CalibrationConfig data = refit_data(config);
+  const Load load = load_of(outline_domains(data, model), data.domains);
+  const RefitFlops flops =
+      refit_flops(model, {dense_widths(model), left, load.tokens, load.real_tokens,
+                          config.refit.shrink_to == ShrinkTo::obs});
+  const double longer =
+      waiting(load.micro_batches, ranks / config.tensor) / static_cast<double>(ranks);
+  const auto ridges = config.refit.ridge ? 1 : static_cast<std::int64_t>(ridge_candidates().size());
+  RefitTime time;
+  time.streams_flops = flops.streams;
+  time.sums_flops = flops.sums;
+  time.solving_flops = static_cast<double>((ridges + ranks - 1) / ranks) * flops.ridge.all() +
+                       flops.residuals + flops.solution.all();
+  time.streams_seconds = flops.streams / pass_rate * longer;
+  time.sums_seconds = flops.sums / rates.sums_flops_per_s * longer;
+  time.solving_seconds = time.solving_flops / rates.solving_flops_per_s;
+  time.written_bytes =
+      refitted_elements(model, left) * static_cast<std::int64_t>(size_of(model.dtype));
+  return time;
+}
+
 void add_differences(const Facts& bench, const RunConfig& config, const ModelConfig& model,
                      const Rate& rate, const RunOutline& outline, TimeForecast& time) {
   const Facts shape = bench.object("shape");
@@ -175,6 +266,13 @@ void add_differences(const Facts& bench, const RunConfig& config, const ModelCon
     }
 }
 
+Json to_json(const RefitTime& time) {
+  return {{"seconds", time.seconds()},           {"streams_seconds", time.streams_seconds},
+          {"sums_seconds", time.sums_seconds},   {"solving_seconds", time.solving_seconds},
+          {"streams_flops", time.streams_flops}, {"sums_flops", time.sums_flops},
+          {"solving_flops", time.solving_flops}, {"written_bytes", time.written_bytes}};
+}
+
 }  // namespace
 
 TimeForecast forecast_time(const RunConfig& config, const ModelConfig& model,
@@ -193,7 +291,7 @@ TimeForecast forecast_time(const RunConfig& config, const ModelConfig& model,
   add_differences(bench, config, model, rate, outline, time);
 
   const PruneRules rules = prune_rules(model, config.prune);
-  const Load scoring = calibration_load(config, outline);
+  const Load scoring = load_of(outline.domains, config.calibration.domains);
   const Load evaluating = evaluation_load(config, model.vocabulary, time.notes);
   const std::int64_t data_ranks = ranks / config.tensor;
   const double all_per_s = rate.flops_per_s * static_cast<double>(ranks);
@@ -218,6 +316,17 @@ TimeForecast forecast_time(const RunConfig& config, const ModelConfig& model,
     time.evaluation_seconds +=
         linear_flops(model, shape, evaluating.predictions).needed() / all_per_s;
   };
+  std::optional<WideRates> wide;
+  const bool orders = config.importance.criterion == Criterion::obs;
+  const bool refits = config.refit.enabled && config.prune.target;
+  if (orders || refits) wide = wide_rates_of(bench);
+  const auto order = [&](const ModelWidths& widths) {
+    shape.widths = widths;
+    // Domains that are not pooled have a pass and an order each.
+    const std::size_t passes =
+        config.calibration.combine == Combine::pooled ? 1 : config.calibration.domains.size();
+    return static_cast<double>(passes) * ordering_flops(model, shape, config.tensor, data_ranks);
+  };
   ModelWidths widths = dense_widths(model);
   evaluate(widths);
   time.iterations = config.prune.target ? config.prune.iterations : 1;
@@ -230,36 +339,59 @@ TimeForecast forecast_time(const RunConfig& config, const ModelConfig& model,
     }
     time.last_seconds = seconds;
     time.scoring_seconds += seconds;
+    if (orders) {
+      const double ordering = order(widths);
+      if (i == 1) time.first_ordering_flops = ordering;
+      time.ordering_seconds += ordering / wide->solving_flops_per_s;
+    }
     if (config.prune.target)
       widths = expected_widths(model, rules, outline, scheduled_target(config.prune, 0, i));
     if (i == time.iterations || i % config.evaluation.every == 0) evaluate(widths);
+  }
+  if (refits) {
+    time.refit = refit_time(config, model, widths, ranks, rate.flops_per_s, *wide);
+    evaluate(widths);
   }
   if (!config.prune.target) time.notes.emplace_back("one pass: there is no prune.target");
   return time;
 }
 
 Json to_json(const TimeForecast& time) {
-  return {{"seconds", time.seconds()},
-          {"iterations", time.iterations},
-          {"first_iteration_seconds", time.first_seconds},
-          {"last_iteration_seconds", time.last_seconds},
-          {"scoring_seconds", time.scoring_seconds},
-          {"evaluations", time.evaluations},
-          {"evaluation_seconds", time.evaluation_seconds},
-          {"first_iteration_flops", time.first_flops},
-          {"rank_flops_per_s", time.flops_per_s},
-          {"basis", time.basis},
-          {"notes", time.notes}};
+  Json json{{"seconds", time.seconds()},
+            {"iterations", time.iterations},
+            {"first_iteration_seconds", time.first_seconds},
+            {"last_iteration_seconds", time.last_seconds},
+            {"scoring_seconds", time.scoring_seconds},
+            {"evaluations", time.evaluations},
+            {"evaluation_seconds", time.evaluation_seconds},
+            {"first_iteration_flops", time.first_flops},
+            {"rank_flops_per_s", time.flops_per_s},
+            {"basis", time.basis},
+            {"notes", time.notes}};
+  if (time.first_ordering_flops > 0) {
+    json["ordering_seconds"] = time.ordering_seconds;
+    json["first_ordering_flops"] = time.first_ordering_flops;
+  }
+  if (time.refit) json["refit"] = to_json(*time.refit);
+  return json;
 }
 
 std::string time_text(const TimeForecast& time) {
   std::string text = fmt::format(
-      "time     about {} in all: {} of {} (the first) to {} (the last){}\n",
+      "time     about {} in all: {} of {} (the first) to {} (the last){}{}\n",
       duration(time.seconds()), counted(time.iterations, "iteration"), duration(time.first_seconds),
       duration(time.last_seconds),
+      time.ordering_seconds > 0 ? fmt::format(", ordering in {}", duration(time.ordering_seconds))
+                                : "",
       time.evaluations > 0 ? fmt::format(", {} in {}", counted(time.evaluations, "evaluation"),
                                          duration(time.evaluation_seconds))
                            : "");
+  if (time.refit)
+    text += fmt::format(
+        "         a refit in {}: both streams {}, sums {}, solving {}; up to {:.3g} GB written\n",
+        duration(time.refit->seconds()), duration(time.refit->streams_seconds),
+        duration(time.refit->sums_seconds), duration(time.refit->solving_seconds),
+        static_cast<double>(time.refit->written_bytes) / 1e9);
   text += fmt::format("         {}\n", time.basis);
   for (const std::string& note : time.notes) text += fmt::format("         note: {}\n", note);
   return text;

@@ -15,6 +15,7 @@
 #include "espalier/core/fault.h"
 #include "espalier/core/log.h"
 #include "espalier/core/pulse.h"
+#include "espalier/model/gate.h"
 #include "espalier/model/tensor_ops.h"
 #include "espalier/prune/unit_tensors.h"
 #include "espalier/refit/solve.h"
@@ -40,31 +41,6 @@ HalfOutput run_half(const CausalLM& model, std::int64_t layer, UnitKind kind,
                     const at::Tensor& x_BTD) {
   return kind == UnitKind::attention ? model.attention_half(layer, x_BTD)
                                      : model.mlp_half(layer, x_BTD);
-}
-
-/// Inputs of the half's output matrix that a shard holds.
-std::int64_t inputs_of(const LayerWidths& widths, UnitKind kind, const ModelConfig& config) {
-  return kind == UnitKind::attention
-             ? static_cast<std::int64_t>(widths.query_heads.size()) * config.head_dim
-             : static_cast<std::int64_t>(widths.channels.size());
-}
-
-/// Where a tensor rank's inputs lie among those of all.
-struct Place {
-  std::int64_t begin = 0;
-  std::int64_t size = 0;
-  std::int64_t all = 0;
-};
-Place place_in(const CausalLM& model, std::int64_t layer, UnitKind kind) {
-  Place place;
-  for (std::size_t i = 0; i < model.shards().size(); ++i) {
-    const std::int64_t size = inputs_of(
-        model.shards()[i].widths.layers[static_cast<std::size_t>(layer)], kind, model.config());
-    if (static_cast<int>(i) < model.tensor_index()) place.begin += size;
-    if (static_cast<int>(i) == model.tensor_index()) place.size = size;
-    place.all += size;
-  }
-  return place;
 }
 
 /// What is summed over the tokens of one half.
@@ -149,7 +125,7 @@ class Refit {
     std::int64_t halves = 0, few = 0, widest = 0;
     for (std::int64_t l = 0; l < model_.layers(); ++l)
       for (const UnitKind kind : kHalves) {
-        const std::int64_t width = place_in(model_, l, kind).all;
+        const std::int64_t width = gate_place(model_, l, kind).all;
         halves += width > 0 ? 1 : 0;
         few += report_.tokens < kEnough * width ? 1 : 0;
         widest = std::max(widest, width);
@@ -258,13 +234,7 @@ class Refit {
   /// The inputs of all tensor ranks, [tokens, all]. Collective over the tensor group.
   at::Tensor gathered(const CausalLM& model, std::int64_t l, UnitKind kind,
                       const at::Tensor& gate) {
-    const Place place = place_in(model, l, kind);
-    const at::Tensor mine_Nk = gate.reshape({gate.size(0) * gate.size(1), place.size});
-    if (grid_.tensor_size() == 1) return mine_Nk;
-    at::Tensor all_NK = at::zeros({gate.size(0) * gate.size(1), place.all}, gate.options());
-    all_NK.narrow(1, place.begin, place.size).copy_(mine_Nk);
-    all_reduce_sum(all_NK, tensor());
-    return all_NK;
+    return gathered_gate(model, l, kind, gate, tensor()).flatten(0, 1);
   }
 
   /// Sums, solves and installs one half, and moves both streams past it.
@@ -273,7 +243,7 @@ class Refit {
     RefitFacts facts;
     facts.layer = l;
     facts.kind = kind;
-    facts.width = place_in(model_, l, kind).all;
+    facts.width = gate_place(model_, l, kind).all;
     if (facts.width == 0) {
       advance(dense_, l, kind, &Streams::dense_BTD);
     } else {
@@ -291,7 +261,7 @@ class Refit {
   bool wants_moments() const { return request_.settings.shrink_to == ShrinkTo::obs; }
 
   Sums zero_sums(std::int64_t l, UnitKind kind) {
-    const std::int64_t all = place_in(model_, l, kind).all;
+    const std::int64_t all = gate_place(model_, l, kind).all;
     Sums sums;
     sums.rows = even_cut(all, grid_.tensor_size(), grid_.tensor_index());
     const std::int64_t D = model_.config().hidden;
@@ -299,7 +269,7 @@ class Refit {
       fold = {at::zeros({sums.rows.size(), all}, wide()), at::zeros({sums.rows.size(), D}, wide())};
     sums.target = {at::zeros({D}, wide()), at::zeros({D}, wide()), 0};
     if (wants_moments())
-      sums.moments_KA = at::zeros({sums.rows.size(), place_in(dense_, l, kind).all}, wide());
+      sums.moments_KA = at::zeros({sums.rows.size(), gate_place(dense_, l, kind).all}, wide());
     return sums;
   }
 
@@ -328,21 +298,18 @@ class Refit {
            const at::Tensor& y_ND, const at::Tensor& moments_NA, const at::Tensor& kept_K) {
     if (tokens.places_N.numel() == 0) return;
     const at::Tensor w_N1 = tokens.weights_N.unsqueeze(1);
-    const auto weighted = [&](const at::Tensor& rows_NK) {
-      return (rows_NK.narrow(1, sums.rows.begin, sums.rows.size()) * w_N1.to(product_)).t();
-    };
     const at::Tensor x = x_NK.index_select(0, tokens.places_N).to(product_);
     const at::Tensor y = y_ND.index_select(0, tokens.places_N);
-    const at::Tensor xw = weighted(x);
-    sums.folds[f].h_KK += at::matmul(xw, x);
-    sums.folds[f].c_KD += at::matmul(xw, y);
+    add_tokens(sums.folds[f], sums.rows, x, y, w_N1.to(product_));
     const at::Tensor y_wide = y.to(at::kDouble);
     sums.target.y_D += (w_N1 * y_wide).sum(0);
     sums.target.square_D += (w_N1 * y_wide * y_wide).sum(0);
     sums.target.weight += tokens.weights_N.sum().item<double>();
     if (!moments_NA.defined()) return;
     const at::Tensor a = moments_NA.index_select(0, tokens.places_N).to(product_);
-    sums.moments_KA += at::matmul(weighted(a.index_select(1, kept_K)), a);
+    const at::Tensor kept_NK =
+        a.index_select(1, kept_K.narrow(0, sums.rows.begin, sums.rows.size()));
+    sums.moments_KA += at::matmul((kept_NK * w_N1.to(product_)).t(), a);
   }
 
   /// The places of the kept inputs among the dense half's.
@@ -370,14 +337,8 @@ class Refit {
       if (problems.empty() && !all_finite(*part)) problems.add(not_finite(l, kind));
     if (problems.empty() && !all_finite(sums.target.square_D)) problems.add(not_finite(l, kind));
     agree(world(), "refit", problems);
-    if (grid_.tensor_size() == 1) return;
-    const std::int64_t all = place_in(model_, l, kind).all;
-    for (at::Tensor* part : rows) {
-      at::Tensor whole = at::zeros({all, part->size(1)}, part->options());
-      whole.narrow(0, sums.rows.begin, sums.rows.size()).copy_(*part);
-      all_reduce_sum(whole, tensor());
-      *part = std::move(whole);
-    }
+    const std::int64_t all = gate_place(model_, l, kind).all;
+    for (at::Tensor* part : rows) *part = espalier::gathered(*part, 0, sums.rows, all, tensor());
     tensor().check();
   }
 
@@ -511,12 +472,12 @@ void install(CausalLM& model, const RefittedLayer& layer) {
     const TensorSpec spec = unit_reader(model.config(), kind, static_cast<int>(layer.layer));
     const auto found = layer.matrices.find(spec.name);
     if (found == layer.matrices.end()) continue;
-    const Place place = place_in(model, layer.layer, kind);
+    const GatePlace place = gate_place(model, layer.layer, kind);
     ESPALIER_CHECK(found->second.size(1) == place.all,
                    fmt::format("a refitted {} of {} inputs for a model of {}", spec.name,
                                found->second.size(1), place.all));
     model.layer(layer.layer).by_role(reader_role(kind)) =
-        found->second.narrow(1, place.begin, place.size)
+        found->second.narrow(1, place.mine.begin, place.mine.size())
             .contiguous()
             .to(model.options().device, model.options().dtype);
   }

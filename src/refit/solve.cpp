@@ -34,6 +34,13 @@ double unit(const TargetSums& sums) { return sums.weight * static_cast<double>(s
 
 }  // namespace
 
+void add_tokens(NormalEquations& equations, const Range& rows, const at::Tensor& x_NK,
+                const at::Tensor& y_ND, const at::Tensor& weights_N1) {
+  const at::Tensor weighted_KN = (x_NK.narrow(1, rows.begin, rows.size()) * weights_N1).t();
+  equations.h_KK += at::matmul(weighted_KN, x_NK);
+  equations.c_KD += at::matmul(weighted_KN, y_ND);
+}
+
 at::Tensor inverse_variance(const TargetSums& sums) {
   const at::Tensor square_D = sums.square_D / sums.weight;
   const at::Tensor variance_D = square_D - (sums.y_D / sums.weight).pow(2);

@@ -5,6 +5,7 @@
 
 #include <c10/core/ScalarType.h>
 
+#include "espalier/model/gate.h"
 #include "espalier/model/kv_cache.h"
 #include "espalier/model/vocabulary_loss.h"
 #include "espalier/prune/unit_tensors.h"

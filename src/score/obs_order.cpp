@@ -23,6 +23,9 @@ constexpr std::int64_t kBlock = 64;
 /// P and N are cut down to the live units once so many of their rows are dead: less often, and dead
 /// rows are multiplied; more often, and the copies cost more than that.
 constexpr double kDeadShare = 0.15;
+bool drops(std::int64_t dead, std::int64_t rows) {
+  return static_cast<double>(dead) >= kDeadShare * static_cast<double>(rows);
+}
 
 /// The score of a unit of this cost that falls after units of the score `before`: above it, by very
 /// little where the cost is not, so that sorting gives the order in which they fall.
@@ -172,7 +175,7 @@ class ChannelOrder {
   }
 
   void drop_dead(std::int64_t K) {
-    if (static_cast<double>(dead_) < kDeadShare * static_cast<double>(K)) return;
+    if (!drops(dead_, K)) return;
     std::vector<std::int64_t> live, units;
     for (std::int64_t place = 0; place < K; ++place)
       if (unit_[static_cast<std::size_t>(place)] >= 0) {
@@ -274,6 +277,59 @@ std::vector<double> obs_scores(const ObsSublayer& sublayer) {
   if (std::all_of(widths.begin(), widths.end(), [](std::int64_t width) { return width == 1; }))
     return ChannelOrder(Surgery(sublayer)).scores();
   return HeadOrder(Surgery(sublayer), widths).scores();
+}
+
+namespace {
+
+/// ChannelOrder, block by block.
+void add_channels(ObsOrderFlops& flops, std::int64_t channels) {
+  std::int64_t rows = channels, dead = 0;
+  for (std::int64_t left = channels - 1; left > 0;) {
+    const std::int64_t count = std::min(kBlock, left);
+    const auto K = static_cast<double>(rows), b = static_cast<double>(count);
+    flops.others += 3 * K * b * (b - 1);
+    flops.products += 3 * 2 * K * K * b;
+    left -= count;
+    dead += count;
+    if (!drops(dead, rows)) continue;
+    rows -= dead;
+    dead = 0;
+  }
+}
+
+/// HeadOrder, unit by unit: of equal widths whichever falls, else as if the last did.
+void add_heads(ObsOrderFlops& flops, const std::vector<std::int64_t>& widths) {
+  double K = 0, of_costs = 0;  // of the live units
+  const auto cost = [](double w) { return w * w * w / 3 + 2 * w * w * w; };
+  for (const std::int64_t width : widths) {
+    K += static_cast<double>(width);
+    of_costs += cost(static_cast<double>(width));
+  }
+  for (std::size_t u = widths.size(); u-- > 1;) {
+    const auto w = static_cast<double>(widths[u]);
+    flops.others += of_costs + w * w * w / 3 + 2 * w * w * K;
+    flops.products += 2 * w * w * K + 3 * 2 * w * K * K;
+    K -= w;
+    of_costs -= cost(w);
+  }
+}
+
+}  // namespace
+
+ObsOrderFlops obs_order_flops(const std::vector<std::int64_t>& inputs_of_unit, std::int64_t outputs,
+                              bool full) {
+  ObsOrderFlops flops;
+  const auto K = static_cast<double>(
+      std::accumulate(inputs_of_unit.begin(), inputs_of_unit.end(), std::int64_t{0}));
+  const auto D = static_cast<double>(outputs);
+  flops.others = K * K * K;
+  flops.products = 2 * K * K * D + (full ? 2 * K * D * D : 0);
+  if (std::all_of(inputs_of_unit.begin(), inputs_of_unit.end(),
+                  [](std::int64_t width) { return width == 1; }))
+    add_channels(flops, static_cast<std::int64_t>(inputs_of_unit.size()));
+  else
+    add_heads(flops, inputs_of_unit);
+  return flops;
 }
 
 std::int64_t obs_order_bytes(std::int64_t inputs, std::int64_t outputs) {

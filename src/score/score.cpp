@@ -16,6 +16,7 @@
 #include "espalier/core/log.h"
 #include "espalier/core/stop.h"
 #include "espalier/core/text.h"
+#include "espalier/model/gate.h"
 #include "espalier/model/tensor_ops.h"
 #include "espalier/score/score_lists.h"
 #include "espalier/score/unit_sums.h"

@@ -60,11 +60,6 @@ at::Tensor heads_to_units(const CausalLM& model, AttentionUnit unit, std::int64_
   return at::stack(sums, -1);
 }
 
-std::int64_t gate_entries(const LayerWidths& widths, UnitKind half, const ModelConfig& config) {
-  if (half == UnitKind::mlp) return static_cast<std::int64_t>(widths.channels.size());
-  return static_cast<std::int64_t>(widths.query_heads.size()) * config.head_dim;
-}
-
 std::int64_t input_sums_rows(std::int64_t entries) {
   constexpr std::int64_t kNumbers = std::int64_t{1} << 22;  // 32 MiB
   return std::max<std::int64_t>(1, kNumbers / std::max<std::int64_t>(entries, 1));

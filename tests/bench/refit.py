@@ -5,15 +5,18 @@
 
 A way is a criterion and its number of steps, with no protected layer, once for each seed; every refit is one of the same run, resumed with
 other settings. With --documents rows begin as a model that was trained on single documents saw them. Rows are per domain; the
-perplexities are those of refit.json, on held-out rows. Processor seconds are those of the process less what its evaluations took on the
-clock: compare them on an idle machine.
+perplexities are those of refit.json, on held-out rows. What was solved is stored in the model's own type; --unrounded does all of it a
+second time on a copy of the model that is stored in float32, with the same values, and says what rounding costs. Processor seconds are
+those of the process less what its evaluations took on the clock: compare them on an idle machine.
 """
 
 import argparse
+import itertools
 import json
 import math
 import os
 import pathlib
+import shutil
 import statistics
 import sys
 import tempfile
@@ -23,9 +26,25 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
 import h5py  # noqa: E402
 import numpy  # noqa: E402
+import safetensors.torch  # noqa: E402
 
 import cheapest  # noqa: E402
 import token_files  # noqa: E402
+
+
+def widened(model, path):
+    """A copy of a model directory with the same weights, stored in float32."""
+    shutil.copytree(model, path)
+    for file in path.glob("*.safetensors"):
+        tensors = safetensors.torch.load_file(file)
+        safetensors.torch.save_file({name: t.float() for name, t in tensors.items()}, file, {"format": "pt"})
+    config = json.loads((path / "config.json").read_text())
+    config.update({key: "float32" for key in ("dtype", "torch_dtype") if key in config})
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+UNROUNDED = ", not rounded"
 
 
 class Bench(cheapest.Bench):
@@ -35,6 +54,9 @@ class Bench(cheapest.Bench):
         super().__init__(a, folder)
         if a.documents:
             self.drop_short_rows()
+        self.models = {"": self.model}
+        if a.unrounded:
+            self.models[UNROUNDED] = widened(self.model, self.folder / "float32")
 
     def drop_short_rows(self):
         for path in self.folder.glob("*.h5"):
@@ -60,12 +82,14 @@ class Bench(cheapest.Bench):
         value["refit"] = {"domains": [{"name": d, "tokens": f"{d}.refit.h5"} for d in self.domains]}
         return value
 
-    def order(self, seed, criterion, steps):
+    def order(self, seed, criterion, steps, stored=""):
         config = self.folder / "config.yaml"
         prune = {"iterations": steps, "protect": {"first_layers": 0, "last_layers": 0}}
         importance = {"criterion": criterion, "normalization": "cost" if criterion == "obs" else "gisp"}
-        config.write_text(json.dumps(self.configuration(importance, prune, self.a.micro_batch_tokens)))
-        run = self.folder / f"run-{criterion}-{steps}-{seed}"
+        value = self.configuration(importance, prune, self.a.micro_batch_tokens)
+        value["model"]["path"] = str(self.models[stored])
+        config.write_text(json.dumps(value))
+        run = self.folder / f"run-{criterion}-{steps}-{seed}{'-unrounded' * bool(stored)}"
         _, seconds = self.call("run", config, "--run-dir", run)
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         evaluated = [row["seconds"].get("evaluate", 0) for row in rows]
@@ -94,6 +118,19 @@ def line(name, seeds, domains):
     return f"| {name} | " + " | ".join(cells) + f" | {mean('processor'):.1f} |"
 
 
+def rounding_text(results):
+    """What storing the refitted matrices in the model's own type costs, a line for each refit."""
+    lines = []
+    for name, seeds in results.items():
+        others = results.get(name + UNROUNDED, [])
+        if "per_width" in seeds[0] and others:
+            both = zip(seeds, others, strict=True)
+            means = [[cheapest.geometric_mean(r["perplexity"].values()) for r in pair] for pair in both]
+            lines.append(f"{name}: geometric mean " + ", ".join(
+                f"{rounded:.4f} against {exact:.4f} not rounded ({100 * (rounded / exact - 1):+.3f} %)" for rounded, exact in means))
+    return "\n".join(lines)
+
+
 def parse():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--espalier", required=True)
@@ -108,6 +145,7 @@ def parse():
     p.add_argument("--window", type=int, default=256)
     p.add_argument("--micro-batch-tokens", type=int, default=2048)
     p.add_argument("--documents", action="store_true", help="a row is the begin of a document, not a cut of packed ones")
+    p.add_argument("--unrounded", action="store_true", help="also with the refitted matrices stored in float32")
     p.add_argument("--seeds", type=int, default=2)
     return p.parse_args()
 
@@ -119,16 +157,15 @@ def main():
         bench, results = Bench(a, folder), {}
         for seed in range(a.seeds):
             bench.draw(seed)
-            for way in a.ways:
+            for way, stored in itertools.product(a.ways, bench.models):
                 criterion, steps = way.split(":")
-                run, found = bench.order(seed, criterion, int(steps))
+                run, found = bench.order(seed, criterion, int(steps), stored)
                 dense = found["dense"]
-                results.setdefault(f"`{criterion}`, {steps} step{'s' * (steps != '1')}", []).append(found)
-                for shrink_to in a.shrink_to:
-                    for rows in a.refit_rows:
-                        name = f"`{criterion}`, {steps}, refit on {len(bench.domains) * rows} x {a.window}"
-                        name += " towards OBS" * (shrink_to == "obs")
-                        results.setdefault(name, []).append(bench.refit(run, found, rows, shrink_to))
+                results.setdefault(f"`{criterion}`, {steps} step{'s' * (steps != '1')}{stored}", []).append(found)
+                for shrink_to, rows in itertools.product(a.shrink_to, a.refit_rows):
+                    name = f"`{criterion}`, {steps}, refit on {len(bench.domains) * rows} x {a.window}"
+                    name += " towards OBS" * (shrink_to == "obs") + stored
+                    results.setdefault(name, []).append(bench.refit(run, found, rows, shrink_to))
     mean = math.exp(statistics.fmean(math.log(v) for v in dense.values()))
     print(f"{bench.model.name}, {a.target:.0%} of the decoder parameters, {a.rows} rows of {a.window} tokens per domain for the order, "
           f"{a.seeds} seeds; dense " + ", ".join(f"{d} {v:.2f}" for d, v in dense.items()) + f", geometric mean {mean:.2f}.\n")
@@ -136,6 +173,8 @@ def main():
     print("|---|" + "---|" * (len(bench.domains) + 5))
     for name, seeds in results.items():
         print(line(name, seeds, bench.domains))
+    if a.unrounded:
+        print(f"\n{rounding_text(results)}")
 
 
 if __name__ == "__main__":

@@ -78,6 +78,10 @@ class OfShapes(unittest.TestCase):
             {"hidden": HIDDEN, "channels": CHANNELS, "layers": LAYERS, "heads": HEADS, "kv_heads": KV_HEADS,
              "vocabulary": VOCABULARY, "dtype": "float32"})
         self.assertEqual(result["collectives"], [])
+        refit = result["refit"]
+        self.assertEqual((refit["inputs"], refit["outputs"], refit["rows"]), (CHANNELS // 2, HIDDEN, result["gemm"]["rows"] // 2))
+        for rate in ("sums_flops_per_s", "solving_flops_per_s", "sums_flops_per_processor_s", "solving_flops_per_processor_s"):
+            self.assertGreater(refit[rate], 0)
         self.assertEqual([one["criterion"] for one in result["passes"]], ["taylor", "taylor_gate"])
         for one in result["passes"]:
             self.check_pass(one, result["gemm_flops_per_s"])
@@ -281,6 +285,105 @@ class Time(workbench.Case):
         repeated = self.plan("--set", "execution.recompute=all")
         self.assertAlmostEqual(repeated["first_iteration_flops"], needed + forward - head, delta=1e-6 * needed)
 
+    def refit_flops(self, tokens, kept_inputs, hidden=128):
+        """(of both streams for each weight pair, sums, one ridge, the rest of solving) of a layer with these inputs left."""
+        sums = sum(2 * tokens * k * (k + hidden) for k in kept_inputs)
+        ridge = sum(2 * (k**3 / 3 + 4 * k * k * hidden) for k in kept_inputs)
+        rest = sum(8 * k * k * hidden + k**3 / 3 + 2 * k * k * hidden for k in kept_inputs)
+        return sums, ridge, rest
+
+    def test_arithmetic_of_a_refit(self):
+        bench = json.loads(self.measured.read_text())
+        one, rates = bench["passes"][0], bench["refit"]
+        plain, time = self.plan(), self.plan("--set", "refit.enabled=true")
+        refit = time["refit"]
+        tokens, layers = 48 * 128, 4
+        dense = 2 * 128 * 128 + 2 * 128 * 64 + 3 * 384 * 128
+        # Half of the query heads and channels; every KV head keeps one of its two.
+        left = 2 * 128 * 64 + 2 * 128 * 64 + 3 * 192 * 128
+        sums, ridge, rest = (layers * flops for flops in self.refit_flops(tokens, (64, 192)))
+        streams = 2 * tokens * layers * (dense + 2 * left)
+        self.assertAlmostEqual(refit["streams_flops"], streams)
+        self.assertAlmostEqual(refit["sums_flops"], sums)
+        self.assertAlmostEqual(refit["solving_flops"] / (7 * ridge + rest), 1, places=12)
+        self.assertAlmostEqual(refit["streams_seconds"], streams / one["hardware_flops_per_s"], places=9)
+        self.assertAlmostEqual(refit["sums_seconds"], sums / rates["sums_flops_per_s"], places=9)
+        self.assertAlmostEqual(refit["solving_seconds"], (7 * ridge + rest) / rates["solving_flops_per_s"], places=9)
+        self.assertEqual(refit["seconds"], refit["streams_seconds"] + refit["sums_seconds"] + refit["solving_seconds"])
+        # The checkpoint is stored in float32.
+        self.assertEqual(refit["written_bytes"], layers * (64 + 192) * 128 * 4)
+        # The refitted model is evaluated once more.
+        again = (plain["evaluation_seconds"] * one["hardware_flops_per_s"] - 2 * tokens * layers * (dense - left)) / 2
+        self.assertEqual(time["evaluations"], plain["evaluations"] + 1)
+        self.assertAlmostEqual(time["evaluation_seconds"] - plain["evaluation_seconds"], again / one["hardware_flops_per_s"], places=9)
+        self.assertAlmostEqual(time["seconds"], plain["seconds"] + refit["seconds"] + again / one["hardware_flops_per_s"], places=9)
+        self.assertNotIn("refit", plain)
+
+    def test_a_refit_on_ranks_and_with_settings(self):
+        base = self.plan("--set", "refit.enabled=true")["refit"]
+        sums, ridge, rest = (4 * flops for flops in self.refit_flops(48 * 128, (64, 192)))
+        # 12 micro-batches on 5 data ranks: three rounds; 7 ridges on 5 ranks: two each at most.
+        five = self.plan("--set", "refit.enabled=true", "--ranks", "5")["refit"]
+        self.assertAlmostEqual(five["streams_seconds"], base["streams_seconds"] * 3 / 12, places=9)
+        self.assertAlmostEqual(five["sums_seconds"], base["sums_seconds"] * 3 / 12, places=9)
+        self.assertAlmostEqual(five["solving_flops"] / (2 * ridge + rest), 1, places=12)
+        fixed = self.plan("--set", "refit.enabled=true", "--set", "refit.ridge=0.1", "--set", "refit.sequences=24")["refit"]
+        self.assertAlmostEqual(fixed["solving_flops"] / (ridge + rest), 1, places=12)
+        self.assertAlmostEqual(fixed["streams_flops"] / base["streams_flops"], 0.5)
+        moments = self.plan("--set", "refit.enabled=true", "--set", "refit.shrink_to=obs")["refit"]
+        self.assertAlmostEqual(moments["sums_flops"], sums + 4 * 2 * 48 * 128 * (64 * 128 + 192 * 384))
+        more = sum(k**3 / 3 + 2 * k * k * 128 + 2 * k * a * 128 for k, a in ((64, 128), (192, 384)))
+        self.assertAlmostEqual(moments["solving_flops"] / (7 * ridge + rest + 4 * more), 1, places=12)
+        done = self.succeeds("plan", self.config, "--bench", self.measured, "--set", "refit.enabled=true")
+        self.assertRegex(done.out, r"\n         a refit in .*: both streams .*, sums .*, solving .*; up to 0.000524 GB written\n")
+
+    def test_ordering_of_obs(self):
+        measured = self.folder / "obs.json"
+        self.succeeds("bench", self.config, "--criterion", "obs", "--micro-batch-tokens", "512", "--repeat", "1", "--out", measured)
+        bench = json.loads(measured.read_text())
+        one = bench["passes"][0]
+        # Products that add up A and G, and those of the ordering, were executed too.
+        self.assertGreater(one["hardware_flops"], one["model_flops"])
+        arguments = ("--set", "importance.criterion=obs", "--set", "importance.curvature=full", "--set", "prune.iterations=1")
+        time = self.plan(*arguments, measured=measured)
+        self.assertAlmostEqual(time["rank_flops_per_s"] * one["seconds_by_phase"]["calibrate"] / one["model_flops"], 1, places=6)
+        attention, channels = self.heads_flops([16] * 8), self.channels_flops(384)
+        self.assertAlmostEqual(time["first_ordering_flops"] / (4 * (attention + channels)), 1, places=12)
+        rate = bench["refit"]["solving_flops_per_s"]
+        self.assertAlmostEqual(time["ordering_seconds"], time["first_ordering_flops"] / rate, places=9)
+        self.assertAlmostEqual(time["seconds"], time["scoring_seconds"] + time["ordering_seconds"] + time["evaluation_seconds"], places=9)
+        # On two ranks one orders the heads of every layer, the other the channels.
+        two = self.plan(*arguments, "--ranks", "2", measured=measured)
+        self.assertAlmostEqual(two["first_ordering_flops"] / (4 * max(attention, channels)), 1, places=12)
+        done = self.succeeds("plan", self.config, "--bench", measured, *arguments)
+        self.assertRegex(done.out, r"\ntime     about .* in all: 1 iteration of .*, ordering in .*, 2 evaluations in ")
+
+    @staticmethod
+    def heads_flops(widths, outputs=128):
+        """One unit after the other, the last one first."""
+        inputs = sum(widths)
+        flops = inputs**3 + 2 * inputs**2 * outputs + 2 * inputs * outputs**2
+        while len(widths) > 1:
+            inputs = sum(widths)
+            flops += sum(w**3 / 3 + 2 * w**3 for w in widths)  # what each would cost
+            *widths, fallen = widths
+            flops += fallen**3 / 3 + 2 * fallen**2 * inputs  # its rows of P, solved
+            flops += 2 * fallen**2 * inputs + 3 * 2 * fallen * inputs**2  # P and N without it
+        return flops
+
+    @staticmethod
+    def channels_flops(inputs, outputs=128):
+        """In blocks of 64; rows of what fell stay until they are 15 % of all."""
+        flops = inputs**3 + 2 * inputs**2 * outputs + 2 * inputs * outputs**2
+        left, fallen = inputs - 1, 0
+        while left:
+            block = min(64, left)
+            flops += sum(3 * 2 * i * inputs for i in range(block)) + 3 * 2 * block * inputs**2
+            left, fallen = left - block, fallen + block
+            if fallen >= 0.15 * inputs:
+                inputs, fallen = inputs - fallen, 0
+        return flops
+
     def test_text_and_notes(self):
         done = self.succeeds("plan", self.config, "--bench", self.measured)
         self.assertRegex(done.out, r"\ntime     about .* in all: 3 iterations of .* \(the first\) to .* \(the last\), 2 evaluations in ")
@@ -294,11 +397,13 @@ class Time(workbench.Case):
         for change in ({"passes": [{}]}, {"passes": [{**good["passes"][0], "hardware_flops_per_s": 0}]}, {"machine": 1},
                        {"shape": {}}, {"passes": [{**good["passes"][0], "tensor": "two"}]}):
             broken.append((json.dumps({**good, **change}), 65, "not what a bench measured"))
+        broken.append((json.dumps({k: v for k, v in good.items() if k != "refit"}), 65, "refit is missing"))
+        broken.append((json.dumps({**good, "refit": {"sums_flops_per_s": 1}}), 65, "solving_flops_per_s is missing"))
         broken.append((json.dumps({**good, "passes": [{**good["passes"][0], "criterion": "flap"}]}), 78, "the bench has passes of flap"))
         for text, code, says in broken:
             bad = self.folder / "bad.json"
             bad.write_text(text)
-            done = workbench.run("plan", self.config, "--bench", bad)
+            done = workbench.run("plan", self.config, "--bench", bad, "--set", "refit.enabled=true")
             self.assertEqual(done.code, code, (text, done))
             self.assertIn(says, done.text)
         done = workbench.run("plan", self.config, "--bench", self.folder / "absent.json")

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
@@ -132,6 +133,93 @@ class Refit(workbench.Case):
             result = run(*arguments)
             self.assertEqual(result.code, 64, result)
             self.assertIn(words, " ".join(result.err.split()))
+
+
+class Told(workbench.Case):
+    """What a run with a refit says at its end, and what is said of it later."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        workbench.write_options(cls.bench.folder / "options.h5")
+        # Rows so short that the guard has something to keep.
+        workbench.write_tokens(cls.bench.folder / "few.h5", rows=2, length=4, seed=7)
+        change = {"evaluation": {"perplexity": [{"name": "held", "tokens": "eval.h5"}, {"name": "other", "tokens": "a.h5"}],
+                                 "multiple_choice": [{"name": "items", "tokens": "options.h5"}]},
+                  "refit": {"domains": [{"name": "few", "tokens": "few.h5"}]}}
+        cls.config = cls.bench.config("told", **workbench.merged(REFIT, change))
+        cls.run_dir = cls.class_folder / "run"
+        result = run("--log-format", "json", "run", cls.config, "--run-dir", cls.run_dir)
+        assert result.code == 0, result
+        cls.facts = json.loads(result.err.splitlines()[-1])
+        cls.record = json.loads((cls.run_dir / "refit.json").read_text())
+        cls.rows = workbench.metrics_of(cls.run_dir)
+
+    def kept_and_widths(self):
+        halves = [half for half in self.record["halves"] if half["outcome"] != "empty"]
+        kept = sum(half["outcome"] in ("dense", "obs") for half in halves)
+        return halves, kept, [half["tokens_per_width"] for half in halves]
+
+    def test_as_json(self):
+        _, kept, widths = self.kept_and_widths()
+        self.assertGreater(kept, 0)
+        self.assertEqual(self.facts["refit"], {"refitted": self.record["matrices"]["refitted"], "kept": kept,
+                                               "least_tokens_per_width": min(widths), "most_tokens_per_width": max(widths)})
+        first, last = self.rows[0], self.rows[-1]
+        means = []
+        for name in ("held", "other"):
+            steps = [part["perplexity"][name] for part in (first, last, self.record)]
+            found = self.facts["perplexity"][name]
+            self.assertEqual([found[key] for key in ("before", "after", "refitted")], steps)
+            means.append(steps)
+        for key, values in zip(("before", "after", "refitted"), zip(*means), strict=True):
+            self.assertAlmostEqual(self.facts["perplexity_geometric_mean"][key], (values[0] * values[1]) ** 0.5, places=9)
+        steps = [part["multiple_choice"]["items"]["acc"] for part in (first, last, self.record)]
+        found = self.facts["right"]["items"]["acc"]
+        self.assertEqual([found[key] for key in ("before", "after", "refitted")], steps)
+        seconds = self.record["seconds"]
+        self.assertLessEqual({"refit", "evaluate"}, set(seconds))
+        self.assertTrue(all(value >= 0 for value in seconds.values()))
+        self.assertAlmostEqual(self.facts["seconds_in"]["refit"], seconds["refit"])
+        evaluated = seconds["evaluate"] + sum(row["seconds"].get("evaluate", 0) for row in self.rows)
+        self.assertAlmostEqual(self.facts["seconds_in"]["evaluate"], evaluated)
+
+    def test_as_text(self):
+        """A run that is done says it again."""
+        text = self.succeeds("resume", self.run_dir).out
+        halves, kept, widths = self.kept_and_widths()
+        refitted = self.record["matrices"]["refitted"]
+        self.assertIn(f"\n  refit         {refitted} of {len(halves)} matrices refitted, {kept} kept by the guard; "
+                      f"{min(widths):.1f} to {max(widths):.1f} tokens for each input left\n", text)
+        first, last = self.rows[0], self.rows[-1]
+        for name in ("held", "other"):
+            dense, pruned, after = (part["perplexity"][name] for part in (first, last, self.record))
+            self.assertRegex(text, rf"\n  perplexity    {name:<14} {dense:.3f} -> {pruned:.3f} -> {after:.3f} refitted   \(windows of 12 tokens\)\n")
+        mean = self.facts["perplexity_geometric_mean"]
+        self.assertIn(f"\n  perplexity    geometric mean {mean['before']:.3f} -> {mean['after']:.3f} -> {mean['refitted']:.3f} refitted\n", text)
+        self.assertRegex(text, r"\n  right         items +0\.\d+ -> 0\.\d+ -> 0\.\d+ refitted   \(acc\)\n")
+        self.assertRegex(text, r"\n  seconds +.* refit \d+\.\d")
+
+    def test_status(self):
+        line = self.succeeds("status", self.run_dir).out
+        halves, _, _ = self.kept_and_widths()
+        mean = self.facts["perplexity_geometric_mean"]
+        self.assertIn(f"removed, {self.record['matrices']['refitted']} of {len(halves)} matrices refitted "
+                      f"(perplexity {mean['after']:.3f} -> {mean['refitted']:.3f}), export ", line)
+
+    def test_a_record_that_cannot_be_read_fails_nothing(self):
+        run_dir = pathlib.Path(shutil.copytree(self.run_dir, self.folder / "run"))
+        for change in ({"halves": "none"}, {"perplexity": {"held": "low"}}, {"halves": [{}]}):
+            (run_dir / "refit.json").write_text(json.dumps({**self.record, **change}))
+            line = self.succeeds("status", run_dir).out
+            self.assertNotIn("refitted", line)
+            self.assertIn("finished: ", line)
+
+    def test_a_run_without_one_says_nothing_of_it(self):
+        config = self.bench.config("without", **{**REFIT, "refit": {"enabled": False}, "export": []})
+        result = self.succeeds("run", config, "--run-dir", self.folder / "run")
+        self.assertNotIn("refit", result.out.replace(str(self.folder), ""))
+        self.assertNotIn("refit", self.succeeds("status", self.folder / "run").out.replace(str(self.folder), ""))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ import workbench  # noqa: E402
 
 RIDGES = [10.0**e for e in range(-5, 2)]
 HALVES = ("attention", "mlp")
+# (tensor, data) ranks
+LAYOUTS = ((1, 1), (2, 1), (1, 2), (2, 2), (3, 1))
 NAMES = {"attention": "self_attn.o_proj.weight", "mlp": "mlp.down_proj.weight"}
 
 
@@ -106,7 +108,8 @@ def fitted(x, y, weights, folds, v0, ridge=None):
         changes.append(change)
     best = int(numpy.argmin(changes))
     facts = {"error_before": before, "error_after": before + changes[best], "ridge": (RIDGES if ridge is None else [ridge])[best]}
-    if changes[best] >= 0:
+    facts["refitted"] = changes[best] < 0
+    if not facts["refitted"]:
         return v0, facts
     return v0 + solved(h[0] + h[1], q[0] + q[1], facts["ridge"]), facts
 
@@ -191,7 +194,10 @@ class Refitted(unittest.TestCase):
         return run_dir, tensors, record
 
     def compare(self, run_dir, tensors, record, bound=1e-8, **oracle):
-        wanted = Oracle(self.bench.model, self.domains, run_dir, **oracle).matrices()
+        return self.compare_with(Oracle(self.bench.model, self.domains, run_dir, **oracle).matrices(), tensors, record, bound,
+                                 kept=oracle.get("shrink_to", "dense"))
+
+    def compare_with(self, wanted, tensors, record, bound=1e-8, kept="dense"):
         facts = {(half["layer"], half["kind"]): half for half in record["halves"]}
         for (layer, kind), (matrix, known) in wanted.items():
             found = tensors[f"model.layers.{layer}.{NAMES[kind]}"].numpy()
@@ -199,6 +205,7 @@ class Refitted(unittest.TestCase):
             self.assertEqual(found.shape, matrix.shape)
             self.assertLessEqual(numpy.abs(found - matrix).max(), bound * numpy.abs(matrix).max(), (layer, kind))
             half = facts[layer, kind]
+            self.assertEqual(half["outcome"], "refitted" if known["refitted"] else kept, (layer, kind))
             self.assertAlmostEqual(half["ridge"], known["ridge"], delta=1e-12 * known["ridge"])
             for key in ("error_before", "error_after"):
                 self.assertAlmostEqual(half[key], known[key], delta=1e-8 * known[key], msg=(layer, kind, key))
@@ -235,15 +242,37 @@ class Refitted(unittest.TestCase):
                 for name, t in single.items():
                     self.assertLessEqual((tensors[name] - t).abs().max().item(), 1e-9 * t.abs().max().item(), name)
 
+    def on_layouts(self, name, layouts, few=None, **settings):
+        """Runs with these settings of the refit, on the rows of `few` if any, against one refit of numpy, which it returns."""
+        wanted = digest = None
+        domains = [reference.Domain(few, 1.0)] if few else self.domains
+        data = {"domains": [{"name": "few", "tokens": str(few)}]} if few else {}
+        for tensor, others in layouts:
+            with self.subTest(tensor=tensor, data=others, **settings):
+                run_dir, tensors, record = self.refitted(
+                    f"{name}-{tensor}x{others}", ranks=tensor * others, tensor=tensor, refit={**settings, **data})
+                if wanted is None:
+                    wanted = Oracle(self.bench.model, domains, run_dir, **settings).matrices()
+                    digest = workbench.digest_of(run_dir)
+                self.assertEqual(workbench.digest_of(run_dir), digest, "another plan")
+                self.compare_with(wanted, tensors, record, kept=settings.get("shrink_to", "dense"))
+        return wanted
+
     def test_fixed_ridge(self):
-        run_dir, tensors, record = self.refitted("fixed", refit={"ridge": 0.05})
-        self.compare(run_dir, tensors, record, ridge=0.05)
+        self.on_layouts("fixed", LAYOUTS, ridge=0.05)
 
     def test_towards_the_updated_weights(self):
-        run_dir, tensors, record = self.refitted("obs", refit={"shrink_to": "obs"})
-        self.compare(run_dir, tensors, record, shrink_to="obs")
-        _, tensors, again = self.refitted("obs-2x2", ranks=4, tensor=2, refit={"shrink_to": "obs"})
-        self.compare(run_dir, tensors, again, shrink_to="obs")
+        self.on_layouts("obs", LAYOUTS, shrink_to="obs")
+
+    def test_fixed_ridge_towards_the_updated_weights(self):
+        self.on_layouts("both", ((1, 1), (2, 2)), ridge=0.05, shrink_to="obs")
+
+    def test_what_the_guard_keeps_under_a_ridge_that_fits_nothing(self):
+        """So small a ridge on so few tokens: others are worse off than before."""
+        few = workbench.write_tokens(self.folder / "bench/few.h5", rows=2, length=6, seed=7)
+        for shrink_to in ("dense", "obs"):
+            wanted = self.on_layouts(f"guard-{shrink_to}", ((1, 1), (2, 1)), few, ridge=1e-4, shrink_to=shrink_to)
+            self.assertGreater(sum(not known["refitted"] for _, known in wanted.values()), 0)
 
 
 class Llama(Refitted):

@@ -125,6 +125,21 @@ def overlap():
     return {"schema": 1, "domains": ["prose", "code"], "iterations": [{"iteration": i, "attention": matrix, "mlp": matrix} for i in (1, 3)]}
 
 
+def refit():
+    """What refit.json holds of a refit of the last plan: one matrix kept by the guard, one without inputs."""
+    facts = (
+        (0, "attention", "refitted", 12, 50.0, 0.1, 0.3, 0.2), (0, "mlp", "dense", 40, 15.0, 10.0, 0.25, 0.26),
+        (1, "attention", "empty", 0, 0.0, 0.0, 0.0, 0.0), (1, "mlp", "refitted", 4, 150.0, 1e-3, 0.5, 0.125),
+        (2, "attention", "refitted", 16, 37.5, 1.0, 0.125, 0.0625), (2, "mlp", "obs", 10, 60.0, 1e-5, 0.75, None),
+    )
+    names = ("layer", "kind", "outcome", "width", "tokens_per_width", "ridge", "error_before", "error_after")
+    return {
+        "schema": 1, "plan_digest": f"{3:064}", "tokens": 600, "halves": [dict(zip(names, half, strict=True)) for half in facts],
+        "perplexity_before": PERPLEXITIES[3], "perplexity": {"prose": 11.0, "code": 20.5},
+        "multiple_choice": {"arc": {"acc": 0.4, "acc_stderr": 0.05, "items": 100}}, "seconds": {"refit": 4.0, "evaluate": 0.5},
+    }
+
+
 def make_run(folder, iterations=3):
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True)

@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-from report_case import ATTENTION, CONFIG, MLP, Case, plan_arrays, row, status, write_commit, write_plan, write_scores
+from report_case import ATTENTION, CONFIG, MLP, Case, plan_arrays, refit, row, status, write_commit, write_plan, write_scores
 from espalier_report import facts, page, pictures
 from espalier_report.run import read_run
 
@@ -119,6 +119,58 @@ class Tables(Case):
         self.assertIn("is a curve of another run", err)
 
 
+class Refit(Case):
+    def refitted(self, **change):
+        (self.run_dir / "refit.json").write_text(json.dumps({**refit(), **change}))
+        return Document(self.page())
+
+    def test_tables(self):
+        document = self.refitted()
+        # Geometric means of 10 and 20, 13 and 21, 11 and 20.5.
+        self.assertEqual(document.tables["refitted"][1:], [
+            ["prose", "perplexity", "10.000", "13.000", "11.000", "+10.0%"],
+            ["code", "perplexity", "20.000", "21.000", "20.500", "+2.5%"],
+            ["geometric mean", "perplexity", "14.142", "16.523", "15.017", "+6.2%"],
+            ["arc", "acc", "0.500 ± 0.050", "0.200 ± 0.050", "0.400 ± 0.050", "-10.0 points"],
+        ])
+        self.assertIn("3 of 5 matrices were solved anew, the guard kept 2 as they were. On 600 tokens, 15.0 to 150.0 for each input",
+                      " ".join(document.text.split()))
+        self.assertEqual(document.tables["matrices"][1:], [
+            ["0", "o_proj", "12", "50.0", "0.1", "0.3000", "0.2000", "refitted"],
+            ["0", "down_proj", "40", "15.0", "10", "0.2500", "0.2600", "kept"],
+            ["1", "o_proj", "0", "–", "–", "–", "–", "no input"],
+            ["1", "down_proj", "4", "150.0", "0.001", "0.5000", "0.1250", "refitted"],
+            ["2", "o_proj", "16", "37.5", "1", "0.1250", "0.0625", "refitted"],
+            ["2", "down_proj", "10", "60.0", "1e-05", "0.7500", "–", "kept as updated"],
+        ])
+        self.assertEqual([r[:3] for r in document.tables["phases"][1:]], [
+            ["calibrate", "6.00 s", "46.2%"], ["refit", "4.00 s", "30.8%"], ["save", "1.50 s", "11.5%"], ["load", "1.00 s", "7.7%"],
+            ["evaluate", "0.50 s", "3.8%"]])
+        self.assertIn("+10.0%perplexity, prose, after the refit", document.text)
+        self.assertEqual(document.headings, ["run", *(title for _, title in page.SECTIONS)])
+
+    def test_one_of_another_plan_or_none(self):
+        document = self.refitted(plan_digest="e" * 64)
+        self.assertNotIn("After the refit", document.headings)
+        self.assertNotIn("refitted", document.tables)
+
+    def test_without_evaluations(self):
+        document = self.refitted(perplexity={}, multiple_choice={})
+        self.assertNotIn("refitted", document.tables)
+        self.assertEqual(len(document.tables["matrices"]), 7)
+
+    def test_a_damaged_one(self):
+        good = refit()["halves"][0]
+        for change in ({"halves": [3]}, {"halves": [{**good, "kind": "x"}]}, {"halves": [{**good, "outcome": "well"}]},
+                       {"halves": [{**good, "ridge": "small"}]}, {"halves": [{**good, "error_after": "none"}]}, {"tokens": -1},
+                       {"perplexity": {"prose": None}}, {"seconds": {"refit": "long"}}):
+            with self.subTest(change=change):
+                (self.run_dir / "refit.json").write_text(json.dumps({**refit(), **change}))
+                code, _, err = self.program(self.run_dir)
+                self.assertEqual(code, 65, err)
+                self.assertIn("refit.json", err)
+
+
 class Pictures(Case):
     def test_map_has_each_unit_at_its_iteration(self):
         figure = pictures.removal(read_run(self.run_dir))
@@ -188,7 +240,7 @@ class Page(Case):
     def test_sections_and_pictures(self):
         text = self.page(drawn=True)
         document = Document(text)
-        titles = [title for _, title in page.SECTIONS]
+        titles = [title for name, title in page.SECTIONS if name != "refit"]
         self.assertEqual(document.headings, ["run", *titles])
         images = [a for tag, a in document.tags if tag == "img"]
         self.assertEqual(len(images), 7)

@@ -19,6 +19,11 @@ void all_reduce_sum(at::Tensor& tensor, TensorReducer& reducer);
 /// Element-wise maximum over the ranks, in place. Collective.
 void all_reduce_max(at::Tensor& tensor, TensorReducer& reducer);
 
+/// The parts of a tensor that the ranks hold along `dim`, of which `part` is this rank's, put
+/// together on every rank: `mine` of `all`. On one rank the part itself. Collective.
+at::Tensor gathered(const at::Tensor& part, std::int64_t dim, const Range& mine, std::int64_t all,
+                    TensorReducer& reducer);
+
 /// The entries of `dim` named by `indices`, as new contiguous storage; the tensor itself when they
 /// are all. A single run is a plain copy, several are one index_select.
 at::Tensor take(const at::Tensor& tensor, std::int64_t dim, const IndexRuns& indices);

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <optional>
 #include <string>
 
@@ -90,8 +91,10 @@ class RefitRecords {
   /// Refitting::apply with the run's store. Collective.
   nlohmann::ordered_json apply(Refitting& refitting, CausalLM& model, const ProcessGrid& grid,
                                const CommRuntime& runtime, const RoundHooks& hooks);
-  /// Writes refit.json: the record with the evaluations before and after. Rank 0.
-  void finish(nlohmann::ordered_json record, const std::vector<TaskOutcome>& after) const;
+  /// Writes refit.json: the record with the evaluations before and after, and the seconds of each
+  /// phase since the last line of metrics.jsonl. Rank 0.
+  void finish(nlohmann::ordered_json record, const std::vector<TaskOutcome>& after,
+              const std::map<std::string, double>& seconds) const;
 
  private:
   void look(const Refitting* refitting);

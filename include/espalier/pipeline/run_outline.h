@@ -14,7 +14,7 @@
 
 namespace espalier {
 
-/// One domain as the first iteration draws it.
+/// One domain as the first iteration draws it, or the refit.
 struct DomainOutline {
   std::string name;
   Objective objective = Objective::causal_lm;
@@ -53,6 +53,9 @@ struct RunOutline {
 /// Of a run that begins with the dense model. Throws Error(config) when prune.target is given and
 /// the rules do not let the run reach it, and what is wrong with the head of a token file.
 RunOutline outline_run(const RunConfig& config, const ModelConfig& model);
+
+/// What one draw of every domain comes to. Throws as outline_run does for a token file.
+std::vector<DomainOutline> outline_domains(const CalibrationConfig& data, const ModelConfig& model);
 
 /// What would be left at `target` if all layers that may lose units lost the same share of them.
 ModelWidths expected_widths(const ModelConfig& model, const PruneRules& rules,

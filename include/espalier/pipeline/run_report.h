@@ -52,10 +52,11 @@ const char* measure_text(Measure measure);
 /// The value of prune.measure.
 const char* measure_key(Measure measure);
 
-/// What was done, on standard output or as a line of the JSON log: parameters and perplexities
-/// before and after, seconds per phase, the memory that was forecast for a rank (0: nothing was,
-/// the model was not loaded) and the most that this attempt's passes came to, where the exports are
-/// and how to load them.
+/// What was done, on standard output or as a line of the JSON log: parameters, evaluations before
+/// and after, and after the refit where there is one, with the geometric mean of several
+/// perplexities, what became of the refit's matrices, seconds per phase, the memory that was
+/// forecast for a rank (0: nothing was, the model was not loaded) and the most that this attempt's
+/// passes came to, where the exports are and how to load them.
 void print_end(const Source& source, const RunConfig& config, const PruneRules& rules,
                const PruningPlan& plan, const RunDirectory& directory, double seconds,
                std::int64_t forecast_bytes);

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -13,19 +14,42 @@
 
 namespace espalier {
 
+/// How long the refit at the end of a run would take (refit/flops.h): both streams at the rate of
+/// the passes, sums and solving at the rates that the bench measured for these. Reading the dense
+/// layers and writing the new matrices are not in it.
+struct RefitTime {
+  double streams_seconds = 0;
+  double sums_seconds = 0;
+  double solving_seconds = 0;
+  /// Of one data rank's replica, over all ranks.
+  double streams_flops = 0;
+  double sums_flops = 0;
+  /// On the rank that solves most.
+  double solving_flops = 0;
+  /// Of the matrices, in the stored dtype, if all are refitted.
+  std::int64_t written_bytes = 0;
+
+  double seconds() const { return streams_seconds + sums_seconds + solving_seconds; }
+};
+
 /// How long a run would take by arithmetic and a measured rate: FLOP of the linear maps
 /// (score/linear_flops.h) of every iteration, over the FLOP/s at which a bench made a pass of the
-/// same criterion. In it is scoring, and perplexity and multiple choice; loading, saving, exports
-/// and generated answers are not.
+/// same criterion. In it is scoring, for obs the ordering after every pass, perplexity and multiple
+/// choice, and the refit; loading, saving, exports and generated answers are not.
 struct TimeForecast {
   std::int64_t iterations = 0;
   /// Scoring alone.
   double first_seconds = 0;
   double last_seconds = 0;
   double scoring_seconds = 0;
-  /// States that are evaluated, the one before the first iteration among them.
+  /// Of obs, after all passes: at the rate of solving a refit, sublayers dealt to all ranks.
+  double ordering_seconds = 0;
+  /// Of the first pass, on the rank that orders most.
+  double first_ordering_flops = 0;
+  /// States that are evaluated, the one before the first iteration and the refitted one among them.
   std::int64_t evaluations = 0;
   double evaluation_seconds = 0;
+  std::optional<RefitTime> refit;
   /// Of the first iteration, over all ranks, recomputed forwards included.
   double first_flops = 0;
   /// What a rank was measured at.
@@ -34,7 +58,9 @@ struct TimeForecast {
   std::string basis;
   std::vector<std::string> notes;
 
-  double seconds() const { return scoring_seconds + evaluation_seconds; }
+  double seconds() const {
+    return scoring_seconds + ordering_seconds + evaluation_seconds + (refit ? refit->seconds() : 0);
+  }
 };
 
 /// Of a run on the dense model with so many ranks. Widths shrink by the schedule as if every layer

@@ -7,8 +7,10 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "espalier/store/tensor_layout.h"
+
 // Shape suffixes: K inputs that are kept, A inputs of the dense matrix, D outputs. All tensors are
-// float64 on one device, and nothing here is collective.
+// on one device, and float64 unless something else is said. Nothing here is collective.
 
 namespace espalier {
 
@@ -20,6 +22,11 @@ struct NormalEquations {
   at::Tensor c_KD;
 };
 using Folds = std::array<NormalEquations, 2>;
+
+/// Adds tokens to some rows of a fold's equations: H += (X_rows w)^T X, C += (X_rows w)^T Y, as
+/// products in the type of X and Y. `weights_N1` is of that type too.
+void add_tokens(NormalEquations& equations, const Range& rows, const at::Tensor& x_NK,
+                const at::Tensor& y_ND, const at::Tensor& weights_N1);
 
 /// Weighted sums over the tokens of both folds that tell how much each output varies.
 struct TargetSums {

@@ -42,6 +42,20 @@ struct ObsSublayer {
 /// 2312.17244). Throws Error(bad_content) when A, G or W is not finite.
 std::vector<double> obs_scores(const ObsSublayer& sublayer);
 
+/// Floating-point operations of obs_scores, 2 to a multiplication with its addition: products of
+/// matrices, and the rest that grows with K^3: factors, the inverse, solutions, and products with
+/// vectors within a block. Pure arithmetic.
+struct ObsOrderFlops {
+  double products = 0;
+  double others = 0;
+
+  double all() const { return products + others; }
+};
+/// Of a sublayer with so many outputs, whose units have these inputs. `full`: with the matrix G,
+/// not with its trace alone.
+ObsOrderFlops obs_order_flops(const std::vector<std::int64_t>& inputs_of_unit, std::int64_t outputs,
+                              bool full);
+
 /// Bytes that obs_scores holds at its height beside its arguments.
 std::int64_t obs_order_bytes(std::int64_t inputs, std::int64_t outputs);
 

@@ -27,9 +27,6 @@ std::int64_t unit_count(const CausalLM& model, AttentionUnit unit, std::int64_t 
 at::Tensor heads_to_units(const CausalLM& model, AttentionUnit unit, std::int64_t layer,
                           const at::Tensor& heads);
 
-/// Entries at the gate of a half: columns of o_proj or down_proj.
-std::int64_t gate_entries(const LayerWidths& widths, UnitKind half, const ModelConfig& config);
-
 /// Rows of so many entries that are summed in float64 at once, and the bytes that takes.
 std::int64_t input_sums_rows(std::int64_t entries);
 std::int64_t input_sums_bytes(std::int64_t rows, std::int64_t entries);

@@ -15,6 +15,7 @@ PHASES = {
     "rank": "choosing what falls",
     "slice": "cutting the weights",
     "save": "writing the commit",
+    "refit": "solving o_proj and down_proj anew",
     "evaluate": "evaluations",
 }
 
@@ -113,6 +114,74 @@ def evaluations_table(run):
     return rows, first, last
 
 
+def refit_table(run):
+    """[(evaluation, metric, dense, pruned, refitted, change from dense to refitted)].
+
+    A geometric mean follows several perplexities."""
+    states = evaluated(run)
+    if not states:
+        return []
+    first, last = states[0], states[-1]
+    rows, found = [], []
+    for name, value in run.refit.perplexity.items():
+        before, pruned = first.perplexity.get(name, 0), last.perplexity.get(name, 0)
+        if min(before, pruned, value) > 0:
+            found.append((before, pruned, value))
+            rows.append((name, "perplexity", *perplexity_cells(*found[-1])))
+    if len(found) > 1:
+        means = (geometric_mean(values) for values in zip(*found))
+        rows.append(("geometric mean", "perplexity", *perplexity_cells(*means)))
+    for key, (value, error) in run.refit.accuracy.items():
+        if key in first.accuracy and key in last.accuracy:
+            shares = (first.accuracy[key], last.accuracy[key], (value, error))
+            change = f"{100 * (value - shares[0][0]):+.1f} points"
+            rows.append((*key, *(with_error(*share) for share in shares), change))
+    return rows
+
+
+def perplexity_cells(before, pruned, refitted):
+    change = signed_percent(refitted / before - 1)
+    return f"{before:.3f}", f"{pruned:.3f}", f"{refitted:.3f}", change
+
+
+def geometric_mean(values):
+    return math.exp(sum(math.log(value) for value in values) / len(values))
+
+
+def refit_words(run):
+    """What became of the matrices, as a sentence."""
+    refit = run.refit
+    matrices = refit.matrices
+    kept = len(matrices) - refit.refitted
+    text = f"{refit.refitted} of {len(matrices)} matrices were solved anew"
+    if kept:
+        text += f", the guard kept {kept} as they were"
+    if matrices:
+        widths = [half.tokens_per_width for half in matrices]
+        text += f". On {refit.tokens:,} tokens, {min(widths):.1f} to {max(widths):.1f}"
+        text += " for each input that a matrix has left"
+    return text + "."
+
+
+def matrices_table(run):
+    """[(layer, matrix, inputs left, tokens for each, ridge, error before, after, what became of it)]"""
+    words = {"refitted": "refitted", "dense": "kept", "obs": "kept as updated", "empty": "no input"}
+    rows = []
+    for half in run.refit.halves:
+        name = {"attention": "o_proj", "mlp": "down_proj"}[half.kind]
+        numbers = ("–",) * 4
+        if half.outcome != "empty":
+            after = "–" if half.error_after is None else f"{half.error_after:.4f}"
+            numbers = (
+                f"{half.tokens_per_width:.1f}",
+                f"{half.ridge:g}",
+                f"{half.error_before:.4f}",
+                after,
+            )
+        rows.append((str(half.layer), name, f"{half.width:,}", *numbers, words[half.outcome]))
+    return rows
+
+
 def with_error(value, error):
     return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"
 
@@ -169,6 +238,13 @@ def held_out(run):
         if rise := worst(both):
             found.append((state, rise))
     return found
+
+
+def refitted_rise(run):
+    """The Rise of the refitted model against the first state that was evaluated, or None."""
+    before = next((state.perplexity for state in run.states if state.perplexity), {})
+    after = run.refit.perplexity
+    return worst({n: v / before[n] - 1 for n, v in after.items() if before.get(n)})
 
 
 def on_calibration(run):
@@ -235,10 +311,10 @@ def span(texts):
 
 
 def phases_table(run):
-    """([(phase, time, share, what it is)], total) over all lines."""
+    """([(phase, time, share, what it is)], total) over all lines, and of the refit."""
     seconds = {}
-    for state in run.states:
-        for phase, value in state.seconds.items():
+    for part in (*run.states, *([run.refit] if run.refit else [])):
+        for phase, value in part.seconds.items():
             seconds[phase] = seconds.get(phase, 0.0) + value
     total = sum(seconds.values())
     rows = [
@@ -316,6 +392,8 @@ def key_figures(run):
         state, rise = rises[-1]
         at = "" if state is last else f" after iteration {state.iteration}"
         figures.append((signed_percent(rise.share), f"perplexity, {rise.domain} (the worst){at}"))
+    if run.refit and (rise := refitted_rise(run)):
+        figures.append((signed_percent(rise.share), f"perplexity, {rise.domain}, after the refit"))
     _, total = phases_table(run)
     if total:
         number = last.iteration - first.iteration

@@ -12,6 +12,7 @@ from .run import read_run
 MARKER = "espalier report"  # in the head of every report: what may be replaced
 SECTIONS = (
     ("summary", "Before and after"),
+    ("refit", "After the refit"),
     ("curves", "Loss against size"),
     ("removal", "What fell, and when"),
     ("kept", "What each layer keeps"),
@@ -39,13 +40,14 @@ def render(run):
         finalize=shown,
     )
     phase_rows, total = facts.phases_table(run)
+    absent = [name for name, part in (("overlap", run.overlap), ("refit", run.refit)) if not part]
     return environment.get_template("page.html").render(
         marker=MARKER,
         name=os.path.basename(os.path.abspath(run.path)),
         run=run,
         facts=facts,
         state=facts.state_text(run),
-        sections=[s for s in SECTIONS if s[0] != "overlap" or run.overlap],
+        sections=[s for s in SECTIONS if s[0] not in absent],
         pictures=drawn(run),
         binned=run.plan and any(m.shape[1] > pictures.BINS for m in run.plan.removed_at.values()),
         unit=pictures.unit_of(run, "attention") if run.plan else "",

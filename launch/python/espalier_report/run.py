@@ -12,6 +12,7 @@ from . import files
 from .files import Arrays, Facts, damaged
 
 KINDS = ("attention", "mlp")
+OUTCOMES = ("refitted", "dense", "obs", "empty")
 MEASURES = {  # value of prune.measure: (member of a line of metrics.jsonl, words)
     "structures": ("sparsity_structures", "structures"),
     "parameters": ("sparsity_parameters", "decoder parameters"),
@@ -61,6 +62,40 @@ class Scores:
     removed_at: dict
 
 
+@dataclass(frozen=True)
+class Half:
+    """What became of one o_proj or down_proj in the refit."""
+
+    layer: int
+    kind: str
+    outcome: str
+    width: int  # inputs that are left
+    tokens_per_width: float
+    ridge: float
+    error_before: float  # share of the target's variance that is left unexplained
+    error_after: float | None  # held out; None where no ridge had a solution
+
+
+@dataclass(frozen=True)
+class Refit:
+    """The refit of the newest plan."""
+
+    tokens: int
+    halves: list
+    perplexity: dict  # {name: value} of the refitted model
+    accuracy: dict  # {(name, metric): (value, standard error or None)}
+    seconds: dict  # {phase: seconds}
+
+    @property
+    def matrices(self):
+        """Those that have inputs."""
+        return [half for half in self.halves if half.outcome != "empty"]
+
+    @property
+    def refitted(self):
+        return sum(half.outcome == "refitted" for half in self.halves)
+
+
 @dataclass
 class Run:
     path: str
@@ -70,6 +105,7 @@ class Run:
     plan: Plan | None = None
     scores: list = field(default_factory=list)  # oldest and newest commit
     overlap: dict | None = None
+    refit: Refit | None = None
     config_text: str = ""
     config: dict = field(default_factory=dict)
     provenance: dict = field(default_factory=dict)
@@ -117,6 +153,7 @@ def read_run(path, curves=()):
     run.plan = plan_of(at("plan.h5"))
     run.scores = scores_of(at("ckpt"))
     run.overlap = overlap_of(files.object_of(at("overlap.json")), at("overlap.json"))
+    run.refit = refit_of(files.object_of(at("refit.json")), run.states, at("refit.json"))
     run.attempts = sum(name.startswith("attempt-") for name in names_in(at("logs")))
     for curve in curves:
         run.curve += curve_of(curve, run)
@@ -317,6 +354,43 @@ def jaccard(matrix, size, where, path):
     if values.shape != (size, size) or not ((known >= 0) & (known <= 1)).all():
         raise damaged(path, f"{where}: no matrix of {size} x {size} indices from 0 to 1")
     return values
+
+
+def refit_of(values, states, path):
+    """The refit of the last state; None where there is none, or it is of another plan."""
+    if values is None or not states:
+        return None
+    facts = Facts(values, path)
+    if facts.text("plan_digest") != states[-1].plan_digest:
+        return None
+    halves = [half_of(half, number, path) for number, half in enumerate(facts.list("halves"), 1)]
+    return Refit(
+        tokens=facts.count("tokens", Facts),
+        halves=halves,
+        perplexity=facts.numbers("perplexity"),
+        accuracy=shares_of(facts)["accuracy"],
+        seconds=facts.numbers("seconds"),
+    )
+
+
+def half_of(values, number, path):
+    if not isinstance(values, dict):
+        raise damaged(path, f"entry {number} of halves is no object")
+    row = Facts(values, path, f"entry {number} of halves: ")
+    kind, outcome = row.text("kind"), row.text("outcome")
+    if kind not in KINDS or outcome not in OUTCOMES:
+        raise damaged(path, f"entry {number} of halves: kind {kind}, outcome {outcome}")
+    after = values.get("error_after")
+    return Half(
+        layer=row.count("layer", Facts),
+        kind=kind,
+        outcome=outcome,
+        width=row.count("width", Facts),
+        tokens_per_width=row.number("tokens_per_width", Facts),
+        ridge=row.number("ridge", Facts),
+        error_before=row.number("error_before", Facts),
+        error_after=None if after is None else row.number("error_after", Facts),
+    )
 
 
 def curve_of(path, run):

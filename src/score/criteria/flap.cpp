@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "criteria.h"
+#include "espalier/model/gate.h"
 #include "espalier/score/sums_by_domain.h"
 #include "espalier/score/unit_sums.h"
 

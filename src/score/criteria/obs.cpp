@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 
 #include "criteria.h"
+#include "espalier/model/gate.h"
 #include "espalier/model/tensor_ops.h"
 #include "espalier/score/obs_order.h"
 #include "espalier/score/unit_sums.h"
@@ -22,12 +23,6 @@ constexpr double kNeverFalls = -1;
 struct Half {
   std::int64_t layer = 0;
   UnitKind kind = UnitKind::attention;
-};
-
-/// The entries of a half at its gate over all tensor ranks, and which of them are this rank's.
-struct Entries {
-  std::int64_t all = 0;
-  Range mine;
 };
 
 /// The matrices A and G of every scored half, split by rows over the tensor ranks. They are of all
@@ -51,7 +46,7 @@ class GramMatrices final : public Statistics {
     if (token_weight() == 0) return;
     Sums& sums = sums_of_half(layer, half);
     const at::Tensor x_NK = real_rows(seen.whole_gate, seen.real_BT).to(wide_);
-    add_products(sums.gram, x_NK, entries_of(layer, half).mine);
+    add_products(sums.gram, x_NK, gate_place(model(), layer, half).mine);
     const at::Tensor factor_B = at::where(seen.row_weights_B > 0, 1 / seen.row_weights_B, 0.0)
                                     .mul_(1 / seen.scale)
                                     .to(wide_);
@@ -102,7 +97,7 @@ class GramMatrices final : public Statistics {
     const auto entry = static_cast<std::int64_t>(at::elementSize(wide_));
     std::int64_t bytes = 0;
     for (const Half& half : scored_halves(all_layers())) {
-      const Entries entries = entries_of(half.layer, half.kind);
+      const GatePlace entries = gate_place(model(), half.layer, half.kind);
       bytes += entries.mine.size() * entries.all * entry;
       bytes += is_full() ? own_outputs().size() * hidden() * entry
                          : static_cast<std::int64_t>(sizeof(double));
@@ -128,19 +123,6 @@ class GramMatrices final : public Statistics {
     return halves;
   }
 
-  Entries entries_of(std::int64_t layer, UnitKind half) const {
-    Entries entries;
-    for (std::size_t rank = 0; rank < model().shards().size(); ++rank) {
-      const std::int64_t count =
-          gate_entries(model().shards()[rank].widths.layers[static_cast<std::size_t>(layer)], half,
-                       model().config());
-      if (static_cast<int>(rank) == model().tensor_index())
-        entries.mine = {entries.all, entries.all + count};
-      entries.all += count;
-    }
-    return entries;
-  }
-
   /// The rows of G that this rank sums: any split does, since gradients are on every rank.
   Range own_outputs() const {
     const auto ranks = static_cast<std::int64_t>(model().shards().size());
@@ -152,7 +134,7 @@ class GramMatrices final : public Statistics {
     Sums& sums = sums_[static_cast<std::size_t>(layer)][index(half)];
     if (sums.gram.defined()) return sums;
     const at::TensorOptions options = at::TensorOptions(wide_).device(model().options().device);
-    const Entries entries = entries_of(layer, half);
+    const GatePlace entries = gate_place(model(), layer, half);
     sums.gram = at::zeros({entries.mine.size(), entries.all}, options);
     sums.curvature = is_full() ? at::zeros({own_outputs().size(), hidden()}, options)
                                : at::zeros({}, options.dtype(at::kDouble));
@@ -214,7 +196,7 @@ class GramMatrices final : public Statistics {
   /// The whole matrices of a half, on every rank of `tensor`. Its rows are forgotten. Collective.
   ObsSublayer gathered(const Half& half, const RankGroup& tensor) {
     Sums& sums = sums_[static_cast<std::size_t>(half.layer)][index(half.kind)];
-    const Entries entries = entries_of(half.layer, half.kind);
+    const GatePlace entries = gate_place(model(), half.layer, half.kind);
     const LayerWeights& weights = model().layer(half.layer);
     const at::Tensor reader_DK = half.kind == UnitKind::mlp ? weights.down_DF : weights.o_DHE;
     ObsSublayer sublayer;
@@ -234,10 +216,7 @@ class GramMatrices final : public Statistics {
   /// All rows of a matrix of which each rank has some. Collective.
   static at::Tensor whole(const at::Tensor& rows, const Range& mine, std::int64_t all,
                           const RankGroup& tensor) {
-    if (tensor.size() == 1) return rows;
-    at::Tensor matrix = at::zeros({all, rows.size(1)}, rows.options());
-    matrix.narrow(0, mine.begin, mine.size()).copy_(rows);
-    all_reduce_sum(matrix, tensor.reducer());
+    at::Tensor matrix = espalier::gathered(rows, 0, mine, all, tensor.reducer());
     tensor.reducer().check();
     return matrix;
   }

@@ -1,6 +1,7 @@
 #include <cmath>
 
 #include "criteria.h"
+#include "espalier/model/gate.h"
 #include "espalier/score/sums_by_domain.h"
 #include "espalier/score/unit_sums.h"
 

@@ -6,6 +6,7 @@
 
 #include <gtest/gtest.h>
 
+#include "espalier/model/gate.h"
 #include "espalier/score/score.h"
 #include "espalier/score/sums_by_domain.h"
 #include "espalier/score/unit_sums.h"

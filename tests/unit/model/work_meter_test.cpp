@@ -20,9 +20,11 @@ TEST(WorkMeter, CountsProductsOfMatrices) {
   EXPECT_EQ(meter.work().flops, 2 * 10 * 7 * 3);
   at::linear(x, w, b);
   EXPECT_EQ(meter.work().flops, 2 * 2 * 10 * 7 * 3);
+  at::ones({10, 3}).addmm_(x.flatten(0, 1), w.t());
+  EXPECT_EQ(meter.work().flops, 3 * 2 * 10 * 7 * 3);
   at::bmm(at::ones({4, 5, 6}), at::ones({4, 6, 5}));
   x + x;
-  EXPECT_EQ(meter.work().flops, 2 * 2 * 10 * 7 * 3);
+  EXPECT_EQ(meter.work().flops, 3 * 2 * 10 * 7 * 3);
   EXPECT_GT(meter.work().forward_seconds, 0);
   EXPECT_GT(meter.work().attention_seconds, 0);
   EXPECT_EQ(meter.work().backward_seconds, 0);

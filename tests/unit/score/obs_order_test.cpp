@@ -9,6 +9,7 @@
 #include <gtest/gtest.h>
 
 #include "espalier/core/error.h"
+#include "espalier/model/work_meter.h"
 
 namespace espalier {
 namespace {
@@ -190,6 +191,36 @@ TEST(ObsOrder, RefusesWhatIsNotFinite) {
       EXPECT_EQ(error.code(), ExitCode::bad_content);
     }
   }
+}
+
+TEST(ObsOrder, ArithmeticIsWhatIsDispatched) {
+  struct Case {
+    std::vector<std::int64_t> units;
+    std::int64_t outputs;
+    bool full;
+  };
+  // Fewer channels than a block, some blocks, and so many that dead rows are dropped in between.
+  for (const Case& c :
+       {Case{channels(40), 24, true}, Case{channels(200), 24, false}, Case{channels(500), 40, true},
+        Case{{8, 8, 8, 8, 8}, 24, true}, Case{{16, 16}, 8, false}, Case{{8}, 24, true}}) {
+    ObsSublayer sublayer = random_sublayer(
+        std::accumulate(c.units.begin(), c.units.end(), std::int64_t{0}), c.outputs, c.units);
+    if (!c.full) sublayer.curvature_DD.reset();
+    sublayer.curvature_scale = 1;
+    const WorkMeter meter;
+    obs_scores(sublayer);
+    EXPECT_EQ(obs_order_flops(c.units, c.outputs, c.full).products, meter.work().flops)
+        << c.units.size() << " units";
+  }
+}
+
+TEST(ObsOrder, FactorsAndVectorsByHand) {
+  // K^3 for the factor and the inverse; of the b-th of a block 3 products with a [b, K] matrix.
+  EXPECT_EQ(obs_order_flops(channels(1), 4, false).others, 1);
+  EXPECT_EQ(obs_order_flops(channels(3), 4, false).others, 27 + 3 * 2 * 3);
+  // Two heads of 2: both costs (8 / 3 + 16), the factor of the one that falls and its rows.
+  EXPECT_DOUBLE_EQ(obs_order_flops({2, 2}, 4, false).others,
+                   64 + 2 * (8.0 / 3 + 16) + 8.0 / 3 + 2 * 4 * 4);
 }
 
 }  // namespace
