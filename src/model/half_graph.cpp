@@ -89,6 +89,8 @@ bool LossScale::lower() {
   return true;
 }
 
+void LossScale::restore(double factor) { exponent_ = std::ilogb(factor); }
+
 GradientScope::GradientScope(const LayerWeights& layer, const std::vector<TensorRole>& roles) {
   for (const TensorRole role : roles) weights_.push_back(layer.by_role(role));
   for (at::Tensor& w : weights_) w.requires_grad_(true);
