@@ -719,7 +719,7 @@ class PruningRun {
     on_root("save", [&] {
       directory_->require_lock();
       Saved saved = make();
-      Commit commit{kind, iteration, std::move(saved.state), std::move(saved.parts), {}};
+      Commit commit{kind, iteration, std::move(saved.state), {}, std::move(saved.parts)};
       commit.manifest = {{"schema", 2},
                          {"plan_digest", plan_.digest()},
                          {"config_sha256", provenance_.at("config_sha256")},

@@ -38,9 +38,9 @@ struct Commit {
   std::int64_t iteration = 0;
   /// Bytes of state.h5 or sums.h5.
   std::vector<std::byte> state;
-  std::vector<CommitPart> parts;
   /// MANIFEST.json.
   nlohmann::ordered_json manifest;
+  std::vector<CommitPart> parts{};
 };
 
 /// What the commit's run read, as its manifest records it. Throws Error(bad_content) for a record
