@@ -21,8 +21,6 @@ from workbench import SHAPE, digest_of, main, merged, metrics_of, run, status_of
 
 LAYER_MAJOR = {"execution": {"order": "layer_major", "boundaries": "memory"}}
 LAYERS = SHAPE["layers"]
-# Layers that are finished in a pass: the last one is protected, and differentiated all the same.
-FINISHED = LAYERS
 MICRO_BATCHES = 6
 
 
@@ -45,7 +43,7 @@ class Paused(Interrupted):
     """What the tests below share; has none of its own."""
 
     config_change = {}
-    layers = FINISHED
+    layers = LAYERS  # that are finished in a pass: protected ones above the lowest that can fall, too
     at = 3  # the iteration that is paused
     forward = False  # whether layers are finished on the way forward
 
@@ -166,7 +164,7 @@ class Taylor(Everywhere):
     def test_in_the_middle_of_a_layer(self):
         """The layer comes to its end first."""
         run_dir = self.folder / "middle"
-        # Forward in four layers, then back: the third half of the second micro-batch of the last layer but one.
+        # On the way back: the second micro-batch of the last layer but one.
         fault = f"point=layer.backward;iter=3;nth={2 * MICRO_BATCHES + 3};action=sigusr1"
         result = self.start(run_dir, fault=fault).wait()
         self.assertEqual(result.code, 75, result)
@@ -182,9 +180,9 @@ class Taylor(Everywhere):
         self.assertEqual(running.wait().code, 75)
         self.assertEqual(status_of(run_dir)["reason"], "STOP file")
         self.goes_on(run_dir, 2, (2, 1))
-        # A layer back takes 6 x 0.6 s, so that what is left of 15 s does not hold two more after some.
+        # A layer takes twelve times 0.3 s on the way back, so that 15 s do not hold all of a pass.
         run_dir = self.folder / "hours"
-        slow = "point=backward.exit;action=slow:1|point=layer.backward;iter=1;action=slow:300"
+        slow = "point=layer.backward;iter=1;action=slow:300"
         begin = time.monotonic()
         result = self.start(run_dir, 1, 1, slow, "--max-hours", 15 / 3600).wait()
         self.assertEqual(result.code, 75, result)
@@ -344,7 +342,7 @@ class DomainByDomain(Paused):
     """A traversal for each domain: stops in the second one, on its way forward too."""
 
     config_change = {"calibration": {"combine": "weighted_mean"}}
-    layers = 2 * FINISHED
+    layers = 2 * LAYERS
 
     def test_in_both_domains(self):
         for layer in (3, LAYERS, LAYERS + 1, LAYERS + 3, 2 * LAYERS):
@@ -359,9 +357,9 @@ class DomainByDomain(Paused):
     def test_forward_in_the_second_domain(self):
         """Before any layer of it is finished, the first domain stays."""
         run_dir = self.folder / "forward"
-        fault = "point=reduce.exit;iter=3;nth=4;action=slow:1|point=calibrate.exit;iter=3;nth=1;action=slow:1|point=layer.forward;iter=3;nth={};action=sigusr1"
-        # Of the three micro-batches of each domain: twice forward through eight halves, and the second domain's first.
-        result = self.start(run_dir, fault=fault.format(3 * (8 + 4) + 2)).wait()
+        # Three micro-batches of the first domain went through eight halves, and on the way back through the attention of four
+        # layers once more.
+        result = self.start(run_dir, fault=f"point=layer.forward;iter=3;nth={3 * (8 + 4) + 2};action=sigusr1").wait()
         self.assertEqual(result.code, 75, result)
         self.assertEqual((self.facts_of(run_dir)["traversals"], self.facts_of(run_dir)["layers"]), (1, 0))
         self.goes_on(run_dir, LAYERS)
@@ -416,10 +414,6 @@ class Half(Narrow):
 
 class Brain(Narrow):
     config_change = {"model": {"path": "model", "dtype": "bfloat16"}}
-
-
-# They would be tests of their own.
-del Everywhere, Interrupted
 
 
 if __name__ == "__main__":
