@@ -9,6 +9,7 @@
 #include <gtest/gtest.h>
 
 #include "espalier/core/error.h"
+#include "espalier/store/files.h"
 #include "support/temporary_directory.h"
 
 namespace espalier {
