@@ -327,7 +327,7 @@ int command_doctor(const CommandOptions& options) {
   if (!options.list_faults)
     throw Error(ExitCode::usage, "doctor needs something to do", "no option says what",
                 "Give --list-faults.");
-  const std::string any = "any point takes: kill9, stop, throw, alloc-fail, slow:MS";
+  const std::string any = "any point takes: kill9, stop, sigusr1, throw, alloc-fail, slow:MS";
   log::write(log::Level::info, log::Block{any, any + "\n", {}});
   for (const fault::Point& point : fault::points()) {
     const std::string special = point.special_actions();

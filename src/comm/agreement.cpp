@@ -126,7 +126,7 @@ void together(Communicator& comm, const std::string& phase,
 void agree_to_continue(Communicator& world, const std::string& phase, const Problems& mine,
                        const RoundHooks& hooks) {
   if (hooks.poll) hooks.poll();
-  std::array<std::int64_t, 2> flags{mine.empty() ? 0 : 1, stop::requests()};
+  std::array<std::int64_t, 2> flags{mine.empty() ? 0 : 1, hooks.heeds_stop ? stop::requests() : 0};
   world.all_reduce({flags.data(), flags.size(), DType::i64}, ReduceOp::max);
   if (flags[0] != 0) agree(world, phase, mine);
   if (flags[1] != 0) throw stop::Stopped(static_cast<int>(flags[1]));

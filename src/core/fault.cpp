@@ -25,7 +25,7 @@ namespace espalier::fault {
 namespace {
 
 struct Action {
-  enum class Kind { kill9, stop, raise, slow, nan, short_write, io_error, alloc_fail } kind;
+  enum class Kind { kill9, stop, ask, raise, slow, nan, short_write, io_error, alloc_fail } kind;
   int argument = 0;  // milliseconds, or errno
 };
 
@@ -91,12 +91,10 @@ T number(const std::string& key, const std::string& text, T least, T most) {
 
 Action parse_action(const std::string& text) {
   using Kind = Action::Kind;
-  static const std::vector<std::pair<std::string, Kind>> plain{{"kill9", Kind::kill9},
-                                                               {"stop", Kind::stop},
-                                                               {"throw", Kind::raise},
-                                                               {"nan", Kind::nan},
-                                                               {"short-write", Kind::short_write},
-                                                               {"alloc-fail", Kind::alloc_fail}};
+  static const std::vector<std::pair<std::string, Kind>> plain{
+      {"kill9", Kind::kill9},          {"stop", Kind::stop}, {"sigusr1", Kind::ask},
+      {"throw", Kind::raise},          {"nan", Kind::nan},   {"short-write", Kind::short_write},
+      {"alloc-fail", Kind::alloc_fail}};
   for (const auto& [name, kind] : plain)
     if (text == name) return {kind, 0};
   if (text.starts_with("slow:")) return {Kind::slow, number<int>("slow", text.substr(5), 1, kMost)};
@@ -104,8 +102,8 @@ Action parse_action(const std::string& text) {
     for (const auto& [name, value] : kErrnos)
       if (text.substr(6) == name) return {Kind::io_error, value};
   usage(fmt::format("unknown action '{}'", text),
-        "Actions: kill9, stop, throw, alloc-fail, slow:MS, nan, short-write, errno:NAME (ENOSPC, "
-        "EIO, EDQUOT, EFBIG, EACCES, EROFS, EEXIST, ENOENT).");
+        "Actions: kill9, stop, sigusr1, throw, alloc-fail, slow:MS, nan, short-write, errno:NAME "
+        "(ENOSPC, EIO, EDQUOT, EFBIG, EACCES, EROFS, EEXIST, ENOENT).");
 }
 
 const Point& known_point(const std::string& name) {
@@ -176,9 +174,10 @@ Spec parse_spec(const std::string& text, int ranks) {
       usage(fmt::format("unknown key '{}'", key), "Keys: point, rank, iter, nth, seed, p, action.");
   }
   if (action.empty())
-    usage(fmt::format("'{}' has no action", text),
-          "Actions: kill9, stop, throw, alloc-fail, slow:MS, and where a point offers them nan, "
-          "short-write, errno:NAME.");
+    usage(
+        fmt::format("'{}' has no action", text),
+        "Actions: kill9, stop, sigusr1, throw, alloc-fail, slow:MS, and where a point offers them "
+        "nan, short-write, errno:NAME.");
   if (spec.seed && spec.probability == 1.0)
     usage("seed= has no effect without p=", "Give p=, the chance of each hit.");
   require_effect(spec, action, ranks);
@@ -205,6 +204,9 @@ Outcome perform(const Spec& spec, const State& s) {
       break;
     case Kind::stop:
       ::raise(SIGSTOP);
+      break;
+    case Kind::ask:
+      ::raise(SIGUSR1);
       break;
     case Kind::raise:
       throw Error(ExitCode::internal, fmt::format("fault injected at {}", spec.point), {}, {},
@@ -304,6 +306,15 @@ const std::vector<Point>& points() {
                         "before a written file is read back and compared", false, true, false,
                         root_only});
     }
+    // Every rank writes its own files for a paused pass; their directory is part of a save.
+    constexpr std::size_t kStepsOfFile = 5;
+    for (std::size_t i = 0; i < kStepsOfFile; ++i)
+      list.push_back({fmt::format("pause.{}", steps[i].first),
+                      fmt::format("{} (pause)", steps[i].second), false, true,
+                      std::string_view(steps[i].first) == "write"});
+    list.push_back(
+        {"pause.readback", "before a written file is read back and compared", false, true});
+    list.push_back({"pause.recall", "before what a paused pass left of a micro-batch is read"});
     list.push_back(
         {"save.manifest", "before the manifest of a commit is written", false, false, false, true});
     list.push_back({"refit.solve", "before a matrix is solved from its sums"});

@@ -72,6 +72,8 @@ bool LossScale::lower() {
   return true;
 }
 
+void LossScale::restore(double factor) { exponent_ = std::ilogb(factor); }
+
 HalfGraph::HalfGraph(const CausalLM& model, std::int64_t half, const at::Tensor& x_BTD,
                      const PackedRows* packed, const BackwardObserver& observer)
     : wants_gate_(observer.wants_gate(half / 2, kind_of(half))),

@@ -50,6 +50,8 @@ class LossScale {
   bool may_overflow() const { return narrow_; }
   /// 256 times less, down to the loss itself; false when that is what it was.
   bool lower();
+  /// Goes on with a factor that this had in another process.
+  void restore(double factor);
 
  private:
   bool narrow_;

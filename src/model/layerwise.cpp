@@ -6,6 +6,8 @@
 
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "espalier/core/fault.h"
 #include "espalier/model/tensor_ops.h"
@@ -98,6 +100,31 @@ Problems LayerwisePass::embed(std::size_t micro_batch) {
   MicroBatch& m = *batches_[micro_batch];
   return put(0, micro_batch,
              espalier::embed(model_, m.batch.tokens_BT, tensor_.reducer(), m.watch));
+}
+
+std::vector<std::int64_t> LayerwisePass::shape_at_boundary(std::size_t micro_batch) const {
+  const at::Tensor& tokens_BT = batches_[micro_batch]->batch.tokens_BT;
+  return {tokens_BT.size(0), tokens_BT.size(1), model_.config().hidden};
+}
+
+AtBoundary LayerwisePass::at_boundary(std::int64_t place, std::size_t micro_batch) {
+  return {boundaries_->get(place == kGradients ? under_way() : place, micro_batch),
+          batches_[micro_batch]->scale.factor()};
+}
+
+void LayerwisePass::put_back(std::int64_t place, std::size_t micro_batch, const AtBoundary& there) {
+  const std::vector<std::int64_t> shape = shape_at_boundary(micro_batch);
+  if (there.x_BTD.sizes() != at::IntArrayRef(shape) ||
+      there.x_BTD.scalar_type() != model_.options().dtype)
+    throw Error(
+        ExitCode::bad_content,
+        fmt::format("a paused pass left {} of {} where {} of {} is due",
+                    at::toString(there.x_BTD.scalar_type()), fmt::join(there.x_BTD.sizes(), " x "),
+                    at::toString(model_.options().dtype), fmt::join(shape, " x ")),
+        "the files are of other work", "Remove its directory in ckpt/.");
+  batches_[micro_batch]->scale.restore(there.loss_scale);
+  boundaries_->put(place == kGradients ? under_way() : place, micro_batch,
+                   there.x_BTD.to(model_.options().device));
 }
 
 void LayerwisePass::fetch_forward(std::int64_t layer, std::size_t micro_batch) {

@@ -10,6 +10,7 @@
 #include "espalier/core/fault.h"
 #include "espalier/core/hash.h"
 #include "espalier/core/json.h"
+#include "espalier/score/boundary_files.h"
 #include "espalier/store/files.h"
 #include "sealed_json.h"
 
@@ -48,6 +49,13 @@ std::optional<std::int64_t> iteration_of(const std::string& name, CommitKind kin
 std::string numbers_text(const std::vector<std::int64_t>& numbers) {
   return numbers.empty() ? "none" : fmt::format("{}", fmt::join(numbers, ", "));
 }
+
+fs::path temporary_in(const fs::path& directory, std::int64_t iteration, int attempt) {
+  return directory / fmt::format(".tmp-{:06}-{}", iteration, attempt);
+}
+
+/// What a commit is called while one of its name takes its place.
+constexpr const char* kReplaced = ".replaced-";
 
 /// Names of the entries of a directory that is there; none where there is no directory.
 std::vector<std::string> names_in(const fs::path& directory) {
@@ -94,31 +102,64 @@ std::string CommitStore::directory_name(std::int64_t iteration, CommitKind kind)
   return fmt::format("{}{:06}", prefix_of(kind), iteration);
 }
 
+fs::path CommitStore::prepare(std::int64_t iteration, int attempt) const {
+  fs::path temporary = temporary_in(directory_, iteration, attempt);
+  if (name_exists(temporary)) discard(temporary);
+  make_directory(temporary);
+  return temporary;
+}
+
 void CommitStore::publish(const Commit& commit, int attempt) {
   const std::string name = directory_name(commit.iteration, commit.kind);
   const std::string state = state_name(commit.kind);
   const fs::path final_path = directory_ / name;
-  const fs::path temporary = directory_ / fmt::format(".tmp-{:06}-{}", commit.iteration, attempt);
+  const fs::path temporary = temporary_in(directory_, commit.iteration, attempt);
   require_free_space(directory_, commit.state.size() + commit.state.size() / 5 + (1u << 20));
-  if (name_exists(temporary)) discard(temporary);
-  make_directory(temporary);
+  if (commit.parts.empty()) prepare(commit.iteration, attempt);
   // Read back and compared before it is closed (store/files.h).
   write_new_file(temporary / state, commit.state, WriteScope::save);
   nlohmann::ordered_json manifest = commit.manifest;
   manifest["iteration"] = commit.iteration;
   manifest["files"] = {
       {state, {{"bytes", commit.state.size()}, {"sha256", sha256_hex(commit.state)}}}};
+  for (const CommitPart& part : commit.parts)
+    manifest["files"][part.name] = {{"bytes", part.bytes}, {"sha256", part.sha256}};
   fault::hit("save.manifest");
   write_new_file(temporary / kManifest, sealed(std::move(manifest)), WriteScope::save);
   fsync_directory(temporary, WriteScope::save);
-  if (name_exists(final_path)) discard(final_path);
+  const fs::path replaced = directory_ / (kReplaced + name);
+  if (name_exists(final_path)) rename_path(final_path, replaced, WriteScope::save);
   rename_path(temporary, final_path, WriteScope::save);
   if (commit.kind == CommitKind::iteration) good_.insert(commit.iteration);
   fsync_directory(directory_, WriteScope::save);
+  if (name_exists(replaced)) remove_tree(replaced, WriteScope::save);
   replace_file(directory_ / "LATEST", name + "\n", WriteScope::save);
 }
 
 namespace {
+
+void require_size(const fs::path& path, std::int64_t bytes, const nlohmann::ordered_json& facts) {
+  if (bytes == facts.at("bytes").get<std::int64_t>()) return;
+  throw Error(ExitCode::bad_content,
+              fmt::format("{} bytes, the manifest says {}", bytes, json_text(facts.at("bytes"))),
+              {}, kDamaged, path.string());
+}
+
+void require_hash(const fs::path& path, const std::string& sha256,
+                  const nlohmann::ordered_json& facts) {
+  if (sha256 == facts.at("sha256").get<std::string>()) return;
+  throw Error(ExitCode::bad_content, "the content does not match its hash", {}, kDamaged,
+              path.string());
+}
+
+/// Too large to be held.
+CommitPart checked_part(const fs::path& path, const nlohmann::ordered_json& facts) {
+  CommitPart part{path.filename().string(), bytes_of_file(path), {}};
+  require_size(path, part.bytes, facts);
+  part.sha256 = sha256_of_file(path);
+  require_hash(path, part.sha256, facts);
+  return part;
+}
 
 Commit read_parts(const fs::path& directory) {
   Commit commit;
@@ -132,15 +173,13 @@ Commit read_parts(const fs::path& directory) {
                   "a commit holds nothing else", "Move the file elsewhere.", entry.string());
   for (const auto& [name, facts] : files.items()) {
     const fs::path path = directory / name;
+    if (is_boundary_file_name(name)) {
+      commit.parts.push_back(checked_part(path, facts));
+      continue;
+    }
     const std::string bytes = read_file(path);
-    if (bytes.size() != facts.at("bytes").get<std::size_t>())
-      throw Error(
-          ExitCode::bad_content,
-          fmt::format("{} bytes, the manifest says {}", bytes.size(), json_text(facts.at("bytes"))),
-          {}, kDamaged, path.string());
-    if (sha256_hex(std::string_view(bytes)) != facts.at("sha256").get<std::string>())
-      throw Error(ExitCode::bad_content, "the content does not match its hash", {}, kDamaged,
-                  path.string());
+    require_size(path, std::ssize(bytes), facts);
+    require_hash(path, sha256_hex(std::string_view(bytes)), facts);
     for (const CommitKind kind : {CommitKind::iteration, CommitKind::pass}) {
       if (name != state_name(kind)) continue;
       commit.kind = kind;
@@ -230,6 +269,14 @@ std::vector<std::string> CommitStore::set_aside_newer(std::int64_t iteration,
 }
 
 void CommitStore::sweep() const {
+  for (const std::string& name : names_in(directory_)) {
+    if (!name.starts_with(kReplaced)) continue;
+    const fs::path final_path = directory_ / name.substr(std::string_view(kReplaced).size());
+    if (name_exists(final_path))
+      remove_tree(directory_ / name, WriteScope::save);
+    else
+      rename_path(directory_ / name, final_path, WriteScope::save);
+  }
   for (const std::string& name : names_in(directory_))
     if (name.starts_with(".tmp-") || name.starts_with(".trash-") ||
         name.starts_with(".LATEST.tmp-"))

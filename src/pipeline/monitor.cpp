@@ -51,7 +51,12 @@ void Monitor::leave() {
 
 RoundHooks Monitor::hooks(const std::string& unit) {
   return {[this] { poll(); },
-          [this, unit](std::int64_t done, std::int64_t total) { progress(done, total, unit); }};
+          [this, unit](std::int64_t done, std::int64_t total) { progress(done, total, unit); },
+          [this](double seconds) { foresee(seconds); }};
+}
+
+void Monitor::foresee(double seconds) {
+  longest_unwatched_ = std::max(longest_unwatched_, seconds);
 }
 
 void Monitor::poll() {

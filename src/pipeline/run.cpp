@@ -5,6 +5,7 @@
 #include <chrono>
 #include <map>
 #include <optional>
+#include <sstream>
 #include <utility>
 
 #include <fmt/format.h>
@@ -16,6 +17,7 @@
 #include "espalier/core/host.h"
 #include "espalier/core/json.h"
 #include "espalier/core/log.h"
+#include "espalier/core/paths.h"
 #include "espalier/core/stop.h"
 #include "espalier/core/text.h"
 #include "espalier/eval/evaluation.h"
@@ -188,11 +190,16 @@ class PruningRun {
   /// Takes up the newest commit, and writes down what this attempt is.
   void begin() {
     fault::hit("resume.enter");
-    std::string state, sums;
+    std::string state, sums, place;
     if (directory_ && directory_->start()) state = text_of(directory_->start()->state);
-    if (directory_ && directory_->paused_pass()) sums = text_of(directory_->paused_pass()->state);
+    if (directory_ && directory_->paused_pass()) {
+      const Commit& pass = *directory_->paused_pass();
+      sums = text_of(pass.state);
+      place = absolute_path(directory_->commits().path_of(pass.iteration, pass.kind)).string();
+    }
     state = world_.broadcast_text(state, 0);
     sums = world_.broadcast_text(sums, 0);
+    place = world_.broadcast_text(place, 0);
     const std::string losses = world_.broadcast_text(saved_losses(), 0);
     together(world_, "resume", [&] {
       if (!state.empty()) {
@@ -204,6 +211,7 @@ class PruningRun {
       if (!sums.empty()) paused_ = read_sums(Hdf5Reader::from_image(bytes_of(sums), "sums.h5"));
       losses_ = losses_from(nlohmann::ordered_json::parse(losses));
     });
+    if (paused_ && paused_->micro_batches > 0 && paused_->finished) open_boundaries(place);
     fault::hit("resume.exit");
     provenance_ = make_provenance(config_, *source_, inputs_, grid_, device_name(options_));
     on_root("open the run directory", [&] {
@@ -219,6 +227,22 @@ class PruningRun {
         log::info("limit    stops in time before {} are over", duration(request_.max_seconds));
     });
     monitor_.leave();
+  }
+
+  /// Every rank reads what its micro-batches need. Collective.
+  void open_boundaries(const fs::path& place) {
+    if (!is_seen_by_all(place)) {
+      if (grid_.is_root())
+        log::warning("the paused pass is done anew: not every rank sees {}", place.string());
+      paused_.reset();
+      return;
+    }
+    together(world_, "resume", [&] { boundaries_.emplace(place, paused_->micro_batches); });
+  }
+  bool is_seen_by_all(const fs::path& place) {
+    std::int64_t sees = 0;
+    together(world_, "resume", [&] { sees = directory_exists(place) ? 1 : 0; });
+    return world_.min(sees) != 0;
   }
 
   /// A commit of a run that compensates has them.
@@ -419,16 +443,67 @@ class PruningRun {
     monitor_.enter("calibrate");
     ScoreRequest request = score_request(i);
     request.paused = std::exchange(paused_, std::nullopt);
+    if (request.layer_by_layer) request.boundaries = boundary_keeper(i);
     try {
       ScorePass pass = score(held_->model(), drawn(i), request, grid_, score_hooks());
-      if (request.paused && pass.continued_tokens == 0 && grid_.is_root())
+      boundaries_.reset();
+      if (request.paused && !pass.continued && grid_.is_root())
         log::warning("the sums of the paused pass are of other work: iteration {} began anew", i);
       if (request.each_domain && pass.of_domains.empty()) pass.of_domains = score_each_domain(i);
       return pass;
     } catch (const Paused& paused) {
       commit_pass(paused.pass());
       throw;
+    } catch (const stop::Stopped&) {
+      if (grid_.is_root() && request.layer_by_layer)
+        log::info(
+            "iteration {} has finished no {}layer: {}", i, request.paused ? "further " : "",
+            request.paused ? "it goes on from the paused pass again" : "its pass begins anew");
+      throw;
     }
+  }
+
+  /// What lies between two layers goes beside the sums, which commit_pass() writes then.
+  BoundaryKeeper boundary_keeper(std::int64_t i) {
+    BoundaryKeeper keeper;
+    keeper.keep = [this, i](const std::vector<StandingBatch>& share) {
+      return keep_boundaries(i, share);
+    };
+    if (boundaries_)
+      keeper.recall = [this](std::int64_t number) { return boundaries_->read(number); };
+    return keeper;
+  }
+
+  bool keep_boundaries(std::int64_t i, const std::vector<StandingBatch>& share) {
+    monitor_.enter("save");
+    std::string place;
+    on_root("save", [&] {
+      directory_->require_lock();
+      place = absolute_path(directory_->commits().prepare(i, directory_->attempt())).string();
+    });
+    place = world_.broadcast_text(place, 0);
+    if (!is_seen_by_all(place)) {
+      if (grid_.is_root()) log::warning("the pass cannot be paused: not every rank sees {}", place);
+      return false;
+    }
+    std::string mine;
+    together(world_, "save", [&] {
+      if (share.empty()) return;
+      const std::string name = boundary_file_name(world_.rank());
+      const BoundaryFile file =
+          write_boundaries(fs::path(place) / name, share, to_dtype(options_.dtype));
+      mine = fmt::format("{} {} {}", name, file.bytes, file.sha256);
+    });
+    parts_.clear();
+    for (const std::string& text : world_.gather_text(mine))
+      if (!text.empty()) parts_.push_back(part_of(text));
+    return true;
+  }
+  static CommitPart part_of(const std::string& text) {
+    CommitPart part;
+    std::istringstream words(text);
+    words >> part.name >> part.bytes >> part.sha256;
+    return part;
   }
 
   ScoreRequest score_request(std::int64_t i) const {
@@ -494,12 +569,16 @@ class PruningRun {
   /// Sums are small and took long: what a stop interrupts goes on where it was.
   void commit_pass(const PausedPass& pass) {
     save(CommitKind::pass, pass.iteration, [&] {
-      return Saved{sums_image(pass),
-                   {{"pass", {{"micro_batches", pass.micro_batches}, {"tokens", pass.tokens}}}}};
+      nlohmann::ordered_json facts{{"micro_batches", pass.micro_batches}, {"tokens", pass.tokens}};
+      if (pass.finished) {
+        facts["traversals"] = pass.finished->traversals;
+        facts["layers"] = pass.finished->layers;
+      }
+      return Saved{sums_image(pass), {{"pass", facts}}, std::exchange(parts_, {})};
     });
     if (grid_.is_root())
       log::info("iteration {} paused after {} of a pass over the data", pass.iteration,
-                counted(pass.micro_batches, "micro-batch", "micro-batches"));
+                what_is_done(pass));
   }
 
   Advance rank_units(const ScoreTable& scores, std::int64_t i) {
@@ -588,6 +667,7 @@ class PruningRun {
     row["removed_channels"] = step.removed_channels;
     row["tokens"] = pass.table.tokens;
     if (pass.continued_tokens > 0) row["continued_tokens"] = pass.continued_tokens;
+    if (pass.continued_layers > 0) row["continued_layers"] = pass.continued_layers;
     for (const SkippedBatch& batch : pass.skipped)
       row["skipped"].push_back({{"domain", batch.domain}, {"rows", batch.rows}});
     row["imbalance"] = imbalance(source_->config, held_->model().shards());
@@ -621,13 +701,15 @@ class PruningRun {
   void commit(const ScoreTable& scores, const nlohmann::ordered_json& row) {
     save(CommitKind::iteration, plan_.iteration, [&] {
       return Saved{state_image(plan_, scores, means_),
-                   {{"metrics", row}, {"losses", losses_json(losses_)}}};
+                   {{"metrics", row}, {"losses", losses_json(losses_)}},
+                   {}};
     });
   }
 
   struct Saved {
     std::vector<std::byte> state;
     nlohmann::ordered_json facts;  // of the manifest, beside those that every commit has
+    std::vector<CommitPart> parts;
   };
 
   /// Rank 0 makes and writes what is saved; all ranks agree that it is there.
@@ -637,7 +719,7 @@ class PruningRun {
     on_root("save", [&] {
       directory_->require_lock();
       Saved saved = make();
-      Commit commit{kind, iteration, std::move(saved.state), {}};
+      Commit commit{kind, iteration, std::move(saved.state), {}, std::move(saved.parts)};
       commit.manifest = {{"schema", 2},
                          {"plan_digest", plan_.digest()},
                          {"config_sha256", provenance_.at("config_sha256")},
@@ -774,8 +856,10 @@ class PruningRun {
   Inputs inputs_;
   std::optional<RunDirectory> directory_;  // rank 0 only
   nlohmann::ordered_json provenance_;
-  std::optional<PausedPass> paused_;  // continued by the first iteration
-  DomainLosses losses_;               // of earlier passes
+  std::optional<PausedPass> paused_;         // continued by the first iteration
+  std::optional<BoundaryFiles> boundaries_;  // of it, where it stands between two layers
+  std::vector<CommitPart> parts_;            // of the commit that comes next
+  DomainLosses losses_;                      // of earlier passes
   std::optional<HeldModel> held_;
   std::map<std::pair<std::string, int>, int> stragglers_;  // how often a phase had this rank last
   std::int64_t exported_parts_ = 0;

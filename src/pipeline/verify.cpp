@@ -12,6 +12,7 @@
 #include "espalier/pipeline/run_directory.h"
 #include "espalier/pipeline/source.h"
 #include "espalier/prune/plan_scores.h"
+#include "espalier/score/boundary_files.h"
 #include "espalier/score/paused_pass.h"
 
 namespace espalier {
@@ -30,9 +31,12 @@ std::string check_pass(const Commit& commit, const fs::path& path) {
                 fmt::format("the sums are of iteration {}, the manifest of {}", pass.iteration,
                             commit.iteration),
                 "both are written together", kDamaged, path.string());
-  return fmt::format("{}: sums after {}, {}", path.filename().string(),
-                     counted(pass.micro_batches, "micro-batch", "micro-batches"),
-                     counted(pass.tokens, "token"));
+  std::string text = fmt::format("{}: sums after {}, {}", path.filename().string(),
+                                 what_is_done(pass), counted(pass.tokens, "token"));
+  if (!pass.finished || pass.micro_batches == 0) return text;
+  const BoundaryFiles boundaries(path, pass.micro_batches);
+  return text + fmt::format(", {:.1f} MiB between layers",
+                            static_cast<double>(boundaries.bytes()) / (1 << 20));
 }
 
 RunConfig config_of_run(const fs::path& run) {

@@ -58,9 +58,11 @@ class Pass {
 
   ScorePass run() {
     ScorePass pass;
+    work_ = work_of(model_, data_, request_);
     if (request_.paused && is_continued_by_this(*request_.paused)) {
       continue_from(*request_.paused);
-      pass.continued_tokens = request_.paused->tokens;
+      pass.continued = true;
+      if (!request_.layer_by_layer) pass.continued_tokens = request_.paused->tokens;
     }
     // Memory is spared for the accumulators first: they grow while graphs are kept.
     if (!request_.layer_by_layer)
@@ -76,12 +78,22 @@ class Pass {
     pass.seconds = seconds_;
     pass.statistics_bytes = statistics_bytes_;
     pass.boundary_bytes = boundary_bytes_;
+    pass.continued_layers = continued_layers_;
     pass.skipped = std::move(skipped_);
     pass.repeated_halves = repeated_halves_;
     return pass;
   }
 
  private:
+  /// What this rank counted.
+  struct Counts {
+    std::vector<double> loss, real_tokens;
+    std::int64_t tokens = 0;
+  };
+
+  /// Where the micro-batches of a traversal that goes layer by layer are.
+  enum class Standing { nowhere, between_layers, at_the_end };
+
   Prompts prompts() const {
     return request_.share_prompts && statistics_->sums_over_tokens() ? Prompts::shared
                                                                      : Prompts::repeated;
@@ -99,13 +111,15 @@ class Pass {
     while (traversed_ < traversals()) {
       statistics_->clear();
       if (continued_) statistics_->restore(*std::exchange(continued_, std::nullopt));
+      if (reduced_) statistics_->restore_reduced(*std::exchange(reduced_, std::nullopt));
       if (statistics_->weighs_tokens()) weigh_tokens();
       const std::vector<MicroBatch> order =
           goes_domain_by_domain() ? data_.micro_batches_of(traversed_) : data_.micro_batches();
       if (!(request_.layer_by_layer ? run_layers(order) : run_sequences(order))) continue;
-      if (request_.means && !goes_domain_by_domain()) take_means();
       ++traversed_;
     }
+    if (reduced_) statistics_->restore_reduced(*std::exchange(reduced_, std::nullopt));
+    if (request_.means && !goes_domain_by_domain()) take_means();
   }
 
   /// Each micro-batch through the whole model. False: the pass begins anew.
@@ -182,49 +196,81 @@ class Pass {
   bool run_layers(const std::vector<MicroBatch>& order) {
     const Clock::time_point begin = Clock::now();
     const double reduced_before = seconds_["reduce"];
+    const Counts before{loss_, real_tokens_, tokens_};
     fault::hit("calibrate.enter");
-    const bool differentiates = statistics_->needs() == Needs::gradients;
     LayerRounds rounds(grid_, "calibrate", model_, *request_.layer_by_layer,
                        static_cast<std::int64_t>(order.size()),
-                       differentiates ? lowest_half(request_.scored) : 2 * model_.layers(), hooks_);
-    std::vector<CalibrationBatch> batches;  // of this rank
-    const auto observer_of = [&](std::size_t k) -> Statistics& {
-      statistics_->enter(batches[k].domain);
-      return *statistics_;
-    };
-    const auto go_on = [&] { return !left_out(order); };
-    // What comes of a layer is made of it while its weights are here, so nothing broken may be in
-    // its sums.
-    const auto finished = [&](std::int64_t layer) {
-      Problems problems;
-      for (const LayerwisePass::Broken& broken : rounds.broken())
-        problems.add(skipped_or(rounds.number_of(broken.micro_batch), Problems({broken.problem})));
-      agree(grid_.world(), "calibrate", problems);
-      if (!go_on()) return false;
-      finish_layers({layer, layer + 1});
-      return true;
-    };
-    rounds.embed([&](std::int64_t j) {
-      batches.push_back(read(order, j));
-      real_tokens_[batches.back().domain] += static_cast<double>(batches.back().real_tokens);
-      return batches.back().batch;
-    });
-    if (!rounds.forward(observer_of,
-                        [&](std::int64_t layer) { return differentiates || finished(layer); }))
-      return false;
-    rounds.loss([](std::size_t) {},
-                [&](std::size_t k, TokenLosses losses) {
-                  if (!losses.problems.empty())
-                    return skipped_or(rounds.number_of(k), std::move(losses.problems));
-                  account_loss(batches[k], losses.nll_N);
-                  return Problems();
-                });
-    if (!go_on() || !rounds.backward(observer_of, finished)) return false;
+                       differentiates() ? lowest_half(request_.scored) : 2 * model_.layers(),
+                       hooks_, can_pause() ? Stops::between_layers : Stops::in_rounds,
+                       finished_layers_);
+    try {
+      if (!walk_layers(order, rounds)) return false;
+      stop_between_layers();
+    } catch (const stop::Stopped& stopped) {
+      pause_layers(stopped, order, rounds,
+                   standing_ == Standing::nowhere ? before : Counts{loss_, real_tokens_, tokens_});
+    }
+    finished_layers_ = 0;
+    standing_ = Standing::nowhere;
     boundary_bytes_ = std::max(boundary_bytes_, rounds.pass().boundary_bytes());
     repeated_halves_ = std::max(repeated_halves_, rounds.pass().repeated_halves());
     fault::hit("calibrate.exit");
     seconds_["calibrate"] += seconds_since(begin) - (seconds_["reduce"] - reduced_before);
     return true;
+  }
+
+  bool walk_layers(const std::vector<MicroBatch>& order, LayerRounds& rounds) {
+    const bool continues = finished_layers_ > 0;
+    std::vector<CalibrationBatch> batches;  // of this rank
+    const auto observer_of = [&](std::size_t k) -> Statistics& {
+      statistics_->enter(batches[k].domain);
+      return *statistics_;
+    };
+    const auto finished = [&](std::int64_t layer) { return finish_layer(layer, order, rounds); };
+    rounds.embed(
+        [&](std::int64_t j) {
+          batches.push_back(read(order, j));
+          if (!continues)
+            real_tokens_[batches.back().domain] += static_cast<double>(batches.back().real_tokens);
+          return batches.back().batch;
+        },
+        request_.boundaries.recall);
+    const auto passed = [&](std::int64_t layer) { return differentiates() || finished(layer); };
+    if (!rounds.forward(observer_of, passed)) return false;
+    if (!differentiates() || !continues)
+      rounds.loss([](std::size_t) {},
+                  [&](std::size_t k, TokenLosses losses) {
+                    if (!losses.problems.empty())
+                      return skipped_or(rounds.number_of(k), std::move(losses.problems));
+                    account_loss(batches[k], losses.nll_N);
+                    return Problems();
+                  });
+    if (left_out(order)) return false;
+    if (differentiates() && !rounds.backward(observer_of, finished)) return false;
+    standing_ = Standing::at_the_end;
+    return true;
+  }
+
+  /// What comes of a layer is made of it while its weights are here, so nothing broken may be in
+  /// its sums. False: the pass begins anew.
+  bool finish_layer(std::int64_t layer, const std::vector<MicroBatch>& order, LayerRounds& rounds) {
+    Problems problems;
+    for (const LayerwisePass::Broken& broken : rounds.broken())
+      problems.add(skipped_or(rounds.number_of(broken.micro_batch), Problems({broken.problem})));
+    agree(grid_.world(), "calibrate", problems);
+    if (left_out(order)) return false;
+    finish_layers({layer, layer + 1});
+    ++finished_layers_;
+    standing_ = Standing::between_layers;
+    const bool last = differentiates() && layer == lowest_half(request_.scored) / 2;
+    if (!last) stop_between_layers();
+    return true;
+  }
+
+  bool differentiates() const { return statistics_->needs() == Needs::gradients; }
+  bool can_pause() const { return static_cast<bool>(request_.boundaries.keep); }
+  void stop_between_layers() const {
+    if (can_pause()) agree_to_continue(grid_.world(), "calibrate", {}, hooks_);
   }
 
   BackwardPass observed(const TokenBatch& batch) {
@@ -286,6 +332,8 @@ class Pass {
     real_tokens_.assign(loss_.size(), 0.0);
     tokens_ = done_ = 0;
     traversed_ = 0;
+    finished_layers_ = continued_layers_ = begun_traversals_ = 0;
+    standing_ = Standing::nowhere;
     return true;
   }
 
@@ -333,10 +381,26 @@ class Pass {
   }
 
   bool is_continued_by_this(const PausedPass& paused) const {
-    return !request_.layer_by_layer &&
-           paused.attention.size() == (looks_at_data() ? loss_.size() : 0) &&
-           paused.iteration == request_.iteration && paused.loss.size() == loss_.size() &&
-           paused.work == work_of(model_, data_, request_);
+    return paused.iteration == request_.iteration && paused.loss.size() == loss_.size() &&
+           paused.work == work_ &&
+           (paused.finished ? continues_layers(paused)
+                            : !request_.layer_by_layer &&
+                                  paused.attention.size() == (looks_at_data() ? loss_.size() : 0));
+  }
+  /// Rows that are asked for now must be there from the first layer on.
+  bool continues_layers(const PausedPass& paused) const {
+    const FinishedLayers& finished = *paused.finished;
+    const std::size_t domains = loss_.size();
+    const std::size_t rows =
+        goes_domain_by_domain()
+            ? static_cast<std::size_t>(finished.traversals + (finished.layers > 0 ? 1 : 0))
+            : (has_row_per_domain() ? domains : 1);
+    const bool alone =
+        request_.each_domain && statistics_->separates_domains() && !has_row_per_domain();
+    return request_.layer_by_layer && (request_.boundaries.recall || finished.layers == 0) &&
+           finished.layers <= layers_to_finish() && paused.attention.size() == rows &&
+           finished.alone_attention.size() == (alone ? domains : 0) &&
+           finished.reduced_attention.size() == (request_.means ? domains : 0);
   }
 
   NumbersOf sums_of() const {
@@ -352,11 +416,11 @@ class Pass {
 
   /// Data rank 0 takes what was summed, whoever did it.
   void continue_from(const PausedPass& paused) {
-    done_ = paused.micro_batches;
     std::vector<UnitSums> sums;
     together(grid_.world(), "resume", [&] {
-      for (std::size_t row = 0; row < paused.attention.size(); ++row)
-        sums.push_back(units_.own_part(paused.attention[row], paused.mlp[row], sums_of()));
+      if (paused.finished) return continue_layers(paused);
+      done_ = paused.micro_batches;
+      sums = own_rows(paused.attention, paused.mlp, sums_of());
     });
     if (grid_.data_index() != 0) return;
     if (!sums.empty()) continued_ = std::move(sums);
@@ -365,20 +429,120 @@ class Pass {
     tokens_ = paused.tokens;
   }
 
+  std::vector<UnitSums> own_rows(const std::vector<std::vector<double>>& attention,
+                                 const std::vector<std::vector<double>>& mlp,
+                                 const NumbersOf& numbers) const {
+    std::vector<UnitSums> rows;
+    for (std::size_t row = 0; row < attention.size(); ++row)
+      rows.push_back(units_.own_part(attention[row], mlp[row], numbers));
+    return rows;
+  }
+
+  /// What is finished is the same on all data ranks.
+  void continue_layers(const PausedPass& paused) {
+    const FinishedLayers& finished = *paused.finished;
+    std::vector<MicroBatch> left_out;
+    for (const FinishedLayers::Skipped& skipped : finished.skipped) {
+      left_out.push_back({skipped.domain, places_of(skipped)});
+      skipped_.push_back({data_.domains()[skipped.domain].name, skipped.rows});
+    }
+    data_.exclude(left_out);
+    rows_ = own_rows(paused.attention, paused.mlp, values_of());
+    alone_ = own_rows(finished.alone_attention, finished.alone_mlp, values_of());
+    if (request_.means)
+      reduced_ = own_rows(finished.reduced_attention, finished.reduced_mlp, sums_of());
+    traversed_ = static_cast<std::size_t>(finished.traversals);
+    begun_traversals_ = finished.traversals;
+    finished_layers_ = finished.layers;
+    continued_layers_ = finished.traversals * layers_to_finish() + finished.layers;
+  }
+  std::vector<std::size_t> places_of(const FinishedLayers::Skipped& skipped) const {
+    const std::vector<std::int64_t>& rows = data_.domains()[skipped.domain].rows;
+    std::vector<std::size_t> places;
+    for (const std::int64_t row : skipped.rows) {
+      const auto place = std::lower_bound(rows.begin(), rows.end(), row);
+      if (place == rows.end() || *place != row)
+        throw Error(ExitCode::bad_content,
+                    fmt::format("row {} was skipped, and is not among those drawn", row),
+                    "the paused pass is of other data", "Remove its directory in ckpt/.");
+      places.push_back(static_cast<std::size_t>(place - rows.begin()));
+    }
+    return places;
+  }
+  std::int64_t layers_to_finish() const {
+    return differentiates() ? model_.layers() - lowest_half(request_.scored) / 2 : model_.layers();
+  }
+
+  /// Throws Paused once there is more to keep than when this process began. `counts`: of what is
+  /// kept.
+  [[noreturn]] void pause_layers(const stop::Stopped& stopped, const std::vector<MicroBatch>& order,
+                                 LayerRounds& rounds, const Counts& counts) {
+    FinishedLayers finished;
+    finished.traversals = static_cast<std::int64_t>(traversed_);
+    if (standing_ == Standing::at_the_end) ++finished.traversals;
+    if (standing_ == Standing::between_layers) finished.layers = finished_layers_;
+    // On its way to where it was paused before, a pass has nothing that is new.
+    const bool anew = finished.layers == 0 && finished.traversals == begun_traversals_;
+    if (!can_pause() || anew) throw stop::Stopped(stopped.level());
+    PausedPass paused{work_,         request_.iteration, 0, {}, {}, counts.loss,
+                      counts.tokens, counts.real_tokens};
+    grid_.data().control().all_reduce_sum(std::span<double>(paused.loss));
+    grid_.data().control().all_reduce_sum(std::span<double>(paused.real_tokens));
+    grid_.data().control().all_reduce_sum(std::span<std::int64_t>(&paused.tokens, 1));
+    if (finished.layers > 0) {
+      paused.micro_batches = static_cast<std::int64_t>(order.size());
+      if (!request_.boundaries.keep(share_of(paused.micro_batches, finished.layers, rounds)))
+        throw stop::Stopped(stopped.level());
+    }
+    flatten(rows_, values_of(), paused.attention, paused.mlp);
+    flatten(alone_, values_of(), finished.alone_attention, finished.alone_mlp);
+    if (request_.means)
+      flatten(statistics_->reduced_sums(), sums_of(), finished.reduced_attention,
+              finished.reduced_mlp);
+    for (const SkippedBatch& batch : skipped_)
+      finished.skipped.push_back({domain_of(batch.domain), batch.rows});
+    paused.finished = std::move(finished);
+    throw Paused(stopped.level(), std::move(paused));
+  }
+
+  /// The data rank's micro-batches are dealt to its tensor ranks, which all have them.
+  std::vector<StandingBatch> share_of(std::int64_t micro_batches, std::int64_t finished,
+                                      LayerRounds& rounds) const {
+    std::vector<StandingBatch> share;
+    for (auto k = static_cast<std::size_t>(grid_.tensor_index());
+         rounds.number_of(k) < micro_batches; k += static_cast<std::size_t>(grid_.tensor_size()))
+      share.push_back({rounds.number_of(k), rounds.shape_at_boundary(k),
+                       [&rounds, finished, k] { return rounds.at_boundary(finished, k); }});
+    return share;
+  }
+
+  /// Rows of all tensor ranks; 0 where nothing is yet. Collective over the tensor group.
+  void flatten(std::vector<UnitSums> rows, const NumbersOf& numbers,
+               std::vector<std::vector<double>>& attention,
+               std::vector<std::vector<double>>& mlp) const {
+    for (UnitSums& row : rows)
+      for (std::int64_t l = 0; l < model_.layers(); ++l)
+        for (const UnitKind kind : {UnitKind::attention, UnitKind::mlp})
+          if (units_.is_scored(l, kind))
+            row[static_cast<std::size_t>(l)][static_cast<std::size_t>(kind)].resize(
+                static_cast<std::size_t>(numbers(model_.widths(l), kind)));
+    Communicator& tensor = grid_.tensor().control();
+    attention = units_.flattened(rows, UnitKind::attention, numbers, tensor);
+    mlp = units_.flattened(rows, UnitKind::mlp, numbers, tensor);
+  }
+  std::size_t domain_of(const std::string& name) const {
+    std::size_t d = 0;
+    while (data_.domains()[d].name != name) ++d;
+    return d;
+  }
+
   [[noreturn]] void pause(const stop::Stopped& stopped) {
     std::optional<std::vector<UnitSums>> current = statistics_->sums_so_far();
     const std::int64_t whole = broken_.empty() && skipped_.empty() ? 1 : 0;
     if (grid_.world().min(whole) == 0) throw stop::Stopped(stopped.level());
     if (!current || done_ == 0) throw stop::Stopped(stopped.level());
     reduce_unit_sums(*current, grid_.data().control());
-    PausedPass paused{work_of(model_, data_, request_),
-                      request_.iteration,
-                      done_,
-                      {},
-                      {},
-                      loss_,
-                      tokens_,
-                      real_tokens_};
+    PausedPass paused{work_, request_.iteration, done_, {}, {}, loss_, tokens_, real_tokens_};
     Communicator& tensor = grid_.tensor().control();
     paused.attention = units_.flattened(*current, UnitKind::attention, sums_of(), tensor);
     paused.mlp = units_.flattened(*current, UnitKind::mlp, sums_of(), tensor);
@@ -595,6 +759,12 @@ class Pass {
   std::size_t traversed_ = 0;                       // finished traversals of data
   std::int64_t done_ = 0;                           // micro-batches of the one under way
   std::optional<std::vector<UnitSums>> continued_;  // sums of it, from the paused pass
+  std::string work_;                                // before anything was left out of the data
+  std::int64_t finished_layers_ = 0;                // of the traversal under way
+  std::int64_t continued_layers_ = 0;               // finished by another process
+  std::int64_t begun_traversals_ = 0;               // finished when this process began
+  Standing standing_ = Standing::nowhere;
+  std::optional<std::vector<UnitSums>> reduced_;  // of finished layers, from the paused pass
   std::vector<UnitSums> rows_;         // values of the table's rows: of each domain, or of all data
   std::vector<UnitSums> alone_;        // of each domain beside a pooled row
   std::optional<UnitSums> means_;      // of this rank's entries at the gates

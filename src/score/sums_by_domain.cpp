@@ -68,6 +68,11 @@ void SumsByDomain::restore(const std::vector<UnitSums>& rows) {
           sums_[d][l][k] = at::tensor(rows[d][l][k], at::kDouble).to(where);
 }
 
+void SumsByDomain::restore_reduced(std::vector<UnitSums> rows) {
+  ESPALIER_CHECK(rows.size() == reduced_.size(), "restored sums are of another number of domains");
+  reduced_ = std::move(rows);
+}
+
 Problems SumsByDomain::reduce(const ProcessGrid& grid, Range layers) {
   // Small: all sums cross in one collective.
   std::vector<UnitSums> sums = host_sums(layers);

@@ -201,6 +201,10 @@ void require_free_space(const std::filesystem::path& directory, std::uint64_t ne
               "checked before writing", "Free space, or write elsewhere.");
 }
 
+std::int64_t bytes_of_file(const std::filesystem::path& path) {
+  return static_cast<std::int64_t>(posix::size_of_file(posix::open_regular(path), path));
+}
+
 std::string sha256_of_file(const std::filesystem::path& path) {
   return sha256_of_block(path, 0, std::numeric_limits<std::int64_t>::max());
 }

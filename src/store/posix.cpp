@@ -103,6 +103,7 @@ bool synchronised(int fd) {
 fault::Outcome pass(WriteScope scope, std::string_view step) {
   if (scope == WriteScope::other) return {};
   const char* name = scope == WriteScope::save    ? "save"
+                     : scope == WriteScope::pause ? "pause"
                      : scope == WriteScope::refit ? "refit"
                                                   : "export";
   return fault::hit(fmt::format("{}.{}", name, step));
@@ -287,7 +288,7 @@ std::string OutputFile::finish() {
   pass_or_fail(scope_, "fsync", "fsync", path_);
   if (!synchronised(file_.get())) fail("fsync", path_, errno, Access::write, expected_bytes_);
   std::string digest = hash_.hex();
-  if (scope_ == WriteScope::save || scope_ == WriteScope::refit) read_back(digest);
+  if (scope_ != WriteScope::export_model && scope_ != WriteScope::other) read_back(digest);
   pass_or_fail(scope_, "close", "close", path_);
   // Network file systems report late write errors here. After a failed close the descriptor is
   // gone, also when a signal interrupted it; the data are safe since fsync.

@@ -100,7 +100,8 @@ class OutputFile {
   OutputFile& operator=(const OutputFile&) = delete;
 
   void write(std::span<const std::byte> bytes);
-  /// Flushes, fsyncs, reads back (scope save) and closes. Returns the SHA-256 of all bytes written.
+  /// Flushes, fsyncs, reads back (store/files.h) and closes. Returns the SHA-256 of all bytes
+  /// written.
   std::string finish();
 
  private:

@@ -164,7 +164,8 @@ class Runs(Case):
         self.succeeds("run", config, "--run-dir", run_dir, "--set", f"execution.scratch={place}")
         self.assertEqual(list(place.iterdir()), [], "files without a name leave nothing")
 
-    def test_a_stop_begins_the_pass_anew(self):
+    def test_a_stop_somewhere_in_a_pass(self):
+        """Kept or begun anew: see tests/faults/test_paused_layers.py."""
         expected = digest_of(self.pruned("undisturbed", SAMPLE_MAJOR))
         config = self.bench.config("stopped", **LAYER_MAJOR)
         run_dir = self.folder / "stopped"

@@ -1,5 +1,5 @@
-"""A request to stop (SIGUSR1 to any rank or mpirun, or a STOP file) is obeyed within a micro-batch, with a commit and
-exit 75.
+"""A request to stop (SIGUSR1 to any rank or mpirun, or a STOP file) is obeyed within a micro-batch, or layer by layer
+within a layer, with a commit and exit 75.
 
 Asks in every phase while ranks stand still, once by the file, and one rank at a drawn moment; the continued run ends as
 the uninterrupted one. A third signal ends a run that waits for ever.

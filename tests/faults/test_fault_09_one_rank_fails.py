@@ -23,7 +23,10 @@ class ThrowsAlone(OneRankAlone):
         layers = self.bench.config("layers", **SMALL, execution={"order": "layer_major", "boundaries": "files"})
         cases = []
         for number, point in enumerate(listed_points()):
-            config = layers if point.startswith("scratch.") else whole
+            if point == "pause.recall":  # see below
+                continue
+            config = layers if point.startswith(("scratch.", "pause.")) else whole
+            asked = "point=reduce.exit;nth=2;action=sigusr1|" if point.startswith("pause.") else ""
             only_root = point.partition(".")[0] in ("save", "export") and not point.endswith((".enter", ".exit"))
             layouts = LAYOUTS if FULL else [LAYOUTS[number % len(LAYOUTS)]]
             for layout in layouts:
@@ -33,10 +36,23 @@ class ThrowsAlone(OneRankAlone):
                     if point in ("export.unlink", "refit.unlink"):
                         continue
                     name = f"{point} rank {rank} of {layout}"
-                    cases.append((name, config, layout, f"point={point};rank={rank};action=throw", 70,
+                    cases.append((name, config, layout, f"{asked}point={point};rank={rank};action=throw", 70,
                                   f"fault injected at {point}"))
         self.assertGreater(len(cases), 35)
         self.all_of(cases)
+
+    def test_an_exception_where_a_paused_pass_is_read_again(self):
+        config = self.bench.config("paused", **SMALL, execution={"order": "layer_major"})
+        for tensor, data in LAYOUTS:
+            run_dir = self.folder / f"paused-{tensor}x{data}"
+            arguments = ["run", config, "--run-dir", run_dir, "--tensor", tensor]
+            result = run(*arguments, ranks=tensor * data, extra={"ESPALIER_FAULT": "point=reduce.exit;nth=2;action=sigusr1"})
+            self.assertEqual(result.code, 75, result)
+            fault = f"point=pause.recall;rank={tensor * data - 1};action=throw"
+            result = run(*arguments, ranks=tensor * data, extra={"ESPALIER_FAULT": fault}, timeout=60)
+            self.assertEqual(result.code, 70, result)
+            self.assertEqual(result.err.count("fault injected at pause.recall"), 1, result)
+            self.assertTrue((run_dir / "ckpt/pass-000001/sums.h5").exists())
 
     def test_what_could_do_nothing_is_refused(self):
         config = self.bench.config(**SMALL)

@@ -19,8 +19,11 @@ class EveryPointIsPassed(Case):
         config = self.bench.config(**SMALL, refit={"enabled": True},
                                    execution={"order": "layer_major", "boundaries": "files"})
         run_dir = self.folder / "run"
-        # Stopped while it exports, so that an unfinished export is removed; then completed.
         arguments = ["run", config, "--run-dir", run_dir]
+        # Paused between two layers.
+        result = run(*arguments, extra={**extra, "ESPALIER_FAULT": "point=reduce.exit;nth=1;action=sigusr1"})
+        self.assertEqual(result.code, 75, result)
+        # Stopped while it exports, so that an unfinished export is removed; then completed.
         running = Running(arguments, 1, {**extra, "ESPALIER_FAULT": "point=export.write;nth=1;action=stop"})
         (rank,) = frozen(running)
         self.assertEqual(len(list(run_dir.glob("export/exact.tmp-*"))), 1)

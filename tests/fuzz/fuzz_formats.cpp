@@ -339,6 +339,15 @@ Content drawn_sums(TextMutator& random) {
   content.attributes["loss"].value = std::vector<double>{2.5, 1.25};
   content.attributes["real_tokens"].value = std::vector<double>{4100, 500};
   content.attributes["tokens"].value = std::int64_t{4096};
+  if (random.below(2) == 0) return content;
+  content.attributes["version"].value = std::int64_t{3};
+  content.attributes["traversals"].value = std::int64_t{1};
+  content.attributes["layers"].value = std::int64_t{2};
+  for (const char* name : {"alone", "reduced"})
+    for (const char* kind : {"attention", "mlp"})
+      content.datasets[fmt::format("/{}/{}", kind, name)] =
+          floats({rows, heads}, std::vector<double>(rows * heads, 1.5));
+  content.datasets["/skipped"] = integers(H5T_STD_I64LE, {3, 3}, {0, 1, 4, 0, 1, 5, 1, 0, 2});
   return content;
 }
 
@@ -352,6 +361,13 @@ std::string broken_sums(const PausedPass& pass) {
       for (const double value : row)
         if (!std::isfinite(value)) return "a sum that is not finite";
     }
+  if (!pass.finished) return {};
+  if (pass.finished->traversals < 0 || pass.finished->layers < 0) return "a negative count";
+  if (pass.finished->alone_attention.size() != pass.finished->alone_mlp.size() ||
+      pass.finished->reduced_attention.size() != pass.finished->reduced_mlp.size())
+    return "rows of one kind only";
+  for (const FinishedLayers::Skipped& skipped : pass.finished->skipped)
+    if (skipped.domain >= pass.loss.size() || skipped.rows.empty()) return "rows of no domain";
   return {};
 }
 

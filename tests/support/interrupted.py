@@ -70,6 +70,7 @@ def frozen(running, count=1):
 
 class Interrupted(Case):
     change = {}  # of the configuration
+    iterations = ITERATIONS
 
     @classmethod
     def setUpClass(cls):
@@ -106,7 +107,7 @@ class Interrupted(Case):
         self.assertEqual(status_of(run_dir)["state"], "finished")
         self.assertEqual(status_of(run_dir)["exit_code"], 0)
         rows = metrics_of(run_dir)
-        self.assertEqual([row["iteration"] for row in rows], list(range(ITERATIONS + 1)), "one row per iteration")
+        self.assertEqual([row["iteration"] for row in rows], list(range(self.iterations + 1)), "one row per iteration")
         for row, losses in zip(rows, self.gold_losses, strict=True):
             for name, loss in losses.items():
                 self.assertAlmostEqual(row["loss"][name], loss, delta=1e-9)

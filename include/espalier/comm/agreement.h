@@ -35,9 +35,14 @@ struct RoundHooks {
   std::function<void()> poll;
   /// Called on every rank after the ranks agreed.
   std::function<void(std::int64_t done, std::int64_t total)> progress;
+  /// Called on every rank where the next poll will be about so many seconds away.
+  std::function<void(double seconds)> foresee = {};
+  /// False: a request to stop is left to a later agreement.
+  bool heeds_stop = true;
 };
 
-/// As agree(), and agrees on requests to stop as well: everybody throws stop::Stopped. One
+/// As agree(), and agrees on requests to stop as well, if hooks.heeds_stop: everybody throws
+/// stop::Stopped. One
 /// all-reduce of two numbers when all is well. Collective.
 void agree_to_continue(Communicator& world, const std::string& phase, const Problems& mine,
                        const RoundHooks& hooks);

@@ -11,8 +11,8 @@
 namespace espalier::fault {
 
 /// What a call site must do itself, where its point offers it. The other actions happen inside
-/// `hit` at any point: kill9, stop, slow:MS, throw (raises Error(internal)) and alloc-fail (raises
-/// std::bad_alloc).
+/// `hit` at any point: kill9, stop, sigusr1 (asks the run to stop), slow:MS, throw (raises
+/// Error(internal)) and alloc-fail (raises std::bad_alloc).
 enum class Effect {
   none,
   /// Poison one value of what is being computed here.

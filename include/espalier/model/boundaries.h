@@ -46,6 +46,13 @@ std::unique_ptr<Boundaries> boundaries_in_memory(c10::Device device);
 std::unique_ptr<Boundaries> boundaries_in_files(const std::filesystem::path& directory,
                                                 c10::Device device);
 
+/// A micro-batch between two layers.
+struct AtBoundary {
+  /// Hidden states on the way forward; on the way back gradients, times `loss_scale`.
+  at::Tensor x_BTD;
+  double loss_scale = 1;
+};
+
 /// Makes the boundaries of a pass.
 using BoundariesMaker = std::function<std::unique_ptr<Boundaries>()>;
 

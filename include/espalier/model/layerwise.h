@@ -46,6 +46,14 @@ class LayerwisePass {
 
   Problems embed(std::size_t micro_batch);
 
+  /// Where all micro-batches are between two layers, for another process to go on from. `place` is
+  /// the next layer on the way forward (or `layers`), kGradients on the way back. Not collective.
+  static constexpr std::int64_t kGradients = -1;
+  std::vector<std::int64_t> shape_at_boundary(std::size_t micro_batch) const;
+  AtBoundary at_boundary(std::int64_t place, std::size_t micro_batch);
+  /// Puts a micro-batch there. Throws Error(bad_content) for another shape or dtype.
+  void put_back(std::int64_t place, std::size_t micro_batch, const AtBoundary& there);
+
   void fetch_forward(std::int64_t layer, std::size_t micro_batch);
   /// `observer` sees the inputs of o_proj and down_proj.
   Problems forward(std::int64_t layer, std::size_t micro_batch, InputObserver& observer);

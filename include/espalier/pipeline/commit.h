@@ -22,8 +22,16 @@ namespace espalier {
 /// sums so far (sums.h5), which continue the commit of the iteration before.
 enum class CommitKind { iteration, pass };
 
+/// A file of a commit beside its state.
+struct CommitPart {
+  std::string name;
+  std::int64_t bytes = 0;
+  std::string sha256;
+};
+
 /// What is saved: everything that a run needs to go on, independent of the rank layout. Weights are
-/// not part of it, since pruning never edits them (docs/adr/0002-thin-checkpoints.md).
+/// not part of it, since pruning never edits them (docs/adr/0002-thin-checkpoints.md). What lies
+/// between two layers when a pass is paused is large, and written by the ranks that have it.
 // NOLINTNEXTLINE(bugprone-exception-escape): moving a JSON value throws nothing.
 struct Commit {
   CommitKind kind = CommitKind::iteration;
@@ -32,6 +40,7 @@ struct Commit {
   std::vector<std::byte> state;
   /// MANIFEST.json.
   nlohmann::ordered_json manifest;
+  std::vector<CommitPart> parts{};
 };
 
 /// What the commit's run read, as its manifest records it. Throws Error(bad_content) for a record
@@ -49,9 +58,13 @@ class CommitStore {
   /// `directory` is the run's ckpt/.
   explicit CommitStore(std::filesystem::path directory) : directory_(std::move(directory)) {}
 
-  /// Publishes atomically: temporary directory, the state written and read back, MANIFEST.json
-  /// last, fsync, rename. One of the same name is replaced. Throws write_failed with the state
-  /// before intact.
+  /// Makes the directory in which others write parts of the next commit to be published, which is
+  /// of this iteration. Returns its path.
+  std::filesystem::path prepare(std::int64_t iteration, int attempt) const;
+  /// Publishes atomically: temporary directory (with parts the one that prepare made), the state
+  /// written and read back, MANIFEST.json last, fsync, rename. One of the same name is replaced: it
+  /// steps aside, and sweep() gives it back its name should the new one not get it. Throws
+  /// write_failed with the state before intact.
   void publish(const Commit& commit, int attempt);
   /// The newest commit that verifies; `rejected` receives a line for every one that is damaged.
   /// Throws what is no damage (is_damage).
@@ -67,7 +80,10 @@ class CommitStore {
   /// the way of what is written next and for good: damaged, it may still be all that is left of
   /// hours. A line for each.
   std::vector<std::string> set_aside_newer(std::int64_t iteration, CommitKind kind) const;
-  /// Removes leftovers of writers that died.
+  std::filesystem::path path_of(std::int64_t iteration, CommitKind kind) const {
+    return directory_ / directory_name(iteration, kind);
+  }
+  /// Removes leftovers of writers that died, and puts back what was about to be replaced.
   void sweep() const;
   /// Keeps the last `keep_last` valid iterations and every `keep_every`-th. Removes what is older
   /// than these, valid or not, and the passes that a valid iteration has overtaken, first out of

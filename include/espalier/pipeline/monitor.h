@@ -15,9 +15,10 @@ namespace espalier {
 /// a directory to write to.
 ///
 /// The time limit is that of the whole run, from the monitor's birth. A request to stop takes
-/// effect at the next agreement, and what lies between two of them can be long: one micro-batch, or
-/// reduce, rank, slice and save together. So the longest time between two polls so far must fit
-/// twice into what is left, and a twentieth of the limit, at most a minute, for the job to end.
+/// effect at the next agreement, and what lies between two of them can be long: one micro-batch, a
+/// layer that is finished before a pass is paused, or reduce, rank, slice and save together. So the
+/// longest time between two polls so far, or that is foreseen, must fit twice into what is left,
+/// and a twentieth of the limit, at most a minute, for the job to end.
 class Monitor {
  public:
   /// max_seconds <= 0: no limit.
@@ -32,6 +33,8 @@ class Monitor {
   RoundHooks hooks(const std::string& unit = "micro-batches");
   /// Looks for a STOP file and the time limit (rank 0), at most every 0.1 s.
   void poll();
+  /// The next poll may be so far away: counts like one that was.
+  void foresee(double seconds);
   /// A line when the last one is 60 s old; a terminal gets a bar instead. total = 0: not known.
   void progress(std::int64_t done, std::int64_t total, const std::string& unit);
 
@@ -55,7 +58,7 @@ class Monitor {
   Clock::time_point last_line_ = Clock::now();
   Clock::time_point last_drawn_{};
   Clock::time_point last_look_ = Clock::now();
-  double longest_unwatched_ = 0;  // seconds between two polls
+  double longest_unwatched_ = 0;  // seconds between two polls, foreseen ones included
   bool asked_ = false;
   bool status_failed_ = false;
   double waited_before_ = 0;  // when the phase began

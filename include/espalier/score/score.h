@@ -12,6 +12,7 @@
 #include "espalier/config/run_config.h"
 #include "espalier/prune/feature_means.h"
 #include "espalier/prune/plan.h"
+#include "espalier/score/boundary_files.h"
 #include "espalier/score/paused_pass.h"
 #include "espalier/score/statistics.h"
 
@@ -34,8 +35,10 @@ struct ScoreRequest {
   /// The model's layers, of which few are here at a time; without it the whole model is here, and
   /// each micro-batch goes through all of it. The scores are the same, bit for bit.
   std::optional<LayerByLayer> layer_by_layer;
-  /// Continued when it is of the same work, else left alone; never layer by layer.
+  /// Continued when it is of the same work and went on in the same order, else left alone.
   std::optional<PausedPass> paused;
+  /// Layer by layer: without it a stop loses the pass.
+  BoundaryKeeper boundaries;
   /// Also score every domain alone, where no further pass is needed for it.
   bool each_domain = false;
   /// Also give the means of what o_proj and down_proj read; the criterion must sum them.
@@ -77,8 +80,12 @@ struct ScorePass {
   std::int64_t statistics_bytes = 0;
   /// Layer by layer: what micro-batches between layers took at most on this rank.
   std::int64_t boundary_bytes = 0;
-  /// Of table.tokens, those of the paused pass.
+  /// Whether the paused pass was of this work.
+  bool continued = false;
+  /// Of table.tokens, those of the paused pass; layer by layer, the layers that it had finished, of
+  /// all traversals.
   std::int64_t continued_tokens = 0;
+  std::int64_t continued_layers = 0;
   /// The same on every rank.
   std::vector<SkippedBatch> skipped;
   /// Most halves that ran forward twice in a micro-batch.
@@ -97,8 +104,10 @@ std::string work_of(const CausalLM& model, const Calibration& data, const ScoreR
 /// for `taylor`. Throws AgreedError(bad_content) naming tensor, layer and rank for values that are
 /// not finite, unless they are of at most request.max_skipped micro-batches: then the pass begins
 /// anew as if the sequences of these had not been drawn, with a warning that names them. When a
-/// rank was asked to stop, Paused where the criterion's sums can be kept (not layer by layer, and
-/// not once something was skipped), else stop::Stopped.
+/// rank was asked to stop, Paused where something can be kept, else stop::Stopped. Micro-batch by
+/// micro-batch that is where the criterion's sums are small, as long as nothing was skipped; layer
+/// by layer, with request.boundaries, once a layer is finished: a stop then takes effect when all
+/// micro-batches are through the layer at hand.
 ScorePass score(const CausalLM& model, Calibration data, const ScoreRequest& request,
                 const ProcessGrid& grid, const RoundHooks& hooks);
 

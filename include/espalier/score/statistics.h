@@ -95,6 +95,12 @@ class Statistics : public BackwardObserver, public InputObserver {
   /// How many numbers a row has for this part of a half.
   virtual std::int64_t sums_of(const LayerWidths& widths, UnitKind half) const;
 
+  /// After reduce() of some layers: what mean_inputs() needs of them, over all data ranks, a row
+  /// per domain; none where it needs nothing. Of other layers zero or empty.
+  virtual std::vector<UnitSums> reduced_sums() const { return {}; }
+  /// Goes on with such rows in place of reduce() of their layers.
+  virtual void restore_reduced(std::vector<UnitSums>) {}
+
   /// Bytes the accumulators take on the device now.
   virtual std::int64_t bytes() const = 0;
   /// Bytes they take once every scored half was observed, all weights being here.

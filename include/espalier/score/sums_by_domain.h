@@ -24,6 +24,8 @@ class SumsByDomain : public Statistics {
     return host_sums(all_layers());
   }
   void restore(const std::vector<UnitSums>& rows) override;
+  std::vector<UnitSums> reduced_sums() const override { return reduced_; }
+  void restore_reduced(std::vector<UnitSums> rows) override;
   std::int64_t bytes() const override;
   std::int64_t bytes_when_full() const override;
 

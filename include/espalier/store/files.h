@@ -19,9 +19,10 @@ namespace espalier {
 /// are made again. New files have the mode 0666 and new directories 0777, less the umask; a file
 /// that replaces another does not take over its mode. Each writing step passes the fault point
 /// `<scope>.<step>` with the steps open, write, flush, close, fsync, readback, pre_rename,
-/// post_rename, fsync_dir, unlink, where scope is "save" for checkpoints, "refit" for refitted
-/// layers and "export" for exports; the first two are read back.
-enum class WriteScope { save, refit, export_model, other };
+/// post_rename, fsync_dir, unlink, where scope is "save" for checkpoints, "pause" for what ranks
+/// add to that of a paused pass, "refit" for refitted layers and "export" for exports; all but the
+/// last are read back.
+enum class WriteScope { save, pause, refit, export_model, other };
 
 /// Whether something is there, links followed. False only for missing names (ENOENT, ENOTDIR).
 bool path_exists(const std::filesystem::path& path);
@@ -66,6 +67,7 @@ void remove_tree(const std::filesystem::path& path, WriteScope scope);
 /// Throws Error(write_failed) unless the file system of `directory` has `needed` bytes free.
 void require_free_space(const std::filesystem::path& directory, std::uint64_t needed);
 
+std::int64_t bytes_of_file(const std::filesystem::path& path);
 /// SHA-256 of a file's bytes, read in blocks (a mapped file that shrinks would kill the process).
 std::string sha256_of_file(const std::filesystem::path& path);
 /// The same of up to `bytes` bytes from `begin` on; fewer where the file ends before.

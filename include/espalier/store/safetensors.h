@@ -84,6 +84,26 @@ class CheckpointReader {
   std::unique_ptr<State> state_;
 };
 
+/// One safetensors file that this program wrote, opened. Not collective.
+class SafetensorsFile {
+ public:
+  /// Validates the header. Throws as CheckpointReader::open does.
+  explicit SafetensorsFile(const std::filesystem::path& path);
+  SafetensorsFile(SafetensorsFile&&) noexcept;
+  SafetensorsFile& operator=(SafetensorsFile&&) noexcept;
+  ~SafetensorsFile();
+
+  const std::filesystem::path& path() const;
+  const std::map<std::string, TensorInfo>& tensors() const;
+  /// All bytes of a tensor, which `out` has as many of. Throws Error(bad_content) when the file
+  /// ended early.
+  void read(const TensorInfo& tensor, std::span<std::byte> out) const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
 /// Writes one safetensors file tensor by tensor, never holding more than one.
 /// The header is laid out first from the names, dtypes and shapes; then write() is called once per
 /// tensor in the order given. Every byte is written with checked calls.

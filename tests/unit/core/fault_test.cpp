@@ -8,6 +8,7 @@
 #include <gtest/gtest.h>
 
 #include "espalier/core/error.h"
+#include "espalier/core/stop.h"
 
 namespace espalier {
 namespace {
@@ -62,6 +63,17 @@ TEST_F(Fault, ThrowNamesThePoint) {
   arm("point=forward.exit;action=nan|point=load.enter;action=throw");
   EXPECT_THROW(fault::hit("load.enter"), Error);
   EXPECT_EQ(fault::hit("forward.exit").effect, fault::Effect::nan);
+}
+
+TEST_F(Fault, AsksForAStopAsASignalDoes) {
+  stop::install_handlers("");
+  stop::reset();
+  arm("point=reduce.exit;nth=2;action=sigusr1");
+  fault::hit("reduce.exit");
+  EXPECT_EQ(stop::requests(), 0);
+  fault::hit("reduce.exit");
+  EXPECT_EQ(stop::requests(), 1);
+  stop::reset();
 }
 
 TEST_F(Fault, MemoryRunsOutAtAnyPoint) {

@@ -9,6 +9,7 @@
 #include <gtest/gtest.h>
 
 #include "espalier/core/error.h"
+#include "espalier/store/files.h"
 #include "support/temporary_directory.h"
 
 namespace espalier {
@@ -222,6 +223,42 @@ TEST(CommitStore, PausedPassesGoWhenAValidIterationHasOvertakenThem) {
           {"pass 1 file pass-000002", "pass-000001 pass-000002", "pass-000001"},
       },
       CommitKind::pass);
+}
+
+/// Between two renames a commit that is replaced has another name.
+TEST(CommitStore, WhatWasAboutToBeReplacedIsPutBack) {
+  TemporaryDirectory folder;
+  CommitStore store(folder.path());
+  store.publish(sample(2, CommitKind::pass), 1);
+  fs::rename(folder / "pass-000002", folder / ".replaced-pass-000002");
+  store.sweep();
+  EXPECT_EQ(store.iterations(CommitKind::pass), std::vector<std::int64_t>{2});
+  fs::create_directory(folder / ".replaced-pass-000002");
+  store.sweep();
+  EXPECT_EQ(store.read(2, CommitKind::pass).iteration, 2);
+  EXPECT_FALSE(fs::exists(folder / ".replaced-pass-000002"));
+}
+
+TEST(CommitStore, PartsAreLookedAtWithoutBeingHeld) {
+  TemporaryDirectory folder;
+  CommitStore store(folder.path());
+  Commit commit = sample(2, CommitKind::pass);
+  const fs::path place = store.prepare(2, 1);
+  write(place / "boundaries-0003.safetensors", "many bytes");
+  commit.parts.push_back(
+      {"boundaries-0003.safetensors", 10, sha256_of_file(place / "boundaries-0003.safetensors")});
+  store.publish(commit, 1);
+  const Commit found = store.read(2, CommitKind::pass);
+  ASSERT_EQ(found.parts.size(), 1u);
+  EXPECT_EQ(found.parts[0].name, "boundaries-0003.safetensors");
+  EXPECT_EQ(found.parts[0].bytes, 10);
+  const fs::path part = store.path_of(2, CommitKind::pass) / "boundaries-0003.safetensors";
+  for (const char* content : {"many bytez", "many byte", ""}) {
+    write(part, content);
+    EXPECT_THROW(store.read(2, CommitKind::pass), Error) << content;
+  }
+  fs::remove(part);
+  EXPECT_THROW(store.read(2, CommitKind::pass), Error);
 }
 
 TEST(CommitStore, SettingPassesAsideLeavesTheOneThatIsTaken) {
