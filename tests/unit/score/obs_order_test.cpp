@@ -183,9 +183,9 @@ at::Tensor costs_anew(const ObsSublayer& sublayer, const at::Tensor& left_k) {
 }
 
 TEST(ObsOrder, UpdatesLoseNoMoreThanTheInverseTheyBeginWith) {
-  // A of rank 60 out of 300, hardly damped: P's largest entries shrink from 1 / d to 1, and all
+  // A of rank 40 out of 200, hardly damped: P's largest entries shrink from 1 / d to 1, and all
   // that was lost to them stays.
-  const std::int64_t K = 300, D = 24, N = 60;
+  const std::int64_t K = 200, D = 24, N = 40;
   for (const double damping : {1e-2, 1e-4, 1e-6}) {
     ObsSublayer sublayer = random_sublayer(K, D, channels(K));
     const at::Tensor x_NK = at::randn({N, K}, at::kDouble);
