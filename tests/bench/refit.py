@@ -38,7 +38,8 @@ class Way:
     damping: float = None
 
     def __str__(self):
-        return f"`{self.criterion}`, {self.steps} step{'s' * (self.steps > 1)}" + f", damping {self.damping:g}" * (self.damping is not None)
+        damping = "" if self.damping is None else f", damping {self.damping:g}"
+        return f"`{self.criterion}`, {self.steps} step{'s' * (self.steps > 1)}{damping}"
 
 
 def way_of(text):
