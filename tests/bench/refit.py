@@ -4,13 +4,15 @@
   refit.py --espalier build/release/bin/espalier [--model DIR --texts NAME=FILE...] [--ways taylor:40 taylor:4 obs:1] [--refit-rows 1 2 8 32]
 
 A way is a criterion and its number of steps, with no protected layer, once for each seed; every refit is one of the same run, resumed with
-other settings. With --documents rows begin as a model that was trained on single documents saw them. Rows are per domain; the
+other settings. obs:1:0.1 is obs with that importance.damping. With --mixes prose+math math both order and refit see these domains alone;
+all are measured. With --documents rows begin as a model that was trained on single documents saw them. Rows are per domain; the
 perplexities are those of refit.json, on held-out rows. What was solved is stored in the model's own type; --unrounded does all of it a
 second time on a copy of the model that is stored in float32, with the same values, and says what rounding costs. Processor seconds are
 those of the process less what its evaluations took on the clock: compare them on an idle machine.
 """
 
 import argparse
+import dataclasses
 import itertools
 import json
 import math
@@ -47,11 +49,31 @@ def widened(model, path):
 UNROUNDED = ", not rounded"
 
 
+@dataclasses.dataclass(frozen=True)
+class Way:
+    criterion: str
+    steps: int
+    damping: float = None
+
+    def __str__(self):
+        damping = "" if self.damping is None else f", damping {self.damping:g}"
+        return f"`{self.criterion}`, {self.steps} step{'s' * (self.steps > 1)}{damping}"
+
+
+def way_of(text):
+    criterion, steps, *damping = text.split(":")
+    return Way(criterion, int(steps), *map(float, damping))
+
+
 class Bench(cheapest.Bench):
     def __init__(self, a, folder):
         # Documents shorter than a row are left out: files have no lengths here.
         self.cut = ("--no-pack", "--overlong", "truncate") if a.documents else ()
         super().__init__(a, folder)
+        self.mixes = [m.split("+") for m in a.mixes] or [self.domains]
+        unknown = {d for mix in self.mixes for d in mix} - set(self.domains)
+        if unknown:
+            sys.exit(f"--mixes {' '.join(sorted(unknown))} (the domains are {' '.join(self.domains)})")
         if a.documents:
             self.drop_short_rows()
         self.models = {"": self.model}
@@ -75,21 +97,21 @@ class Bench(cheapest.Bench):
             token_files.write(self.folder / f"{d}.drawn.h5", rows[scores], self.vocabulary)
             token_files.write(self.folder / f"{d}.refit.h5", rows[others], self.vocabulary)
 
-    def configuration(self, importance, prune, micro_batch_tokens):
-        value = super().configuration(importance, prune, micro_batch_tokens)
-        held = [{"name": d, "tokens": f"{d}.heldout.h5"} for d in self.domains]
-        value["evaluation"] = {"every": 1000, "perplexity": held}
-        value["refit"] = {"domains": [{"name": d, "tokens": f"{d}.refit.h5"} for d in self.domains]}
-        return value
-
-    def order(self, seed, criterion, steps, stored=""):
+    def order(self, seed, way, mix, stored=""):
+        """Of a model that is calibrated on the domains of `mix`."""
         config = self.folder / "config.yaml"
-        prune = {"iterations": steps, "protect": {"first_layers": 0, "last_layers": 0}}
-        importance = {"criterion": criterion, "normalization": "cost" if criterion == "obs" else "gisp"}
+        prune = {"iterations": way.steps, "protect": {"first_layers": 0, "last_layers": 0}}
+        importance = {"criterion": way.criterion, "normalization": "cost" if way.criterion == "obs" else "gisp"}
+        if way.damping is not None:
+            importance["damping"] = way.damping
         value = self.configuration(importance, prune, self.a.micro_batch_tokens)
         value["model"]["path"] = str(self.models[stored])
+        files = lambda part, domains: [{"name": d, "tokens": f"{d}.{part}.h5"} for d in domains]  # noqa: E731
+        value["calibration"]["domains"] = files("drawn", mix)
+        value["evaluation"] = {"every": 1000, "perplexity": files("heldout", self.domains)}
+        value["refit"] = {"domains": files("refit", mix)}
         config.write_text(json.dumps(value))
-        run = self.folder / f"run-{criterion}-{steps}-{seed}{'-unrounded' * bool(stored)}"
+        run = self.folder / f"run-{way.criterion}-{way.steps}-{way.damping}-{'+'.join(mix)}-{seed}{'-unrounded' * bool(stored)}"
         _, seconds = self.call("run", config, "--run-dir", run)
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         evaluated = [row["seconds"].get("evaluate", 0) for row in rows]
@@ -137,7 +159,9 @@ def parse():
     p.add_argument("--model")
     p.add_argument("--texts", nargs="+", metavar="NAME=FILE")
     p.add_argument("--target", type=float, default=0.5)
-    p.add_argument("--ways", nargs="+", default=["taylor:4", "obs:1"], metavar="CRITERION:STEPS")
+    p.add_argument("--ways", nargs="+", type=way_of, default=[Way("taylor", 4), Way("obs", 1)],
+                   metavar="CRITERION:STEPS[:DAMPING]")
+    p.add_argument("--mixes", nargs="+", default=[], metavar="NAME+NAME", help="domains that are calibrated on (default: all)")
     p.add_argument("--rows", type=int, default=8, help="of the scores, per domain")
     p.add_argument("--refit-rows", type=int, nargs="+", default=[1, 2, 8, 32], help="per domain")
     p.add_argument("--shrink-to", nargs="+", default=["dense"], choices=("dense", "obs"))
@@ -157,15 +181,15 @@ def main():
         bench, results = Bench(a, folder), {}
         for seed in range(a.seeds):
             bench.draw(seed)
-            for way, stored in itertools.product(a.ways, bench.models):
-                criterion, steps = way.split(":")
-                run, found = bench.order(seed, criterion, int(steps), stored)
-                dense = found["dense"]
-                results.setdefault(f"`{criterion}`, {steps} step{'s' * (steps != '1')}{stored}", []).append(found)
+            for mix, way, stored in itertools.product(bench.mixes, a.ways, bench.models):
+                run, found = bench.order(seed, way, mix, stored)
+                dense, title = found["dense"], f"{way}" + f", {' '.join(mix)}" * bool(a.mixes)
+                results.setdefault(title + stored, []).append(found)
                 for shrink_to, rows in itertools.product(a.shrink_to, a.refit_rows):
-                    name = f"`{criterion}`, {steps}, refit on {len(bench.domains) * rows} x {a.window}"
-                    name += " towards OBS" * (shrink_to == "obs") + stored
+                    name = f"{title}, refit on {len(mix) * rows} x {a.window}" + " towards OBS" * (shrink_to == "obs") + stored
                     results.setdefault(name, []).append(bench.refit(run, found, rows, shrink_to))
+                    print(f"seed {seed}, {name}: {cheapest.geometric_mean(results[name][-1]['perplexity'].values()):.3f}", file=sys.stderr,
+                          flush=True)
     mean = math.exp(statistics.fmean(math.log(v) for v in dense.values()))
     print(f"{bench.model.name}, {a.target:.0%} of the decoder parameters, {a.rows} rows of {a.window} tokens per domain for the order, "
           f"{a.seeds} seeds; dense " + ", ".join(f"{d} {v:.2f}" for d, v in dense.items()) + f", geometric mean {mean:.2f}.\n")

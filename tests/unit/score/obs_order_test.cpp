@@ -171,6 +171,50 @@ TEST(ObsOrder, ScoresAreTheDamageOfTheGreedyRemoval) {
   EXPECT_NEAR(damage(1), scores[static_cast<std::size_t>(order[0])], 1e-6 * damage(1));
 }
 
+/// Costs of the channels `left` of a sublayer, from P and W that are solved from A itself rather
+/// than brought up to date removal by removal.
+at::Tensor costs_anew(const ObsSublayer& sublayer, const at::Tensor& left_k) {
+  at::Tensor damped_KK = sublayer.gram_KK.clone();
+  damped_KK.diagonal().mul_(1 + sublayer.damping);
+  const at::Tensor rows_kK = damped_KK.index_select(0, left_k);
+  const at::Tensor factor_kk = at::linalg_cholesky(rows_kK.index_select(1, left_k));
+  const at::Tensor w_kD = at::cholesky_solve(rows_kK.mm(sublayer.reader_KD), factor_kk);
+  return (w_kD * w_kD.mm(sublayer.curvature_DD)).sum(1) /
+         at::cholesky_inverse(factor_kk).diagonal();
+}
+
+TEST(ObsOrder, UpdatesLoseNoMoreThanTheInverseTheyBeginWith) {
+  // A of rank 40 out of 200, hardly damped: P's largest entries shrink from 1 / d to 1, and all
+  // that was lost to them stays.
+  const std::int64_t K = 200, D = 24, N = 40;
+  for (const double damping : {1e-2, 1e-4, 1e-6}) {
+    ObsSublayer sublayer = random_sublayer(K, D, channels(K));
+    const at::Tensor x_NK = at::randn({N, K}, at::kDouble);
+    sublayer.gram_KK = x_NK.t().mm(x_NK) / static_cast<double>(N);
+    sublayer.damping = damping;
+    const std::vector<double> scores = obs_scores(sublayer);
+    std::vector<std::int64_t> order(scores.size());
+    std::iota(order.begin(), order.end(), std::int64_t{0});
+    std::sort(order.begin(), order.end(), [&](std::int64_t a, std::int64_t b) {
+      return scores[static_cast<std::size_t>(a)] < scores[static_cast<std::size_t>(b)];
+    });
+    // Terms times eps times the condition number, which is at most the trace K (1 + d) over d.
+    const double tolerance =
+        2 * static_cast<double>(K) * 0x1p-52 * static_cast<double>(K) * (1 + damping) / damping;
+    double highest = 0;
+    for (std::size_t n = 0; n + 1 < order.size(); ++n) {
+      const std::vector<std::int64_t> left(order.begin() + static_cast<std::ptrdiff_t>(n),
+                                           order.end());
+      const at::Tensor e_k = costs_anew(sublayer, at::tensor(left, at::kLong));
+      const double cost = e_k[0].item<double>(), least = e_k.min().item<double>();
+      EXPECT_LE(cost, least * (1 + tolerance)) << damping << ", " << n << " have fallen";
+      highest = std::max(highest, cost);
+      EXPECT_NEAR(scores[static_cast<std::size_t>(order[n])], highest, tolerance * highest)
+          << damping << ", " << n << " have fallen";
+    }
+  }
+}
+
 TEST(ObsOrder, OneUnitAndNone) {
   EXPECT_EQ(obs_scores(random_sublayer(5, 4, {5})),
             std::vector<double>{std::numeric_limits<double>::infinity()});
