@@ -110,7 +110,7 @@ class Counted(Case):
         self.assertEqual(found["tensor"], (collectives, size + LAYERS * hidden + 8 * (LAYERS - 1) * len(BATCHES)))
         for tensor, data in ((2, 1), (1, 2)):
             found = self.counted(f"layers {tensor} {data}", tensor, data, **change)
-            calls = (2 * LAYERS + 2) * (math.ceil(len(BATCHES) / data) + 1) + 1 + 5 * LAYERS
+            calls = (2 * LAYERS + 2) * (math.ceil(len(BATCHES) / data) + 1) + 1 + 6 * LAYERS
             self.assertEqual(found["world"], (calls, 16 * calls))
         collectives, size = gradients(8)
         self.assertEqual(found["data"], (collectives + LAYERS + 2, size + (LAYERS + 1) * 16 + 8))
