@@ -194,6 +194,7 @@ class Bench {
     shape.accumulate = request_.config.importance.accumulate;
     shape.curvature = with_matrices(request_.config.importance.curvature);
     shape.dtype = options_.dtype;
+    shape.on_cpu = options_.device.is_cpu();
     shape.tokens = tokens;
     return shape;
   }

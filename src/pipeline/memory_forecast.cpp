@@ -146,6 +146,8 @@ MemoryForecast forecast_memory(const RunConfig& config, ConfigUse use, const Mod
   pass.accumulate = config.importance.accumulate;
   pass.curvature = config.importance.curvature;
   pass.dtype = dtype;
+  // Where the configuration leaves it open, the larger of both.
+  pass.on_cpu = config.device == DeviceChoice::cpu;
   pass.domains = static_cast<std::int64_t>(config.calibration.domains.size());
   MemoryForecast forecast;
   const auto consider = [&](const Extent& extent) {

@@ -257,22 +257,26 @@ class RankNeed {
   /// What RMSNorm keeps at most: its input in float32 where the model is narrower (not where our
   /// own loops run, model/fused.h), and its output where weights that read it have gradients.
   std::int64_t norm_bytes() const {
-    const std::int64_t wide = entry_ < 4 ? 4 : 0;
+    const std::int64_t wide = keeps_wide_copies() ? 4 : 0;
     return pass_.tokens * config_.hidden * (wide + (with_weight_gradients() ? entry_ : 0));
   }
+  bool norms_are_loops() const { return pass_.on_cpu && pass_.dtype != at::kHalf; }
+  bool keeps_wide_copies() const { return entry_ < 4 && !norms_are_loops(); }
   std::int64_t loss_working() const {
     return std::max(loss_bytes(config_, pass_.tensor, pass_.dtype, pass_.tokens, with_gradients()),
                     final_norm_bytes());
   }
-  /// Going back through an RMSNorm: arrays in float32 or wider, fewer where no rows of the loss lie
-  /// beside them.
+  /// Going back through an RMSNorm: both gradients; of LibTorch's operations arrays in float32 or
+  /// wider, fewer where no rows of the loss lie beside them.
   std::int64_t norm_back_bytes() const {
+    if (norms_are_loops()) return pass_.tokens * config_.hidden * 2 * entry_;
     return pass_.tokens * config_.hidden * 4 * std::max<std::int64_t>(4, entry_);
   }
-  /// Going back through the last RMSNorm: six arrays in float32 or wider beside the rows of the
-  /// loss.
+  /// Going back through the last RMSNorm: its output, the rows of the loss and three gradients; of
+  /// LibTorch's operations six arrays in float32 or wider beside the rows of the loss.
   std::int64_t final_norm_bytes() const {
     if (!with_gradients()) return 0;
+    if (norms_are_loops()) return pass_.tokens * config_.hidden * 5 * entry_;
     const std::int64_t wide = std::max<std::int64_t>(4, entry_);
     return pass_.tokens * config_.hidden * (6 * wide + (entry_ < 4 ? 3 : 2) * entry_);
   }
@@ -288,9 +292,9 @@ class RankNeed {
     const std::int64_t mapped = with_weight_gradients() ? heads + kv_heads : 0;
     const std::int64_t kept = (3 * heads + 2 * kv_heads + mapped) * config_.head_dim;
     const int arrays = with_gradients() && way == Way::back ? 2 : 1;
-    const std::int64_t normed =
-        config_.qk_norm ? (heads + kv_heads) * config_.head_dim * (entry_ < 4 ? entry_ + 4 : entry_)
-                        : 0;
+    const std::int64_t normed = config_.qk_norm ? (heads + kv_heads) * config_.head_dim *
+                                                      (keeps_wide_copies() ? entry_ + 4 : entry_)
+                                                : 0;
     return std::max(norm_bytes() + pass_.tokens * (entry_ * kept * arrays + normed),
                     observed_bytes(layer, UnitKind::attention));
   }

@@ -26,6 +26,8 @@ struct PassShape {
   /// Of criterion obs; automatic counts as scalar, the least it can need.
   Curvature curvature = Curvature::automatic;
   at::ScalarType dtype = at::kFloat;
+  /// There norms are loops that keep no wider copies (model/fused.h).
+  bool on_cpu = true;
   /// Of the calibration, which criteria with small sums keep apart.
   std::int64_t domains = 1;
   /// Of the largest micro-batch: B x T.
