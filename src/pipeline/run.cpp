@@ -370,15 +370,32 @@ class PruningRun {
 
   /// What cannot fit must not be found by the kernel, hours later.
   void require_memory() {
-    MemoryQuestion question{ConfigUse::run, source_->config, widths_of(source_->config, plan_),
-                            prunable_halves(source_->config, rules_)};
-    MemoryChoice choice =
-        choose_for_memory(config_, std::move(question), options_, runtime_, grid_);
+    MemoryChoice choice = choose_for_memory();
     decided_ = std::move(choice.config);
     on_root("look at the memory", [&] { tell_refit(choice.forecast.available); });
     forecast_bytes_ = choice.forecast.need.total();
     espalier::require_memory(std::move(choice.forecast), source_->config, options_, runtime_,
                              grid_);
+  }
+
+  /// A pass that was paused goes on in its own order where that fits, whatever else would.
+  MemoryChoice choose_for_memory() {
+    const MemoryQuestion question{ConfigUse::run, source_->config,
+                                  widths_of(source_->config, plan_),
+                                  prunable_halves(source_->config, rules_)};
+    if (paused_ && config_.order == Order::automatic) {
+      RunConfig wanted = config_;
+      wanted.order = paused_->finished ? Order::layer_major : Order::sample_major;
+      MemoryChoice choice =
+          espalier::choose_for_memory(wanted, question, options_, runtime_, grid_);
+      if (choice.fits) {
+        if (grid_.is_root())
+          log::info("order    {}, in which its pass was paused",
+                    paused_->finished ? "layer_major" : "sample_major");
+        return choice;
+      }
+    }
+    return espalier::choose_for_memory(config_, question, options_, runtime_, grid_);
   }
 
   /// The refit looks at its own memory when it begins; hours before that, what may be expected.

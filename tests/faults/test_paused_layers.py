@@ -201,6 +201,15 @@ class Taylor(Everywhere):
             if name == "order":
                 self.is_gold(run_dir, result)
 
+    def test_auto_goes_on_in_the_order_of_the_pause(self):
+        """Left to itself, with as much memory as here, a run goes through sequences."""
+        run_dir = self.paused("auto", 2)
+        result = self.succeeds("run", self.config, "--run-dir", run_dir, "--set", "execution.order=auto")
+        self.assertIn("layer_major, in which its pass was paused", result.text)
+        self.assertNotIn("of other work", result.text)
+        self.assertEqual(metrics_of(run_dir)[3]["continued_layers"], 2)
+        self.is_gold(run_dir, result)
+
     def test_damaged(self):
         for name in ("boundaries-0000.safetensors", "sums.h5"):
             for how in ("flipped", "cut", "gone"):
