@@ -276,13 +276,17 @@ class Bench {
     result.by_kind["other"] = std::max(0.0, all - named);
   }
 
-  /// The micro-batch size that is fastest, by one round of each; and whether recomputing
-  /// everything beats keeping what fits.
+  /// The micro-batch size that is fastest, by one round of each without what comes once at the end
+  /// of a pass; and whether recomputing everything beats keeping what fits.
   Setting choose(Criterion criterion) {
     Setting best = smallest();
     const auto rate = [&](const Setting& setting) {
       const std::int64_t sequences = std::min(request_.sequences, setting.rows * grid_.data_size());
-      return static_cast<double>(sequences) / pass(criterion, sequences, setting).seconds;
+      const Measured round = pass(criterion, sequences, setting);
+      const auto calibrated = round.by_phase.find("calibrate");  // criteria without data have none
+      const double seconds =
+          calibrated == round.by_phase.end() ? round.seconds : calibrated->second;
+      return static_cast<double>(sequences) / world_.max(seconds);
     };
     rate(best);  // the first one also maps memory and builds kernels
     if (request_.micro_batch_tokens) return best;
