@@ -1,6 +1,7 @@
 #include "espalier/model/fused.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <utility>
 
@@ -144,14 +145,16 @@ struct Rotation : torch::autograd::Function<Rotation> {
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight_D, double eps) {
   const at::ScalarType type = x.scalar_type();
   if (has_loops(type) && for_loops(x, type) && for_loops(weight_D, type) &&
-      !weight_D.requires_grad())
+      !weight_D.requires_grad() && x.dim() > 0 && weight_D.numel() == x.size(-1))
     return RmsNorm::apply(x, weight_D, eps);
   return composed::rms_norm(x, weight_D, eps);
 }
 
 at::Tensor rotated_heads(const at::Tensor& x_BTHE, const RotaryTable& table) {
   const at::ScalarType type = x_BTHE.scalar_type();
-  const bool one_row_a_token = table.cos_TE.dim() == 2 && table.cos_TE.size(0) == x_BTHE.size(1);
+  const std::array<std::int64_t, 2> of_tokens{x_BTHE.size(1), x_BTHE.size(3)};
+  const bool one_row_a_token =
+      table.cos_TE.sizes().equals(of_tokens) && table.sin_TE.sizes().equals(of_tokens);
   if (has_loops(type) && for_loops(x_BTHE, type) && for_loops(table.cos_TE, type) &&
       for_loops(table.sin_TE, type) && one_row_a_token)
     return Rotation::apply(x_BTHE, table.cos_TE, table.sin_TE);
@@ -160,7 +163,8 @@ at::Tensor rotated_heads(const at::Tensor& x_BTHE, const RotaryTable& table) {
 
 at::Tensor token_dots(const at::Tensor& a_BTU, const at::Tensor& b_BTU) {
   const at::ScalarType type = a_BTU.scalar_type();
-  if (!has_loops(type) || !for_loops(a_BTU, type) || !for_loops(b_BTU, type))
+  if (!has_loops(type) || !for_loops(a_BTU, type) || !for_loops(b_BTU, type) ||
+      a_BTU.sizes() != b_BTU.sizes())
     return composed::token_dots(a_BTU, b_BTU);
   const std::int64_t B = a_BTU.size(0), T = a_BTU.size(1), U = a_BTU.size(2);
   const at::Tensor sums_BU = at::empty({B, U}, at::TensorOptions(at::kDouble));

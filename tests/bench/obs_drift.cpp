@@ -11,7 +11,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
-#include <numeric>
 #include <string>
 #include <vector>
 
@@ -20,36 +19,11 @@
 #include <fmt/format.h>
 
 #include "espalier/score/obs_order.h"
+#include "random_sublayer.h"
 
 namespace {
 
 using espalier::ObsSublayer;
-
-ObsSublayer random_sublayer(std::int64_t K, std::int64_t D, std::int64_t N, double damping) {
-  at::manual_seed(1);
-  // Inputs that depend on each other, as activations do.
-  const at::Tensor x_NK =
-      at::randn({N, K / 4}, at::kDouble).mm(at::randn({K / 4, K}, at::kDouble)) /
-          std::sqrt(static_cast<double>(K) / 4) +
-      at::randn({N, K}, at::kDouble) * 0.5;
-  const at::Tensor g_ND = at::randn({2 * D, D}, at::kDouble);
-  ObsSublayer sublayer;
-  sublayer.gram_KK = x_NK.t().mm(x_NK) / static_cast<double>(N);
-  sublayer.curvature_DD = g_ND.t().mm(g_ND);
-  sublayer.reader_KD = at::randn({K, D}, at::kDouble);
-  sublayer.inputs_of_unit.assign(static_cast<std::size_t>(K), 1);
-  sublayer.damping = damping;
-  return sublayer;
-}
-
-std::vector<std::int64_t> order_of(const std::vector<double>& scores) {
-  std::vector<std::int64_t> order(scores.size());
-  std::iota(order.begin(), order.end(), std::int64_t{0});
-  std::stable_sort(order.begin(), order.end(), [&](std::int64_t a, std::int64_t b) {
-    return scores[static_cast<std::size_t>(a)] < scores[static_cast<std::size_t>(b)];
-  });
-  return order;
-}
 
 /// In coordinates in which every input has power 1, as obs_scores has them.
 struct Anew {

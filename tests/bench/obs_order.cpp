@@ -9,7 +9,6 @@
 #include <cmath>
 #include <cstdlib>
 #include <limits>
-#include <numeric>
 #include <vector>
 
 #include <ATen/ATen.h>
@@ -18,6 +17,7 @@
 #include <fmt/format.h>
 
 #include "espalier/score/obs_order.h"
+#include "random_sublayer.h"
 
 namespace {
 
@@ -54,33 +54,13 @@ std::vector<double> one_by_one(const ObsSublayer& sublayer) {
   return scores;
 }
 
-std::vector<std::int64_t> order_of(const std::vector<double>& scores) {
-  std::vector<std::int64_t> order(scores.size());
-  std::iota(order.begin(), order.end(), std::int64_t{0});
-  std::stable_sort(order.begin(), order.end(), [&](std::int64_t a, std::int64_t b) {
-    return scores[static_cast<std::size_t>(a)] < scores[static_cast<std::size_t>(b)];
-  });
-  return order;
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
   const c10::NoGradGuard no_gradient;
   const std::int64_t K = argc > 1 ? std::atoll(argv[1]) : 4096;
   const std::int64_t D = argc > 2 ? std::atoll(argv[2]) : 1024;
-  at::manual_seed(1);
-  // Inputs that depend on each other, as activations do.
-  const at::Tensor x_NK =
-      at::randn({2 * K, K / 4}, at::kDouble).mm(at::randn({K / 4, K}, at::kDouble)) /
-          std::sqrt(static_cast<double>(K) / 4) +
-      at::randn({2 * K, K}, at::kDouble) * 0.5;
-  const at::Tensor g_ND = at::randn({2 * D, D}, at::kDouble);
-  ObsSublayer sublayer;
-  sublayer.gram_KK = x_NK.t().mm(x_NK) / static_cast<double>(2 * K);
-  sublayer.curvature_DD = g_ND.t().mm(g_ND);
-  sublayer.reader_KD = at::randn({K, D}, at::kDouble);
-  sublayer.inputs_of_unit.assign(static_cast<std::size_t>(K), 1);
+  const ObsSublayer sublayer = random_sublayer(K, D, 2 * K, ObsSublayer().damping);
 
   auto begin = std::chrono::steady_clock::now();
   const std::vector<double> blocked = espalier::obs_scores(sublayer);
