@@ -209,9 +209,8 @@ void define_measuring(CLI::App& app, CommandOptions& o, Commands& commands) {
       ->transform(real_number(kRatio))
       ->type_name("RATIO,...");
   add_measure(eval, o);
-  eval->add_flag(
-      "--refit", o.refit,
-      "With --sparsity: refit o_proj and down_proj of every size before it is evaluated");
+  eval->add_flag("--refit", o.refit,
+                 "With --sparsity: refit the matrices of every size before it is evaluated");
   add_path(eval, "--out", o.out,
            "JSON file to write; must not exist. With --sparsity a .csv beside it", "FILE");
   add_path(eval, "--items", o.items,
@@ -309,7 +308,7 @@ void define_reading(CLI::App& app, CommandOptions& o, Commands& commands) {
   exported->add_flag("--no-compensation", o.no_compensation,
                      "Leave out the biases that a run with prune.compensation: mean gives");
   exported->add_flag("--refit", o.refit,
-                     "Refit o_proj and down_proj of this size, on any number of ranks; the default "
+                     "Refit the matrices of this size, on any number of ranks; the default "
                      "where the run does");
   exported->add_flag("--no-refit", o.no_refit, "Keep the dense model's columns");
   add_set(exported, o);

@@ -362,6 +362,11 @@ Rows<C> refit_rows() {
           "true: after the last iteration every o_proj and down_proj is solved anew by least "
           "squares, so that the pruned model's residual stream follows the dense model's. The "
           "matrices are in the exports.")),
+      free_at_resume(choice_row<C, RefitMatrices>(
+          "refit.matrices", [](auto& c) -> auto& { return c.refit.matrices; },
+          {{"outputs", RefitMatrices::outputs}, {"all", RefitMatrices::all}},
+          "What is solved anew. outputs: o_proj and down_proj; all: before each of these also the "
+          "q, k, v, gate and up of its half, towards what they give in the dense model.")),
       free_at_resume(list_or_word_row<C, DomainConfig>(
           "refit.domains", [](auto& c) -> auto& { return c.refit.domains; }, domain_rows(),
           "calibration",

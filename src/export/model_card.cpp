@@ -158,6 +158,21 @@ std::string loading_text(ExportFormat format) {
             : "All layers have the same widths: no code is bundled or needed.");
 }
 
+/// "o_proj and down_proj": the modules that the weights are of, in the order of a layer.
+std::string modules_text(const std::vector<std::string>& weights) {
+  std::vector<std::string> modules;
+  for (const char* module :
+       {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
+    if (std::ranges::any_of(weights, [&](const std::string& name) {
+          return name.ends_with(fmt::format(".{}.weight", module));
+        }))
+      modules.emplace_back(module);
+  std::string text;
+  for (std::size_t i = 0; i < modules.size(); ++i)
+    text += (i == 0 ? "" : i + 1 < modules.size() ? ", " : " and ") + modules[i];
+  return text;
+}
+
 std::string layer_table(const ModelConfig& dense, const ModelWidths& kept) {
   std::string text =
       "## What is left of each layer\n\n"
@@ -190,9 +205,10 @@ std::string model_card_text(ExportFormat format, const fs::path& source, const M
       "Attention heads and MLP channels were removed by espalier {}; {}{}. `{}` lists what was "
       "removed and in which order, `{}` how this was made.\n\n",
       version(),
-      refitted ? fmt::format("{} of o_proj and down_proj were then refitted by least squares (see "
-                             "below), and all other weights that are left are those of its source",
-                             counted(report.replaced.size(), "matrix", "matrices"))
+      refitted ? fmt::format("{} of {} were then refitted by least squares (see below), and all "
+                             "other weights that are left are those of its source",
+                             counted(report.replaced.size(), "matrix", "matrices"),
+                             modules_text(report.replaced))
                : "the weights that are left are those of its source, bit for bit",
       report.output_bias ? ", beside biases that stand for what was removed" : "", kPlanFile,
       kProvenanceFile);

@@ -185,12 +185,6 @@ void write_index(const std::vector<TensorJob>& jobs, const std::vector<Range>& s
   sha256[name] = sha256_hex(std::string_view(text));
 }
 
-/// A projection of the half's input: q, k, v, gate and up.
-bool reads_hidden(TensorRole role) {
-  return role == TensorRole::q || role == TensorRole::k || role == TensorRole::v ||
-         role == TensorRole::gate || role == TensorRole::up;
-}
-
 }  // namespace
 
 std::vector<TensorJob> tensor_jobs(const CheckpointReader& source, const ModelConfig& dense,
@@ -227,7 +221,7 @@ std::vector<TensorJob> tensor_jobs(const CheckpointReader& source, const ModelCo
     job.spec = std::move(spec);
     if (written.output_bias && job.spec.layer >= 0) weights.insert_or_assign(job.spec.role, job);
     jobs.push_back(std::move(job));
-    if (biases == AddedBiases::all && reads_hidden(jobs.back().spec.role))
+    if (biases == AddedBiases::all && is_input_projection(jobs.back().spec.role))
       jobs.push_back(zero_bias_job(jobs.back()));
   }
   problems.throw_if_any();

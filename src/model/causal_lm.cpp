@@ -142,6 +142,12 @@ at::Tensor CausalLM::embed_partial(const at::Tensor& tokens_BT) const {
   return at::embedding(embedding_VD_, local_BT).masked_fill(elsewhere_BT.unsqueeze(-1), 0);
 }
 
+at::Tensor CausalLM::half_input(std::int64_t l, UnitKind half, const at::Tensor& x_BTD) const {
+  const LayerWeights& w = layer(l);
+  return rms_norm(x_BTD, half == UnitKind::attention ? w.attention_norm_D : w.mlp_norm_D,
+                  config_.rms_norm_eps);
+}
+
 at::Tensor CausalLM::final_norm(const at::Tensor& x_BTD) const {
   return rms_norm(x_BTD, final_norm_D_, config_.rms_norm_eps);
 }
@@ -223,7 +229,7 @@ CausalLM::Projections CausalLM::project(std::int64_t l, const at::Tensor& x_BTD,
   const auto heads = static_cast<std::int64_t>(widths(l).query_heads.size());
   const auto kv_heads = static_cast<std::int64_t>(widths(l).kv_heads.size());
   const std::int64_t B = x_BTD.size(0), T = x_BTD.size(1), E = config_.head_dim;
-  const at::Tensor n_BTD = rms_norm(x_BTD, w.attention_norm_D, config_.rms_norm_eps);
+  const at::Tensor n_BTD = half_input(l, UnitKind::attention, x_BTD);
   std::vector<LinearMap> maps;
   at::Tensor q_BTHE =
       mapped(TensorRole::q, n_BTD, w.q_HED, w.q_bias_HE, maps).view({B, T, heads, E});
@@ -278,7 +284,7 @@ HalfOutput CausalLM::attention_half(std::int64_t l, const at::Tensor& x_BTD, KvC
 HalfOutput CausalLM::mlp_half(std::int64_t l, const at::Tensor& x_BTD) const {
   const LayerWeights& w = layer(l);
   if (widths(l).channels.empty()) return no_units(x_BTD, w.down_bias_D);
-  const at::Tensor n_BTD = rms_norm(x_BTD, w.mlp_norm_D, config_.rms_norm_eps);
+  const at::Tensor n_BTD = half_input(l, UnitKind::mlp, x_BTD);
   std::vector<LinearMap> maps;
   const at::Tensor gate = at::silu(mapped(TensorRole::gate, n_BTD, w.gate_FD, {}, maps)) *
                           mapped(TensorRole::up, n_BTD, w.up_FD, {}, maps);

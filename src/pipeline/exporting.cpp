@@ -14,6 +14,7 @@
 #include "espalier/core/paths.h"
 #include "espalier/core/text.h"
 #include "espalier/pipeline/family.h"
+#include "espalier/pipeline/refit_summary.h"
 #include "espalier/pipeline/run_directory.h"
 
 namespace espalier {
@@ -50,13 +51,11 @@ void add_refit(ModelCard& card, const nlohmann::ordered_json& record) {
   card.text +=
       "| layer | matrix | kept inputs | ridge | held-out error before | after |\n"
       "|---|---|---|---|---|---|\n";
-  for (const auto& half : record.at("halves")) {
-    const RefitFacts facts = facts_from(half);
+  for (const MatrixFacts& facts : matrices_of(record)) {
     if (facts.outcome == RefitOutcome::dense || facts.outcome == RefitOutcome::empty) continue;
     card.text +=
         fmt::format("| {} | {} | {} | {:g} | {:.4f} | {:.4f} |\n", facts.layer,
-                    facts.kind == UnitKind::mlp ? "down_proj" : "o_proj", facts.width, facts.ridge,
-                    facts.error_before,
+                    matrix_name(facts.role), facts.width, facts.ridge, facts.error_before,
                     facts.outcome == RefitOutcome::obs ? facts.error_before : facts.error_after);
   }
 }

@@ -284,6 +284,7 @@ RefitNeed forecast_refit(const RunConfig& config, const ModelConfig& model,
   shape.tensor = static_cast<int>(config.tensor);
   shape.dtype = dtype;
   shape.moments = config.refit.shrink_to == ShrinkTo::obs;
+  shape.matrices = config.refit.matrices;
   shape.stream_tokens = (extent.micro_batches + data_ranks - 1) / data_ranks * extent.tokens;
   return refit_need(model, shape);
 }

@@ -24,17 +24,22 @@ std::map<std::string, double> numbers(const Json& record, const char* key) {
 
 }  // namespace
 
+std::vector<MatrixFacts> matrices_of(const Json& record) {
+  std::vector<RefitFacts> halves;
+  for (const Json& half : record.at("halves")) halves.push_back(facts_from(half));
+  return each_matrix(halves);
+}
+
 RefitSummary refit_summary(Json record) {
   RefitSummary summary;
-  for (const Json& half : record.at("halves")) {
-    const auto outcome = half.at("outcome").get<std::string>();
-    if (outcome == name_of(RefitOutcome::empty)) continue;
-    const auto tokens = half.at("tokens_per_width").get<double>();
+  for (const MatrixFacts& facts : matrices_of(record)) {
+    if (facts.outcome == RefitOutcome::empty) continue;
+    const double tokens = facts.tokens_per_width;
     const bool first = summary.matrices() == 0;
     summary.least_tokens_per_width =
         first ? tokens : std::min(summary.least_tokens_per_width, tokens);
     summary.most_tokens_per_width = std::max(summary.most_tokens_per_width, tokens);
-    ++(outcome == name_of(RefitOutcome::refitted) ? summary.refitted : summary.kept);
+    ++(facts.outcome == RefitOutcome::refitted ? summary.refitted : summary.kept);
   }
   summary.perplexity_before = numbers(record, "perplexity_before");
   summary.perplexity = numbers(record, "perplexity");

@@ -15,6 +15,7 @@
 #include "espalier/model/memory.h"
 #include "espalier/model/tensor_ops.h"
 #include "espalier/pipeline/memory_forecast.h"
+#include "espalier/pipeline/refit_summary.h"
 #include "espalier/pipeline/run_directory.h"
 #include "espalier/pipeline/run_report.h"
 #include "espalier/store/files.h"
@@ -28,9 +29,11 @@ using Json = nlohmann::ordered_json;
 constexpr UnitKind kHalves[] = {UnitKind::attention, UnitKind::mlp};
 
 const char* name_of(ShrinkTo value) { return value == ShrinkTo::obs ? "obs" : "dense"; }
+const char* name_of(RefitMatrices value) { return value == RefitMatrices::all ? "all" : "outputs"; }
 
 Json settings_json(const RefitConfig& config) {
-  return {{"ridge", config.ridge ? Json(*config.ridge) : Json("auto")},
+  return {{"matrices", name_of(config.matrices)},
+          {"ridge", config.ridge ? Json(*config.ridge) : Json("auto")},
           {"shrink_to", name_of(config.shrink_to)}};
 }
 
@@ -164,11 +167,12 @@ Json Refitting::record(const RefitReport& report) const {
     record["domains"].push_back({{"name", utf8_text(data_.domains()[d].name)},
                                  {"rows", data_.domains()[d].rows.size()},
                                  {"rows_of_the_scores", reused_[d]}});
+  const std::vector<MatrixFacts> matrices = each_matrix(report.facts);
   for (const RefitOutcome outcome :
        {RefitOutcome::refitted, RefitOutcome::obs, RefitOutcome::dense, RefitOutcome::empty})
     record["matrices"][espalier::name_of(outcome)] =
-        std::count_if(report.facts.begin(), report.facts.end(),
-                      [&](const RefitFacts& facts) { return facts.outcome == outcome; });
+        std::count_if(matrices.begin(), matrices.end(),
+                      [&](const MatrixFacts& facts) { return facts.outcome == outcome; });
   record["halves"] = Json::array();
   for (const RefitFacts& facts : report.facts) record["halves"].push_back(to_json(facts));
   return record;
@@ -176,10 +180,15 @@ Json Refitting::record(const RefitReport& report) const {
 
 Json Refitting::apply(CausalLM& model, RefitStore* store, bool everywhere, const ProcessGrid& grid,
                       const CommRuntime& runtime, const RoundHooks& hooks) {
-  const bool moments = subject_.config.refit.shrink_to == ShrinkTo::obs;
+  const RefitConfig& settings = subject_.config.refit;
   together(grid.world(), "refit", [&] {
-    const RefitShape shape{subject_.source.widths, kept_,   grid.tensor_size(),
-                           model.options().dtype,  moments, stream_tokens(data_, grid.data_size())};
+    const RefitShape shape{.source = subject_.source.widths,
+                           .kept = kept_,
+                           .tensor = grid.tensor_size(),
+                           .dtype = model.options().dtype,
+                           .moments = settings.shrink_to == ShrinkTo::obs,
+                           .matrices = settings.matrices,
+                           .stream_tokens = stream_tokens(data_, grid.data_size())};
     require_refit_memory(refit_need(subject_.source.config, shape), model.options(), runtime);
     if (subject_.means) install_biases(model, subject_, kept_);
     if (grid.is_root()) {
@@ -271,7 +280,7 @@ void RefitRecords::finish(Json record, const std::vector<TaskOutcome>& after,
         ", {} {:.3f}{}", name, value.get<double>(),
         before.contains(name) ? fmt::format(" (before {:.3f})", before[name].get<double>()) : "");
   log::info("refit    {} of {} matrices refitted on {}{}",
-            record["matrices"]["refitted"].get<std::int64_t>(), record["halves"].size(),
+            record["matrices"]["refitted"].get<std::int64_t>(), matrices_of(record).size(),
             counted(record["tokens"].get<std::int64_t>(), "token"),
             text.empty() ? "" : "; perplexity" + text.substr(1));
 }

@@ -227,7 +227,7 @@ RefitTime refit_time(const RunConfig& config, const ModelConfig& model, const Mo
   const Load load = load_of(outline_domains(data, model), data.domains);
   const RefitFlops flops =
       refit_flops(model, {dense_widths(model), left, load.tokens, load.real_tokens,
-                          config.refit.shrink_to == ShrinkTo::obs});
+                          config.refit.shrink_to == ShrinkTo::obs, config.refit.matrices});
   const double longer =
       waiting(load.micro_batches, ranks / config.tensor) / static_cast<double>(ranks);
   const auto ridges = config.refit.ridge ? 1 : static_cast<std::int64_t>(ridge_candidates().size());
@@ -239,8 +239,8 @@ RefitTime refit_time(const RunConfig& config, const ModelConfig& model, const Mo
   time.streams_seconds = flops.streams / pass_rate * longer;
   time.sums_seconds = flops.sums / rates.sums_flops_per_s * longer;
   time.solving_seconds = time.solving_flops / rates.solving_flops_per_s;
-  time.written_bytes =
-      refitted_elements(model, left) * static_cast<std::int64_t>(size_of(model.dtype));
+  time.written_bytes = refitted_elements(model, left, config.refit.matrices) *
+                       static_cast<std::int64_t>(size_of(model.dtype));
   return time;
 }
 

@@ -175,6 +175,11 @@ bool is_output_bias(TensorRole role) {
   return role == TensorRole::o_bias || role == TensorRole::down_bias;
 }
 
+bool is_input_projection(TensorRole role) {
+  return role == TensorRole::q || role == TensorRole::k || role == TensorRole::v ||
+         role == TensorRole::gate || role == TensorRole::up;
+}
+
 // The norms of a layer without heads or channels stay in the checkpoint, so they are counted.
 ParameterCount count_parameters(const ModelConfig& config, const ModelWidths& widths) {
   ParameterCount count;

@@ -2,6 +2,7 @@
 
 #include "espalier/model/gate.h"
 #include "espalier/prune/tensor_catalog.h"
+#include "projections.h"
 
 namespace espalier {
 namespace {
@@ -19,21 +20,33 @@ double matrix_elements(const ModelConfig& config, const ModelWidths& widths, int
   return elements;
 }
 
+constexpr double kFolds = 2;
+
+/// What is done with the sums of a matrix of k inputs and D outputs.
+void add_solving(RefitFlops& flops, double k, double D) {
+  const double factor = k * k * k / 3, product = 2 * k * k * D;
+  flops.ridge.solutions += kFolds * (factor + product);
+  flops.ridge.products += kFolds * product;
+  flops.residuals += 2 * kFolds * product;
+  flops.solution.solutions += factor + product;
+}
+
 void add_half(RefitFlops& flops, const ModelConfig& config, const RefitWork& work,
               std::size_t layer, UnitKind half) {
   const auto k = static_cast<double>(gate_entries(work.kept.layers[layer], half, config));
   const auto A = static_cast<double>(gate_entries(work.source.layers[layer], half, config));
   const auto D = static_cast<double>(config.hidden), N = static_cast<double>(work.tokens);
-  constexpr double kFolds = 2;
-  const double factor = k * k * k / 3, product = 2 * k * k * D;
   flops.sums += 2 * N * k * (k + D);
-  flops.ridge.solutions += kFolds * (factor + product);
-  flops.ridge.products += kFolds * product;
-  flops.residuals += 2 * kFolds * product;
-  flops.solution.solutions += factor + product;
+  add_solving(flops, k, D);
+  if (work.matrices == RefitMatrices::all) {
+    const auto projections = refitted_projections(config, work.kept, layer, half);
+    if (!projections.empty()) flops.sums += 3 * 2 * N * D * D;
+    for (const TensorSpec& spec : projections)
+      add_solving(flops, D, static_cast<double>(shape_with(spec, config, work.kept)[0]));
+  }
   if (!work.moments) return;
   flops.sums += 2 * N * k * A;
-  flops.solution.solutions += factor + product;
+  flops.solution.solutions += k * k * k / 3 + 2 * k * k * D;
   flops.solution.products += 2 * k * A * D;
 }
 
@@ -51,11 +64,16 @@ RefitFlops refit_flops(const ModelConfig& config, const RefitWork& work) {
   return flops;
 }
 
-std::int64_t refitted_elements(const ModelConfig& config, const ModelWidths& kept) {
+std::int64_t refitted_elements(const ModelConfig& config, const ModelWidths& kept,
+                               RefitMatrices matrices) {
   std::int64_t elements = 0;
-  for (const LayerWidths& layer : kept.layers)
-    for (const UnitKind half : kHalves)
-      elements += gate_entries(layer, half, config) * config.hidden;
+  for (std::size_t l = 0; l < kept.layers.size(); ++l)
+    for (const UnitKind half : kHalves) {
+      elements += gate_entries(kept.layers[l], half, config) * config.hidden;
+      if (matrices == RefitMatrices::outputs) continue;
+      for (const TensorSpec& spec : refitted_projections(config, kept, l, half))
+        elements += shape_with(spec, config, kept)[0] * config.hidden;
+    }
   return elements;
 }
 

@@ -16,24 +16,20 @@ using Json = nlohmann::ordered_json;
 constexpr RefitOutcome kOutcomes[] = {RefitOutcome::refitted, RefitOutcome::dense,
                                       RefitOutcome::obs, RefitOutcome::empty};
 
-}  // namespace
+constexpr TensorRole kProjections[] = {TensorRole::q, TensorRole::k, TensorRole::v,
+                                       TensorRole::gate, TensorRole::up};
 
-Json to_json(const RefitFacts& facts) {
-  return {{"layer", facts.layer},
-          {"kind", name_of(facts.kind)},
-          {"outcome", name_of(facts.outcome)},
-          {"width", facts.width},
-          {"tokens_per_width", facts.tokens_per_width},
-          {"ridge", facts.ridge},
-          {"error_before", facts.error_before},
-          // JSON has no infinity: no ridge had a solution.
-          {"error_after", std::isfinite(facts.error_after) ? Json(facts.error_after) : Json()}};
+void add(Json& json, const MatrixFacts& facts) {
+  json["outcome"] = name_of(facts.outcome);
+  json["width"] = facts.width;
+  json["tokens_per_width"] = facts.tokens_per_width;
+  json["ridge"] = facts.ridge;
+  json["error_before"] = facts.error_before;
+  // JSON has no infinity: no ridge had a solution.
+  json["error_after"] = std::isfinite(facts.error_after) ? Json(facts.error_after) : Json();
 }
 
-RefitFacts facts_from(const Json& json) {
-  RefitFacts facts;
-  facts.layer = json.at("layer");
-  facts.kind = json.at("kind") == name_of(UnitKind::mlp) ? UnitKind::mlp : UnitKind::attention;
+void read(const Json& json, MatrixFacts& facts) {
   for (const RefitOutcome outcome : kOutcomes)
     if (json.at("outcome") == name_of(outcome)) facts.outcome = outcome;
   facts.width = json.at("width");
@@ -42,6 +38,34 @@ RefitFacts facts_from(const Json& json) {
   facts.error_before = json.at("error_before");
   facts.error_after = json.at("error_after").is_null() ? std::numeric_limits<double>::infinity()
                                                        : json.at("error_after").get<double>();
+}
+
+}  // namespace
+
+Json to_json(const RefitFacts& facts) {
+  Json json{{"layer", facts.layer}, {"kind", name_of(facts.kind)}};
+  add(json, facts);
+  for (const MatrixFacts& projection : facts.projections)
+    add(json["projections"][matrix_name(projection.role)], projection);
+  return json;
+}
+
+RefitFacts facts_from(const Json& json) {
+  RefitFacts facts;
+  facts.layer = json.at("layer");
+  const bool mlp = json.at("kind") == name_of(UnitKind::mlp);
+  facts.kind = mlp ? UnitKind::mlp : UnitKind::attention;
+  facts.role = mlp ? TensorRole::down : TensorRole::o;
+  read(json, facts);
+  if (!json.contains("projections")) return facts;
+  for (const TensorRole role : kProjections)
+    if (const auto found = json.at("projections").find(matrix_name(role));
+        found != json.at("projections").end()) {
+      MatrixFacts& projection = facts.projections.emplace_back();
+      projection.layer = facts.layer;
+      projection.role = role;
+      read(*found, projection);
+    }
   return facts;
 }
 

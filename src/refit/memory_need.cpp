@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "espalier/prune/tensor_catalog.h"
+#include "projections.h"
 
 namespace espalier {
 namespace {
@@ -28,6 +29,20 @@ std::int64_t matrix_sums(const ModelConfig& config, const RefitShape& shape, std
   return static_cast<std::int64_t>(sizeof(double)) * (h + c + moments);
 }
 
+/// Of the projections of a half's input, which are solved one after the other.
+std::int64_t projection_sums(const ModelConfig& config, const RefitShape& shape, std::size_t layer,
+                             UnitKind half) {
+  if (shape.matrices == RefitMatrices::outputs) return 0;
+  std::int64_t outputs = 0;
+  for (const TensorSpec& spec : refitted_projections(config, shape.kept, layer, half))
+    outputs = std::max(outputs, shape_with(spec, config, shape.kept)[0]);
+  if (outputs == 0) return 0;
+  const std::int64_t square = config.hidden * config.hidden;
+  const std::int64_t rows = shape.tensor > 1 ? 5 * square / shape.tensor : 0;
+  return static_cast<std::int64_t>(sizeof(double)) *
+         (8 * square + rows + 8 * config.hidden * outputs);
+}
+
 }  // namespace
 
 RefitNeed refit_need(const ModelConfig& config, const RefitShape& shape) {
@@ -40,7 +55,9 @@ RefitNeed refit_need(const ModelConfig& config, const RefitShape& shape) {
     need.sums = std::max(
         {need.sums,
          matrix_sums(config, shape, kept.query_heads.size() * head, all.query_heads.size() * head),
-         matrix_sums(config, shape, kept.channels.size(), all.channels.size())});
+         matrix_sums(config, shape, kept.channels.size(), all.channels.size()),
+         projection_sums(config, shape, l, UnitKind::attention),
+         projection_sums(config, shape, l, UnitKind::mlp)});
     need.dense_layer =
         std::max(need.dense_layer,
                  layer_elements(config, shape.source, static_cast<int>(l)) / shape.tensor * entry);

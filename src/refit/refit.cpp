@@ -17,22 +17,24 @@
 #include "espalier/core/pulse.h"
 #include "espalier/model/gate.h"
 #include "espalier/model/tensor_ops.h"
+#include "espalier/prune/tensor_catalog.h"
 #include "espalier/prune/unit_tensors.h"
 #include "espalier/refit/solve.h"
 #include "layer_text.h"
+#include "projections.h"
+#include "settle.h"
 #include "streams.h"
 
 namespace espalier {
 namespace {
 
 using refit_detail::FoldTokens;
+using refit_detail::MatrixFit;
+using refit_detail::settle;
 using refit_detail::Streams;
 
 constexpr UnitKind kHalves[] = {UnitKind::attention, UnitKind::mlp};
 
-TensorRole reader_role(UnitKind kind) {
-  return kind == UnitKind::attention ? TensorRole::o : TensorRole::down;
-}
 TensorRole bias_role(UnitKind kind) {
   return kind == UnitKind::attention ? TensorRole::o_bias : TensorRole::down_bias;
 }
@@ -122,30 +124,34 @@ class Refit {
   /// Said before the work that it makes doubtful.
   void warn_of_few_tokens() const {
     constexpr std::int64_t kEnough = 10;
-    std::int64_t halves = 0, few = 0, widest = 0;
+    std::int64_t matrices = 0, few = 0, widest = 0;
+    const auto count = [&](std::int64_t width) {
+      matrices += width > 0 ? 1 : 0;
+      few += report_.tokens < kEnough * width ? 1 : 0;
+      widest = std::max(widest, width);
+    };
     for (std::int64_t l = 0; l < model_.layers(); ++l)
       for (const UnitKind kind : kHalves) {
-        const std::int64_t width = gate_place(model_, l, kind).all;
-        halves += width > 0 ? 1 : 0;
-        few += report_.tokens < kEnough * width ? 1 : 0;
-        widest = std::max(widest, width);
+        count(gate_place(model_, l, kind).all);
+        for (std::size_t i = 0; i < wanted_projections(l, kind).size(); ++i)
+          count(model_.config().hidden);
       }
     if (few == 0 || world().rank() != 0) return;
     log::warning(
         "refit    {} of {} matrices have fewer than {} tokens for each input that they keep "
         "({} tokens, up to {} inputs): more rows in refit.sequences or refit.domains would help, "
         "up to 200 tokens for each",
-        few, halves, kEnough, report_.tokens, widest);
+        few, matrices, kEnough, report_.tokens, widest);
   }
 
   void tell(const RefittedLayer& layer) const {
     if (world().rank() != 0) return;
-    for (const RefitFacts& facts : layer.facts)
+    for (const MatrixFacts& facts : each_matrix(layer.facts))
       if (facts.outcome != RefitOutcome::empty)
         log::info(
             "refit    layer {} {}: {} inputs, {:.1f} tokens for each, ridge {:g}, held-out error "
             "{:.4f} -> {:.4f}: {}",
-            facts.layer, name_of(facts.kind), facts.width, facts.tokens_per_width, facts.ridge,
+            facts.layer, matrix_name(facts.role), facts.width, facts.tokens_per_width, facts.ridge,
             facts.error_before, facts.error_after,
             facts.outcome == RefitOutcome::refitted ? "refitted" : "kept");
   }
@@ -159,7 +165,7 @@ class Refit {
     RefittedLayer layer{l, {}, {}};
     if (before) {
       layer = *before;
-      together(world(), "refit", [&] { install(model_, layer); });
+      together(world(), "refit", [&] { install(model_, layer, request_.kept); });
       for (const UnitKind kind : kHalves) {
         advance(dense_, l, kind, &Streams::dense_BTD);
         advance(model_, l, kind, &Streams::pruned_BTD);
@@ -237,26 +243,109 @@ class Refit {
     return gathered_gate(model, l, kind, gate, tensor()).flatten(0, 1);
   }
 
-  /// Sums, solves and installs one half, and moves both streams past it.
+  /// Sums, solves and installs the matrices of one half, and moves both streams past it.
   void fit(RefittedLayer& layer, UnitKind kind) {
     const std::int64_t l = layer.layer;
     RefitFacts facts;
-    facts.layer = l;
     facts.kind = kind;
-    facts.width = gate_place(model_, l, kind).all;
+    identify(facts, l, unit_reader(model_.config(), kind, static_cast<int>(l)).role,
+             gate_place(model_, l, kind).all);
     if (facts.width == 0) {
       advance(dense_, l, kind, &Streams::dense_BTD);
     } else {
-      facts.tokens_per_width =
-          static_cast<double>(report_.tokens) / static_cast<double>(facts.width);
+      fit_projections(layer, facts);
       Sums sums = sum_up(l, kind);
       reduce(sums, l, kind);
       solve(layer, facts, sums);
-      together(world(), "refit", [&] { install(model_, layer); });
+      together(world(), "refit", [&] { install(model_, layer, request_.kept); });
     }
     layer.facts.push_back(facts);
     advance(model_, l, kind, &Streams::pruned_BTD);
   }
+
+  void identify(MatrixFacts& facts, std::int64_t l, TensorRole role, std::int64_t width) const {
+    facts.layer = l;
+    facts.role = role;
+    facts.width = width;
+    facts.tokens_per_width =
+        width == 0 ? 0 : static_cast<double>(report_.tokens) / static_cast<double>(width);
+  }
+
+  // ---- projections of a half's input ------------------------------------------------------------
+
+  std::vector<TensorSpec> wanted_projections(std::int64_t l, UnitKind kind) const {
+    if (request_.settings.matrices == RefitMatrices::outputs) return {};
+    return refitted_projections(model_.config(), request_.kept, static_cast<std::size_t>(l), kind);
+  }
+
+  void fit_projections(RefittedLayer& layer, RefitFacts& facts) {
+    const std::vector<TensorSpec> specs = wanted_projections(layer.layer, facts.kind);
+    if (specs.empty()) return;
+    InputSums sums = sum_inputs(layer.layer, facts.kind);
+    reduce(sums, layer.layer, facts.kind);
+    for (const TensorSpec& spec : specs) solve(layer, facts.projections.emplace_back(), spec, sums);
+    together(world(), "refit", [&] { install(model_, layer, request_.kept); });
+  }
+
+  Range input_rows() const {
+    return even_cut(model_.config().hidden, grid_.tensor_size(), grid_.tensor_index());
+  }
+
+  InputSums sum_inputs(std::int64_t l, UnitKind kind) {
+    const std::int64_t D = model_.config().hidden;
+    const Range rows = input_rows();
+    const auto zeros = [&] { return at::zeros({rows.size(), D}, wide()); };
+    InputSums sums;
+    for (NormalEquations& fold : sums.folds) fold = {zeros(), zeros()};
+    sums.difference_KK = zeros();
+    sums.dense_K = at::zeros({D}, wide());
+    each_micro_batch([&](Streams& streams) {
+      const at::Tensor x_NK = input(model_, l, kind, streams.pruned_BTD);
+      const at::Tensor e_NK = input(dense_, l, kind, streams.dense_BTD) - x_NK;
+      for (std::size_t f = 0; f < streams.folds.size(); ++f) {
+        const FoldTokens& tokens = streams.folds[f];
+        if (tokens.places_N.numel() == 0) continue;
+        add_inputs(sums, f, rows, x_NK.index_select(0, tokens.places_N),
+                   e_NK.index_select(0, tokens.places_N),
+                   tokens.weights_N.unsqueeze(1).to(product_));
+      }
+      return Problems();
+    });
+    return sums;
+  }
+
+  /// What the projections of a half read, [tokens, D].
+  at::Tensor input(const CausalLM& model, std::int64_t l, UnitKind kind,
+                   const at::Tensor& stream) const {
+    return model.half_input(l, kind, on_device(stream)).to(product_).flatten(0, 1);
+  }
+
+  /// Collective.
+  void reduce(InputSums& sums, std::int64_t l, UnitKind kind) {
+    add_up({&sums.dense_K}, sums.weight);
+    whole({&sums.folds[0].h_KK, &sums.folds[0].c_KD, &sums.folds[1].h_KK, &sums.folds[1].c_KD,
+           &sums.difference_KK},
+          input_rows(), model_.config().hidden, not_finite(l, kind));
+  }
+
+  /// Adds a projection's new matrix, if it gets one, to the layer. Collective.
+  void solve(RefittedLayer& layer, MatrixFacts& facts, const TensorSpec& spec,
+             const InputSums& sums) {
+    fault::hit("refit.solve");
+    identify(facts, layer.layer, spec.role, model_.config().hidden);
+    MatrixFit fit{.name = spec.name, .stored = stored_type(spec), .folds = sums.folds};
+    fit.v0_KD = from_solver(layer.layer, {sums.dense_K.size(0), shape_of(spec)[0]}, [&] {
+      return transposed(read_weight(model_.config(), request_.source, spec, request_.kept));
+    });
+    together(world(), "refit", [&] {
+      fit.target = target_of(sums, fit.v0_KD);
+      fit.q_KD = residuals(sums, fit.v0_KD);
+      facts.error_before = relative_error(sums, fit.target, fit.v0_KD);
+    });
+    take_over(layer, spec, settle(world(), solver(layer.layer), request_.settings, fit, facts));
+  }
+
+  // ---- output matrices --------------------------------------------------------------------------
 
   bool wants_moments() const { return request_.settings.shrink_to == ShrinkTo::obs; }
 
@@ -321,24 +410,37 @@ class Refit {
     return at::tensor(slice.columns.indices(), at::kLong).to(model_.options().device);
   }
 
-  /// Over data ranks, and whole on every tensor rank. Collective.
+  /// Collective.
   void reduce(Sums& sums, std::int64_t l, UnitKind kind) {
+    add_up({&sums.target.y_D, &sums.target.square_D}, sums.target.weight);
     std::vector<at::Tensor*> rows{&sums.folds[0].h_KK, &sums.folds[0].c_KD, &sums.folds[1].h_KK,
                                   &sums.folds[1].c_KD};
     if (wants_moments()) rows.push_back(&sums.moments_KA);
-    TensorReducer& data = grid_.data().reducer();
-    for (at::Tensor* part : rows) all_reduce_sum(*part, data);
-    all_reduce_sum(sums.target.y_D, data);
-    all_reduce_sum(sums.target.square_D, data);
-    data.check();
-    grid_.data().control().all_reduce_sum(std::span<double>(&sums.target.weight, 1));
     Problems problems;
-    for (const at::Tensor* part : rows)
-      if (problems.empty() && !all_finite(*part)) problems.add(not_finite(l, kind));
-    if (problems.empty() && !all_finite(sums.target.square_D)) problems.add(not_finite(l, kind));
+    if (!all_finite(sums.target.square_D)) problems.add(not_finite(l, kind));
     agree(world(), "refit", problems);
-    const std::int64_t all = gate_place(model_, l, kind).all;
-    for (at::Tensor* part : rows) *part = espalier::gathered(*part, 0, sums.rows, all, tensor());
+    whole(rows, sums.rows, gate_place(model_, l, kind).all, not_finite(l, kind));
+  }
+
+  /// Sums of which every tensor rank has all, over data ranks. Collective.
+  void add_up(const std::vector<at::Tensor*>& sums, double& weight) {
+    TensorReducer& data = grid_.data().reducer();
+    for (at::Tensor* sum : sums) all_reduce_sum(*sum, data);
+    data.check();
+    grid_.data().control().all_reduce_sum(std::span<double>(&weight, 1));
+  }
+
+  /// This tensor rank's rows of sums, over data ranks and then whole. Collective.
+  void whole(const std::vector<at::Tensor*>& parts, const Range& rows, std::int64_t all,
+             const Problem& otherwise) {
+    TensorReducer& data = grid_.data().reducer();
+    for (at::Tensor* part : parts) all_reduce_sum(*part, data);
+    data.check();
+    Problems problems;
+    for (const at::Tensor* part : parts)
+      if (problems.empty() && !all_finite(*part)) problems.add(otherwise);
+    agree(world(), "refit", problems);
+    for (at::Tensor* part : parts) *part = espalier::gathered(*part, 0, rows, all, tensor());
     tensor().check();
   }
 
@@ -351,87 +453,59 @@ class Refit {
             fmt::format("{} of layer {}", name_of(kind), l)};
   }
 
-  /// The matrix to start from, [K, D], from the rank that solves the layer. Collective.
-  at::Tensor starting_weights(std::int64_t l, UnitKind kind, const Sums& sums) {
-    const std::int64_t D = model_.config().hidden;
-    at::Tensor v0_KD = at::empty({sums.folds[0].h_KK.size(0), D}, at::kDouble);
+  DType stored_type(const TensorSpec& spec) const {
+    return request_.source.reader->find(spec.name)->dtype;
+  }
+  /// What is left of it, whole.
+  std::vector<std::int64_t> shape_of(const TensorSpec& spec) const {
+    return shape_with(spec, model_.config(), request_.kept);
+  }
+  at::Tensor transposed(const at::Tensor& w) const { return on_device(w).to(at::kDouble).t(); }
+
+  /// What the rank that solves the layer makes, [sizes] in float64, on every rank. Collective.
+  at::Tensor from_solver(std::int64_t l, at::IntArrayRef sizes,
+                         const std::function<at::Tensor()>& make) {
+    at::Tensor values = at::empty(sizes, at::kDouble);
     together(world(), "refit", [&] {
-      if (world().rank() != solver(l)) return;
-      const TensorSpec spec = unit_reader(model_.config(), kind, static_cast<int>(l));
-      const ModelWidths& widths = wants_moments() ? request_.source.widths : request_.kept;
-      const at::Tensor w_DA = read_weight(model_.config(), request_.source, spec, widths);
-      at::Tensor w_AD = on_device(w_DA).to(at::kDouble).t();
-      if (wants_moments()) w_AD = obs_weights(sums.moments_KA, kept_places(l, kind), w_AD);
-      v0_KD.copy_(w_AD);
+      if (world().rank() == solver(l)) values.copy_(make());
     });
-    world().broadcast({v0_KD.data_ptr(), static_cast<std::size_t>(v0_KD.numel()), DType::f64},
+    world().broadcast({values.data_ptr(), static_cast<std::size_t>(values.numel()), DType::f64},
                       solver(l));
-    return on_device(v0_KD);
+    return on_device(values);
   }
 
-  /// The ridge of least held-out error; every rank tries its share of them. Collective.
-  std::pair<double, double> best_ridge(const Folds& folds, const std::array<at::Tensor, 2>& q_KD,
-                                       const TargetSums& target) {
-    const std::vector<double> ridges = request_.settings.ridge
-                                           ? std::vector<double>{*request_.settings.ridge}
-                                           : ridge_candidates();
-    std::vector<double> changes(ridges.size(), 0.0);
-    together(world(), "refit", [&] {
-      for (std::size_t i = 0; i < ridges.size(); ++i) {
-        if (static_cast<int>(i % static_cast<std::size_t>(world().size())) != world().rank())
-          continue;
-        changes[i] = held_out_change(folds, q_KD, target, ridges[i]);
-        pulse::beat();
-      }
-    });
-    world().all_reduce_sum(std::span<double>(changes));
-    const auto best = std::min_element(changes.begin(), changes.end());
-    return {ridges[static_cast<std::size_t>(best - changes.begin())], *best};
+  /// The output matrix to start from, [K, D].
+  at::Tensor starting_weights(std::int64_t l, UnitKind kind, const TensorSpec& spec,
+                              const Sums& sums) const {
+    if (!wants_moments())
+      return transposed(read_weight(model_.config(), request_.source, spec, request_.kept));
+    return obs_weights(
+        sums.moments_KA, kept_places(l, kind),
+        transposed(read_weight(model_.config(), request_.source, spec, request_.source.widths)));
   }
 
-  /// Adds the half's new matrix, if it gets one, to the layer. Collective.
-  void solve(RefittedLayer& layer, RefitFacts& facts, Sums& sums) {
+  /// Adds the half's new output matrix, if it gets one, to the layer. Collective.
+  void solve(RefittedLayer& layer, RefitFacts& facts, const Sums& sums) {
     fault::hit("refit.solve");
-    const TensorSpec spec = unit_reader(model_.config(), facts.kind, static_cast<int>(layer.layer));
-    at::Tensor v_KD = starting_weights(layer.layer, facts.kind, sums);
-    std::array<at::Tensor, 2> q_KD;
+    const std::int64_t l = layer.layer;
+    const TensorSpec spec = unit_reader(model_.config(), facts.kind, static_cast<int>(l));
+    MatrixFit fit{.name = spec.name,
+                  .stored = stored_type(spec),
+                  .folds = sums.folds,
+                  .target = sums.target,
+                  .updated = wants_moments()};
+    fit.v0_KD = from_solver(l, {facts.width, model_.config().hidden},
+                            [&] { return starting_weights(l, facts.kind, spec, sums); });
     together(world(), "refit", [&] {
-      q_KD = residuals(sums.folds, v_KD);
-      facts.error_before = relative_error(sums.folds, sums.target, v_KD);
+      fit.q_KD = residuals(sums.folds, fit.v0_KD);
+      facts.error_before = relative_error(sums.folds, sums.target, fit.v0_KD);
     });
-    double change = 0;
-    std::tie(facts.ridge, change) = best_ridge(sums.folds, q_KD, sums.target);
-    facts.error_after = facts.error_before + change;
-    const DType stored = request_.source.reader->find(spec.name)->dtype;
-    at::Tensor w_DK = at::empty({v_KD.size(1), v_KD.size(0)}, to_scalar_type(stored));
-    auto outcome = static_cast<std::int64_t>(RefitOutcome::dense);
-    together(world(), "refit", [&] {
-      if (world().rank() != solver(layer.layer)) return;
-      const auto take = [&](RefitOutcome what, const at::Tensor& taken_KD) {
-        if (rounds_to(w_DK, taken_KD, spec.name)) outcome = static_cast<std::int64_t>(what);
-      };
-      if (wants_moments()) take(RefitOutcome::obs, v_KD);
-      if (!(change < 0)) return;
-      const NormalEquations both{sums.folds[0].h_KK + sums.folds[1].h_KK, at::Tensor()};
-      if (const auto d_KD = ridge_solution(both, q_KD[0] + q_KD[1], facts.ridge))
-        take(RefitOutcome::refitted, v_KD + *d_KD);
-    });
-    world().broadcast({&outcome, 1, DType::i64}, solver(layer.layer));
-    facts.outcome = static_cast<RefitOutcome>(outcome);
-    if (facts.outcome == RefitOutcome::dense) return;
-    broadcast(w_DK, solver(layer.layer));
-    layer.matrices.insert_or_assign(spec.name, w_DK);
+    take_over(layer, spec, settle(world(), solver(l), request_.settings, fit, facts));
   }
 
-  /// Rounds to the stored dtype; false where that does not hold the numbers.
-  static bool rounds_to(at::Tensor& w_DK, const at::Tensor& v_KD, const std::string& name) {
-    const at::Tensor rounded_DK = v_KD.t().to(at::kCPU).contiguous().to(w_DK.scalar_type());
-    if (!all_finite(rounded_DK)) {
-      log::warning("{} is not refitted: its new values leave the range of the stored dtype", name);
-      return false;
-    }
-    w_DK.copy_(rounded_DK);
-    return true;
+  static void take_over(RefittedLayer& layer, const TensorSpec& spec,
+                        const std::optional<at::Tensor>& matrix) {
+    if (matrix) layer.matrices.insert_or_assign(spec.name, *matrix);
   }
 
   CausalLM& model_;
@@ -462,24 +536,56 @@ const char* name_of(RefitOutcome outcome) {
   return "empty";
 }
 
+const char* matrix_name(TensorRole role) {
+  switch (role) {
+    case TensorRole::q:
+      return "q_proj";
+    case TensorRole::k:
+      return "k_proj";
+    case TensorRole::v:
+      return "v_proj";
+    case TensorRole::o:
+      return "o_proj";
+    case TensorRole::gate:
+      return "gate_proj";
+    case TensorRole::up:
+      return "up_proj";
+    case TensorRole::down:
+      return "down_proj";
+    default:
+      break;
+  }
+  throw Error(ExitCode::internal, "a refit of a tensor that is no linear map");
+}
+
+std::vector<MatrixFacts> each_matrix(const std::vector<RefitFacts>& halves) {
+  std::vector<MatrixFacts> all;
+  for (const RefitFacts& half : halves) {
+    all.insert(all.end(), half.projections.begin(), half.projections.end());
+    all.push_back(half);
+  }
+  return all;
+}
+
 RefitReport refit(CausalLM& model, const Calibration& data, const RefitRequest& request,
                   const ProcessGrid& grid, const RoundHooks& hooks) {
   return Refit(model, data, request, grid, hooks).run();
 }
 
-void install(CausalLM& model, const RefittedLayer& layer) {
-  for (const UnitKind kind : kHalves) {
-    const TensorSpec spec = unit_reader(model.config(), kind, static_cast<int>(layer.layer));
+void install(CausalLM& model, const RefittedLayer& layer, const ModelWidths& kept) {
+  const Range vocabulary{0, model.config().vocabulary};
+  for (const TensorSpec& spec : layer_tensors(model.config(), static_cast<int>(layer.layer))) {
     const auto found = layer.matrices.find(spec.name);
     if (found == layer.matrices.end()) continue;
-    const GatePlace place = gate_place(model, layer.layer, kind);
-    ESPALIER_CHECK(found->second.size(1) == place.all,
-                   fmt::format("a refitted {} of {} inputs for a model of {}", spec.name,
-                               found->second.size(1), place.all));
-    model.layer(layer.layer).by_role(reader_role(kind)) =
-        found->second.narrow(1, place.mine.begin, place.mine.size())
-            .contiguous()
-            .to(model.options().device, model.options().dtype);
+    const std::vector<std::int64_t> wanted = shape_with(spec, model.config(), kept);
+    ESPALIER_CHECK(found->second.sizes() == at::IntArrayRef(wanted),
+                   fmt::format("a refitted {} of {} x {} for a model of {} x {}", spec.name,
+                               found->second.size(0), found->second.size(1), wanted[0], wanted[1]));
+    const TensorSlice mine = slice_of(spec, model.config(), kept, vocabulary, model.shard().widths,
+                                      model.shard().vocabulary);
+    model.tensor(spec) = take(take(found->second, 0, mine.rows), 1, mine.columns)
+                             .contiguous()
+                             .to(model.options().device, model.options().dtype);
   }
 }
 

@@ -41,6 +41,16 @@ void add_tokens(NormalEquations& equations, const Range& rows, const at::Tensor&
   equations.c_KD += at::matmul(weighted_KN, y_ND);
 }
 
+void add_inputs(InputSums& sums, std::size_t f, const Range& rows, const at::Tensor& x_NK,
+                const at::Tensor& e_NK, const at::Tensor& weights_N1) {
+  add_tokens(sums.folds[f], rows, x_NK, e_NK, weights_N1);
+  const at::Tensor weighted_KN = (e_NK.narrow(1, rows.begin, rows.size()) * weights_N1).t();
+  sums.difference_KK += at::matmul(weighted_KN, e_NK);
+  const at::Tensor w_N1 = weights_N1.to(at::kDouble);
+  sums.dense_K += (w_N1 * (x_NK.to(at::kDouble) + e_NK)).sum(0);
+  sums.weight += w_N1.sum().item<double>();
+}
+
 at::Tensor inverse_variance(const TargetSums& sums) {
   const at::Tensor square_D = sums.square_D / sums.weight;
   const at::Tensor variance_D = square_D - (sums.y_D / sums.weight).pow(2);
@@ -58,6 +68,23 @@ std::optional<at::Tensor> ridge_solution(const NormalEquations& equations, const
 std::array<at::Tensor, 2> residuals(const Folds& folds, const at::Tensor& v0_KD) {
   return {folds[0].c_KD - at::matmul(folds[0].h_KK, v0_KD),
           folds[1].c_KD - at::matmul(folds[1].h_KK, v0_KD)};
+}
+
+TargetSums target_of(const InputSums& sums, const at::Tensor& v0_KD) {
+  at::Tensor dense_KK = sums.difference_KK.clone();
+  for (const NormalEquations& fold : sums.folds)
+    dense_KK.add_(fold.h_KK).add_(fold.c_KD).add_(fold.c_KD.t());
+  return {(sums.dense_K.unsqueeze(1) * v0_KD).sum(0), (at::matmul(dense_KK, v0_KD) * v0_KD).sum(0),
+          sums.weight};
+}
+
+std::array<at::Tensor, 2> residuals(const InputSums& sums, const at::Tensor& v0_KD) {
+  return {at::matmul(sums.folds[0].c_KD, v0_KD), at::matmul(sums.folds[1].c_KD, v0_KD)};
+}
+
+double relative_error(const InputSums& sums, const TargetSums& target, const at::Tensor& v0_KD) {
+  const at::Tensor left_KD = at::matmul(sums.difference_KK, v0_KD);
+  return weighted_trace(v0_KD, left_KD, inverse_variance(target)) / unit(target);
 }
 
 double relative_error(const Folds& folds, const TargetSums& sums, const at::Tensor& v_KD) {

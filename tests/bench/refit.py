@@ -118,11 +118,12 @@ class Bench(cheapest.Bench):
         return run, {"dense": rows[0]["perplexity"], "perplexity": rows[-1]["perplexity"], "evaluate": evaluated[-1],
                      "processor": seconds - sum(evaluated)}
 
-    def refit(self, run, found, rows, shrink_to):
+    def refit(self, run, found, rows, shrink_to, matrices):
         _, seconds = self.call("resume", run, "--set", "refit.enabled=true", "--set", f"refit.sequences={rows}",
-                               "--set", f"refit.shrink_to={shrink_to}")
+                               "--set", f"refit.shrink_to={shrink_to}", "--set", f"refit.matrices={matrices}")
         record = json.loads((run / "refit.json").read_text())
-        widths = [half["tokens_per_width"] for half in record["halves"] if half["outcome"] != "empty"]
+        each = [m for half in record["halves"] for m in (half, *half.get("projections", {}).values())]
+        widths = [m["tokens_per_width"] for m in each if m["outcome"] != "empty"]
         return {"perplexity": record["perplexity"], "tokens": record["tokens"], "matrices": record["matrices"],
                 "per_width": (min(widths), max(widths)), "processor": seconds - found["evaluate"]}
 
@@ -165,6 +166,7 @@ def parse():
     p.add_argument("--rows", type=int, default=8, help="of the scores, per domain")
     p.add_argument("--refit-rows", type=int, nargs="+", default=[1, 2, 8, 32], help="per domain")
     p.add_argument("--shrink-to", nargs="+", default=["dense"], choices=("dense", "obs"))
+    p.add_argument("--matrices", nargs="+", default=["outputs"], choices=("outputs", "all"))
     p.add_argument("--heldout-rows", type=int, default=48, help="per domain")
     p.add_argument("--window", type=int, default=256)
     p.add_argument("--micro-batch-tokens", type=int, default=2048)
@@ -185,9 +187,10 @@ def main():
                 run, found = bench.order(seed, way, mix, stored)
                 dense, title = found["dense"], f"{way}" + f", {' '.join(mix)}" * bool(a.mixes)
                 results.setdefault(title + stored, []).append(found)
-                for shrink_to, rows in itertools.product(a.shrink_to, a.refit_rows):
-                    name = f"{title}, refit on {len(mix) * rows} x {a.window}" + " towards OBS" * (shrink_to == "obs") + stored
-                    results.setdefault(name, []).append(bench.refit(run, found, rows, shrink_to))
+                for shrink_to, rows, matrices in itertools.product(a.shrink_to, a.refit_rows, a.matrices):
+                    name = f"{title}, refit on {len(mix) * rows} x {a.window}" + " towards OBS" * (shrink_to == "obs")
+                    name += ", all matrices" * (matrices == "all") + stored
+                    results.setdefault(name, []).append(bench.refit(run, found, rows, shrink_to, matrices))
                     print(f"seed {seed}, {name}: {cheapest.geometric_mean(results[name][-1]['perplexity'].values()):.3f}", file=sys.stderr,
                           flush=True)
     mean = math.exp(statistics.fmean(math.log(v) for v in dense.values()))

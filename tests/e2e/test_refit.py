@@ -19,6 +19,10 @@ REFIT = {
 }
 
 
+MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+OUTPUTS = {"attention": "o_proj", "mlp": "down_proj"}
+
+
 def tensors_of(path):
     return load_file(pathlib.Path(path) / "model.safetensors")
 
@@ -133,6 +137,39 @@ class Refit(workbench.Case):
             result = run(*arguments)
             self.assertEqual(result.code, 64, result)
             self.assertIn(words, " ".join(result.err.split()))
+
+
+class EveryMatrix(workbench.Case):
+    def test_all_that_is_solved_is_exported_and_told(self):
+        workbench.write_tokens(self.bench.folder / "a.h5", rows=12, seed=1)
+        config = self.bench.config("every", **workbench.merged(REFIT, {"refit": {"matrices": "all"}}))
+        run_dir = self.folder / "run"
+        text = self.succeeds("run", config, "--run-dir", run_dir).out
+        record = json.loads((run_dir / "refit.json").read_text())
+        each = {(half["layer"], name): facts for half in record["halves"]
+                for name, facts in (*half.get("projections", {}).items(), (OUTPUTS[half["kind"]], half))}
+        refitted = {place for place, facts in each.items() if facts["outcome"] == "refitted"}
+        self.assertEqual(len(each), 4 * 7 - 3, "all but q, k and v of the first layer")
+        self.assertEqual(record["matrices"]["refitted"], len(refitted))
+        self.assertLessEqual({"q_proj", "v_proj", "gate_proj", "up_proj"}, {name for _, name in refitted})
+        self.assertEqual(record["settings"]["matrices"], "all")
+        self.assertIn(f"refit         {len(refitted)} of {len(each)} matrices refitted", text)
+        self.succeeds("export", run_dir, "--no-refit", "--out", self.folder / "plain")
+        plain = tensors_of(self.folder / "plain")
+        for form in ("exact", "uniform"):
+            found = tensors_of(run_dir / "export" / form)
+            changed = {name for name in plain if not np.array_equal(plain[name], found[name])}
+            self.assertEqual({(int(name.split(".")[2]), name.split(".")[-2]) for name in changed}, refitted)
+            out = self.folder / f"{form}.json"
+            self.succeeds("eval", config, "--model", run_dir / "export" / form, "--out", out)
+            perplexity = json.loads(out.read_text())["perplexity"]["held"]["perplexity"]
+            self.assertAlmostEqual(perplexity / record["perplexity"]["held"], 1, delta=1e-9)
+        card = (run_dir / "export/exact/README.md").read_text()
+        names = [name for name in MODULES if any(name == module for _, module in refitted)]
+        self.assertIn(f"{len(refitted)} matrices of {', '.join(names[:-1])} and {names[-1]} were then refitted", card)
+        for layer, name in refitted:
+            self.assertIn(f"| {layer} | {name} | {each[layer, name]['width']} |", card)
+        self.succeeds("verify", run_dir)
 
 
 class Told(workbench.Case):

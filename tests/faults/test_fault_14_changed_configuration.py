@@ -31,6 +31,7 @@ FREE = {
     "execution.share_prompts": "false",
     "refit.enabled": "true",
     "refit.sequences": 4,
+    "refit.matrices": "all",
     "refit.ridge": 0.5,
     "refit.shrink_to": "obs",
     "checkpoint.keep_last": 1,

@@ -148,6 +148,10 @@ class Plan(Case):
         half = self.plan("--set", "refit.enabled=true", *open_layers, "--tensor", 2, "--ranks", 4)["refit"]
         self.assertEqual(half["sums_bytes"], 8 * (6 * 13824**2 + 8 * 13824 * 5120))
         self.assertEqual(half["dense_layer_bytes"], layer)
+        # Of gate and up with all hidden inputs, where these are more than the channels that are left.
+        eighth = (*open_layers[:-1], "prune.target=0.875")
+        every = self.plan("--set", "refit.enabled=true", "--set", "refit.matrices=all", *eighth)["refit"]
+        self.assertEqual(every["sums_bytes"], 8 * (8 * 5120**2 + 8 * 5120 * 3456))
         said = run("plan", self.config, "--set", "refit.enabled=true", "--memory", 16, *open_layers)
         self.assertIn("refit    about", said.out)
 

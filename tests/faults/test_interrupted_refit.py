@@ -144,5 +144,31 @@ class InterruptedRefit(Interrupted):
         self.is_gold(run_dir)
 
 
+class RefitOfEveryMatrix(Interrupted):
+    """Layers with q, k, v, gate and up in them are kept and taken up as those with o and down alone."""
+
+    change = {"refit": {"enabled": True, "matrices": "all"}}
+    killed_at = InterruptedRefit.killed_at
+    killed_and_continued = InterruptedRefit.killed_and_continued
+
+    def test_killed(self):
+        projections = [half.get("projections", {}) for half in record_of(self.class_folder / "gold")["halves"]]
+        self.assertEqual([len(p) for p in projections], [0, 2, *(3, 2) * 3])
+        # 2 matrices in the first half layers, 5 and 7 in what follows them.
+        cases = [(f"point=refit.{point};nth={n}",) for point, n in (("solve", 3), ("solve", 8), ("pre_rename", 2), ("kept", 3))]
+        _, failures = side_by_side(self.killed_and_continued, cases)
+        self.assertEqual(failures, [], "\n".join(failures))
+
+    def test_on_another_layout(self):
+        gold = load_file(self.class_folder / "gold/export/exact/model.safetensors")
+        run_dir = self.killed_at("point=refit.pre_rename;rank=1", 2, 2)
+        self.succeeds("resume", run_dir, "--tensor", 3, ranks=3)
+        self.assertEqual(record_of(run_dir)["recalled_layers"], 1)
+        found = load_file(run_dir / "export/exact/model.safetensors")
+        for name, values in gold.items():
+            np.testing.assert_allclose(found[name], values, rtol=0, atol=2e-6 * np.abs(values).max(), err_msg=name)
+        self.succeeds("verify", run_dir)
+
+
 if __name__ == "__main__":
     main()

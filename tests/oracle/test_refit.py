@@ -27,7 +27,9 @@ RIDGES = [10.0**e for e in range(-5, 2)]
 HALVES = ("attention", "mlp")
 # (tensor, data) ranks
 LAYOUTS = ((1, 1), (2, 1), (1, 2), (2, 2), (3, 1))
-NAMES = {"attention": "self_attn.o_proj.weight", "mlp": "mlp.down_proj.weight"}
+BLOCKS = {"attention": "self_attn", "mlp": "mlp"}
+OUTPUTS = {"attention": "o_proj", "mlp": "down_proj"}
+PROJECTIONS = {"attention": ("q_proj", "k_proj", "v_proj"), "mlp": ("gate_proj", "up_proj")}
 
 
 def widened(model):
@@ -43,7 +45,7 @@ def widened(model):
 
 
 class Streams:
-    """Residuals before and after every half layer, and the inputs of o_proj and down_proj, of one run of a model."""
+    """Residuals before and after every half layer, and the inputs of its linear maps, of one run of a model."""
 
     def __init__(self, model):
         self.model, self.values = model, {}
@@ -52,6 +54,8 @@ class Streams:
             layer.post_attention_layernorm.register_forward_pre_hook(self._keep(("before", index, "mlp")))
             layer.self_attn.o_proj.register_forward_pre_hook(self._keep(("gate", index, "attention")))
             layer.mlp.down_proj.register_forward_pre_hook(self._keep(("gate", index, "mlp")))
+            layer.self_attn.q_proj.register_forward_pre_hook(self._keep(("normed", index, "attention")))
+            layer.mlp.gate_proj.register_forward_pre_hook(self._keep(("normed", index, "mlp")))
         model.model.norm.register_forward_pre_hook(self._keep(("before", len(model.model.layers), "attention")))
 
     def _keep(self, key):
@@ -115,12 +119,12 @@ def fitted(x, y, weights, folds, v0, ridge=None):
 
 
 class Oracle:
-    """Refits a run's plan by itself: {(layer, kind): (matrix [outputs, kept inputs], facts)}."""
+    """Refits a run's plan by itself: {(layer, kind, module): (matrix [kept outputs, kept inputs], facts)}."""
 
-    def __init__(self, model_path, domains, run_dir, shrink_to="dense", ridge=None):
+    def __init__(self, model_path, domains, run_dir, shrink_to="dense", ridge=None, matrices="outputs"):
         with reference.quiet():
             self.dense, self.pruned = (reference.load(model_path, torch.float64) for _ in range(2))
-        self.run_dir, self.shrink_to, self.ridge = run_dir, shrink_to, ridge
+        self.run_dir, self.shrink_to, self.ridge, self.every = run_dir, shrink_to, ridge, matrices == "all"
         self.rows, token_weights, folds = [], [], []
         total = sum(domain.weight for domain in domains)
         for d, domain in enumerate(domains):
@@ -130,9 +134,28 @@ class Oracle:
                 folds.append(numpy.full(len(row), (i + d) % 2))
         self.weights, self.folds = numpy.concatenate(token_weights), numpy.concatenate(folds)
 
-    def module(self, model, layer, kind):
-        block = model.model.layers[layer]
-        return block.self_attn.o_proj if kind == "attention" else block.mlp.down_proj
+    def module(self, model, layer, kind, name=None):
+        return getattr(getattr(model.model.layers[layer], BLOCKS[kind]), name or OUTPUTS[kind])
+
+    def kept_rows(self, layer, kind, name, columns):
+        """Of a projection, where these columns of the output matrix are left."""
+        if name not in ("k_proj", "v_proj"):
+            return columns
+        config = self.dense.config
+        size = self.module(self.dense, layer, kind, name).weight.shape[0] // config.num_key_value_heads
+        heads = numpy.unique(columns // size) // (config.num_attention_heads // config.num_key_value_heads)
+        return numpy.flatnonzero(numpy.isin(numpy.arange(size * config.num_key_value_heads) // size, heads))
+
+    def fit_projections(self, layer, kind, columns, dense, pruned, found):
+        """Towards what the dense model's give without their biases, which both have."""
+        x, dense_x = (numpy.concatenate([values["normed", layer, kind] for values in stream]) for stream in (pruned, dense))
+        for name in PROJECTIONS[kind]:
+            rows = self.kept_rows(layer, kind, name, columns)
+            start = self.module(self.dense, layer, kind, name).weight.detach().numpy()[rows]
+            v, facts = fitted(x, dense_x @ start.T, self.weights, self.folds, start.T, self.ridge)
+            with torch.no_grad():
+                self.module(self.pruned, layer, kind, name).weight[rows] = torch.tensor(v.T)
+            found[layer, kind, name] = (v.T, facts)
 
     def matrices(self):
         streams = Streams(self.dense)
@@ -152,6 +175,9 @@ class Oracle:
             if len(columns) == 0:
                 continue
             pruned = [streams.run(row) for row in self.rows]
+            if self.every and (layer, kind) != (0, "attention"):
+                self.fit_projections(layer, kind, columns, dense, pruned, found)
+                pruned = [streams.run(row) for row in self.rows]
             x = numpy.concatenate([values["gate", layer, kind][:, columns] for values in pruned])
             y = numpy.concatenate([after(d, layer, kind) - p["before", layer, kind] for d, p in zip(dense, pruned)])
             weight = self.module(self.dense, layer, kind).weight.detach().numpy()
@@ -162,7 +188,7 @@ class Oracle:
             v, facts = fitted(x, y, self.weights, self.folds, start.T, self.ridge)
             with torch.no_grad():
                 self.module(self.pruned, layer, kind).weight[:, columns] = torch.tensor(v.T)
-            found[layer, kind] = (v.T, facts)
+            found[layer, kind, OUTPUTS[kind]] = (v.T, facts)
         return found
 
 
@@ -198,17 +224,24 @@ class Refitted(unittest.TestCase):
                                  kept=oracle.get("shrink_to", "dense"))
 
     def compare_with(self, wanted, tensors, record, bound=1e-8, kept="dense"):
-        facts = {(half["layer"], half["kind"]): half for half in record["halves"]}
-        for (layer, kind), (matrix, known) in wanted.items():
-            found = tensors[f"model.layers.{layer}.{NAMES[kind]}"].numpy()
+        facts = {}
+        for half in record["halves"]:
+            place = half["layer"], half["kind"]
+            facts[*place, OUTPUTS[half["kind"]]] = half
+            facts.update(((*place, name), projection) for name, projection in half.get("projections", {}).items())
+        self.assertEqual({place for place, matrix in facts.items() if matrix["outcome"] != "empty"}, set(wanted))
+        for place, (matrix, known) in wanted.items():
+            layer, kind, name = place
+            found = tensors[f"model.layers.{layer}.{BLOCKS[kind]}.{name}.weight"].numpy()
             self.assertEqual(found.dtype, numpy.float64)
             self.assertEqual(found.shape, matrix.shape)
-            self.assertLessEqual(numpy.abs(found - matrix).max(), bound * numpy.abs(matrix).max(), (layer, kind))
-            half = facts[layer, kind]
-            self.assertEqual(half["outcome"], "refitted" if known["refitted"] else kept, (layer, kind))
-            self.assertAlmostEqual(half["ridge"], known["ridge"], delta=1e-12 * known["ridge"])
+            self.assertLessEqual(numpy.abs(found - matrix).max(), bound * numpy.abs(matrix).max(), place)
+            told = facts[place]
+            stays = kept if name in OUTPUTS.values() else "dense"
+            self.assertEqual(told["outcome"], "refitted" if known["refitted"] else stays, place)
+            self.assertAlmostEqual(told["ridge"], known["ridge"], delta=1e-12 * known["ridge"])
             for key in ("error_before", "error_after"):
-                self.assertAlmostEqual(half[key], known[key], delta=1e-8 * known[key], msg=(layer, kind, key))
+                self.assertAlmostEqual(told[key], known[key], delta=1e-8 * known[key], msg=(*place, key))
         return facts
 
     def perplexity_in_transformers(self, export):
@@ -266,6 +299,14 @@ class Refitted(unittest.TestCase):
 
     def test_fixed_ridge_towards_the_updated_weights(self):
         self.on_layouts("both", ((1, 1), (2, 2)), ridge=0.05, shrink_to="obs")
+
+    def test_every_matrix(self):
+        wanted = self.on_layouts("all", LAYOUTS, matrices="all")
+        refitted = {name for (_, _, name), (_, known) in wanted.items() if known["refitted"]}
+        self.assertLessEqual({"v_proj", "gate_proj", "up_proj", "down_proj"}, refitted)
+
+    def test_every_matrix_towards_the_updated_weights(self):
+        self.on_layouts("all-obs", ((2, 2),), matrices="all", shrink_to="obs", ridge=0.05)
 
     def test_what_the_guard_keeps_under_a_ridge_that_fits_nothing(self):
         """So small a ridge on so few tokens: others are worse off than before."""

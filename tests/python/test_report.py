@@ -149,6 +149,15 @@ class Refit(Case):
         self.assertIn("+10.0%perplexity, prose, after the refit", document.text)
         self.assertEqual(document.headings, ["run", *(title for _, title in page.SECTIONS)])
 
+    def test_projections_come_before_the_output_they_lead_to(self):
+        half = refit()["halves"][3]
+        facts = {key: value for key, value in half.items() if key not in ("layer", "kind")}
+        projections = {"gate_proj": {**facts, "outcome": "dense"}, "up_proj": {**facts, "width": 20}}
+        document = self.refitted(halves=[{**half, "projections": projections}])
+        self.assertEqual([row[:3] + row[-1:] for row in document.tables["matrices"][1:]], [
+            ["1", "gate_proj", "4", "kept"], ["1", "up_proj", "20", "refitted"], ["1", "down_proj", "4", "refitted"]])
+        self.assertIn("2 of 3 matrices were solved anew, the guard kept 1", " ".join(document.text.split()))
+
     def test_one_of_another_plan_or_none(self):
         document = self.refitted(plan_digest="e" * 64)
         self.assertNotIn("After the refit", document.headings)
@@ -163,6 +172,7 @@ class Refit(Case):
         good = refit()["halves"][0]
         for change in ({"halves": [3]}, {"halves": [{**good, "kind": "x"}]}, {"halves": [{**good, "outcome": "well"}]},
                        {"halves": [{**good, "ridge": "small"}]}, {"halves": [{**good, "error_after": "none"}]}, {"tokens": -1},
+                       {"halves": [{**good, "projections": 3}]}, {"halves": [{**good, "projections": {"q_proj": 3}}]},
                        {"perplexity": {"prose": None}}, {"seconds": {"refit": "long"}}):
             with self.subTest(change=change):
                 (self.run_dir / "refit.json").write_text(json.dumps({**refit(), **change}))

@@ -40,6 +40,9 @@ enum class ScheduleShape { linear, gisp, cosine, exponential, geometric };
 enum class Curvature { automatic, full, scalar };
 enum class Compensation { none, mean };
 enum class ShrinkTo { dense, obs };
+/// What a refit solves: o_proj and down_proj, or before each of these the q, k, v, gate and up of
+/// its half too.
+enum class RefitMatrices { outputs, all };
 enum class Order { automatic, sample_major, layer_major };
 enum class BoundaryStore { automatic, memory, files };
 enum class Recompute { automatic, all };
@@ -115,6 +118,7 @@ struct RefitConfig {
   std::optional<std::vector<DomainConfig>> domains;
   /// Of each domain that does not say it itself; absent = all rows.
   std::optional<std::int64_t> sequences;
+  RefitMatrices matrices = RefitMatrices::outputs;
   /// Absent = by held-out error.
   std::optional<double> ridge;
   ShrinkTo shrink_to = ShrinkTo::dense;

@@ -14,6 +14,7 @@
 #include "espalier/model/packed_rows.h"
 #include "espalier/model/rotary.h"
 #include "espalier/model/weight_gradient.h"
+#include "espalier/prune/score_table.h"
 #include "espalier/prune/tensor_catalog.h"
 #include "espalier/prune/widths.h"
 #include "espalier/store/safetensors.h"
@@ -97,6 +98,8 @@ class CausalLM {
   HalfOutput attention_half(std::int64_t layer, const at::Tensor& x_BTD, KvCache& cache) const;
   /// MLP half: norm, down(silu(gate) * up). Differentiable; not collective.
   HalfOutput mlp_half(std::int64_t layer, const at::Tensor& x_BTD) const;
+  /// What the input projections of a half read: its norm of the residual, [B, T, D].
+  at::Tensor half_input(std::int64_t layer, UnitKind half, const at::Tensor& x_BTD) const;
   at::Tensor final_norm(const at::Tensor& x_BTD) const;
   /// Rows of the output projection this rank holds, [V, D]: the embedding itself when tied.
   const at::Tensor& head_VD() const { return config_.tied_embeddings ? embedding_VD_ : head_VD_; }

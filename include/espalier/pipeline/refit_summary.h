@@ -5,8 +5,11 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include <nlohmann/json.hpp>
+
+#include "espalier/refit/refit.h"
 
 namespace espalier {
 
@@ -28,6 +31,10 @@ struct RefitSummary {
 
   std::int64_t matrices() const { return refitted + kept; }
 };
+
+/// What refit.json says of each matrix, in the order in which they were solved. Throws
+/// nlohmann::json::exception for another record.
+std::vector<MatrixFacts> matrices_of(const nlohmann::ordered_json& record);
 
 /// Of a record as RefitRecords::finish writes it. Throws nlohmann::json::exception for another.
 RefitSummary refit_summary(nlohmann::ordered_json record);

@@ -97,6 +97,9 @@ bool has_no_elements(const std::vector<std::int64_t>& shape);
 /// Whether the tensor is a bias of o_proj or down_proj, which only some of our exports have.
 bool is_output_bias(TensorRole role);
 
+/// Whether the tensor is a weight that reads the half's normed input: q, k, v, gate, up.
+bool is_input_projection(TensorRole role);
+
 /// Parameters of the decoder layers (norms included), of the whole model, for the given widths.
 /// A tied head is counted once; output biases, which the unpruned model has not, are not.
 struct ParameterCount {

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "espalier/config/model_config.h"
+#include "espalier/config/run_config.h"
 #include "espalier/prune/widths.h"
 
 namespace espalier {
@@ -16,6 +17,7 @@ struct RefitWork {
   std::int64_t tokens = 0;
   /// Of settings.shrink_to obs: second moments of the dense model's inputs too.
   bool moments = false;
+  RefitMatrices matrices = RefitMatrices::outputs;
 };
 
 /// Floating-point operations of one kind over all matrices, 2 to a multiplication with its
@@ -29,13 +31,15 @@ struct DenseFlops {
   double all() const { return products + solutions; }
 };
 
-/// Floating-point operations of a refit. Of a matrix with k kept of A inputs and D outputs, for T
-/// tokens with padding and N without. Attention's own products, norms and sums are not in it.
+/// Floating-point operations of a refit. Of a matrix with k kept of A inputs and D outputs (of a
+/// projection all hidden inputs and what is left of its outputs), for T tokens with padding and N
+/// without. Attention's own products, norms and sums are not in it.
 struct RefitFlops {
   /// 2 T (weights of the dense layers + 2 x of the pruned ones, which run once for the inputs of a
   /// matrix and once with the new matrix). In model.dtype.
   double streams = 0;
-  /// H and C of both folds: 2 N k (k + D); with moments 2 N k A more. In float32 or float64.
+  /// H and C of both folds: 2 N k (k + D); with moments 2 N k A more. Of the projections of a half
+  /// together 6 N k^2. In float32 or float64.
   double sums = 0;
   /// One ridge tried: for each fold a factor, its solution and H D. In float64, as is what follows.
   DenseFlops ridge;
@@ -50,6 +54,7 @@ struct RefitFlops {
 RefitFlops refit_flops(const ModelConfig& config, const RefitWork& work);
 
 /// Elements of the matrices that a refit may change: sum of k D.
-std::int64_t refitted_elements(const ModelConfig& config, const ModelWidths& kept);
+std::int64_t refitted_elements(const ModelConfig& config, const ModelWidths& kept,
+                               RefitMatrices matrices);
 
 }  // namespace espalier

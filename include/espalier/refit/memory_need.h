@@ -5,6 +5,7 @@
 #include <c10/core/ScalarType.h>
 
 #include "espalier/config/model_config.h"
+#include "espalier/config/run_config.h"
 #include "espalier/prune/widths.h"
 
 namespace espalier {
@@ -18,6 +19,7 @@ struct RefitShape {
   at::ScalarType dtype = at::kFloat;
   /// Of settings.shrink_to obs: second moments of the dense model's inputs too.
   bool moments = false;
+  RefitMatrices matrices = RefitMatrices::outputs;
   /// Of all micro-batches of a data rank, padding included.
   std::int64_t stream_tokens = 0;
 };
@@ -31,7 +33,9 @@ struct RefitNeed {
   /// host.
   std::int64_t streams = 0;
   /// H and C of both folds, in float64: summed in shares of the tensor ranks, then whole with a
-  /// damped copy of H and its factor: about 8 x (5 k k + 8 k D), and with moments 3 k A more.
+  /// damped copy of H and its factor: about 8 x (5 k k + 8 k D), and with moments 3 k A more. For
+  /// the projections of a half, with D hidden inputs and R of the widest's outputs left, about 8 x
+  /// (8 D D + 8 D R).
   std::int64_t sums = 0;
 
   std::int64_t total() const { return dense_layer + streams + sums; }

@@ -17,14 +17,15 @@
 #include "espalier/model/causal_lm.h"
 #include "espalier/model/load.h"
 #include "espalier/prune/score_table.h"
+#include "espalier/prune/tensor_catalog.h"
 
 namespace espalier {
 
-/// What became of one o_proj or down_proj.
+/// What became of one matrix.
 enum class RefitOutcome {
   /// V0 + D.
   refitted,
-  /// The guard kept V0, which are the dense model's columns.
+  /// The guard kept V0, which is what is left of the dense model's matrix.
   dense,
   /// The guard kept V0, which are the OBS-updated weights.
   obs,
@@ -33,9 +34,9 @@ enum class RefitOutcome {
 };
 const char* name_of(RefitOutcome outcome);
 
-struct RefitFacts {
+struct MatrixFacts {
   std::int64_t layer = 0;
-  UnitKind kind = UnitKind::attention;
+  TensorRole role = TensorRole::o;
   RefitOutcome outcome = RefitOutcome::empty;
   /// Kept inputs.
   std::int64_t width = 0;
@@ -47,6 +48,16 @@ struct RefitFacts {
   double error_before = 0;
   double error_after = 0;
 };
+
+/// A half: of its o_proj or down_proj, and of the projections of its input that were solved before.
+struct RefitFacts : MatrixFacts {
+  UnitKind kind = UnitKind::attention;
+  std::vector<MatrixFacts> projections;
+};
+/// Of all matrices, in the order in which they were solved.
+std::vector<MatrixFacts> each_matrix(const std::vector<RefitFacts>& halves);
+/// "down_proj", as its name in a checkpoint has it.
+const char* matrix_name(TensorRole role);
 
 nlohmann::ordered_json to_json(const RefitFacts& facts);
 /// Throws nlohmann::json::exception for what to_json does not write.
@@ -89,7 +100,8 @@ struct RefitReport {
 };
 
 /// Refits every o_proj and down_proj of `model` in closed form, from the bottom up, so that its
-/// residual stream follows the dense model's. Two streams begin at the embedding, x_d of the dense
+/// residual stream follows the dense model's; with settings.matrices = all, before each of them the
+/// q, k, v, gate and up of its half. Two streams begin at the embedding, x_d of the dense
 /// model and x_p of the pruned one. For each half layer, with X the kept inputs of its output
 /// matrix computed from x_p, y_d the dense half's output on x_d, and b the pruned half's bias:
 ///
@@ -98,7 +110,13 @@ struct RefitReport {
 /// V0 the kept columns of the dense matrix (or, with shrink_to obs, those updated by Optimal Brain
 /// Surgeon), W the tokens' weights, l the ridge of least error between two folds of the sequences
 /// (refit/solve.h); where that error is not below V0's own, V0 stays. Then x_p += X V + b and
-/// x_d += y_d. The target is that of asymmetric calibration (GPTAQ, arXiv 2504.02692), the ridge
+/// x_d += y_d.
+///
+/// A projection of the half's input is solved by the same V, with X = norm(x_p), Y = norm(x_d) V0
+/// and V0 the rows of the dense matrix that are left, transposed: its bias is in both models and
+/// falls out. Those of the first half are left as they are: both streams are the embedding there.
+///
+/// The target is that of asymmetric calibration (GPTAQ, arXiv 2504.02692), the ridge
 /// and the guard are this program's.
 ///
 /// A token weighs w_d / (sum of w x sequences of domain d x its sequence's tokens), as in the
@@ -116,7 +134,8 @@ struct RefitReport {
 RefitReport refit(CausalLM& model, const Calibration& data, const RefitRequest& request,
                   const ProcessGrid& grid, const RoundHooks& hooks);
 
-/// Puts the columns of the layer's matrices that this rank holds into the model. Not collective.
-void install(CausalLM& model, const RefittedLayer& layer);
+/// Puts what this rank holds of the layer's matrices, which have the widths `kept`, into the model.
+/// Not collective.
+void install(CausalLM& model, const RefittedLayer& layer, const ModelWidths& kept);
 
 }  // namespace espalier

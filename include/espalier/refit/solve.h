@@ -28,6 +28,23 @@ using Folds = std::array<NormalEquations, 2>;
 void add_tokens(NormalEquations& equations, const Range& rows, const at::Tensor& x_NK,
                 const at::Tensor& y_ND, const at::Tensor& weights_N1);
 
+/// Weighted sums over the tokens of what a half's projections read: x in the pruned model, x + e in
+/// the dense one. All rows K, or those of some inputs.
+struct InputSums {
+  /// X^T W X and, as c, X^T W E: the difference enters the products as such, since H and
+  /// X^T W (X + E) may agree in all but their last digits.
+  Folds folds;
+  /// E^T W E of both folds.
+  at::Tensor difference_KK;
+  /// Sum of w (x + e).
+  at::Tensor dense_K;
+  double weight = 0;
+};
+
+/// Adds tokens of fold f to some rows of the sums, as add_tokens does.
+void add_inputs(InputSums& sums, std::size_t f, const Range& rows, const at::Tensor& x_NK,
+                const at::Tensor& e_NK, const at::Tensor& weights_N1);
+
 /// Weighted sums over the tokens of both folds that tell how much each output varies.
 struct TargetSums {
   at::Tensor y_D;
@@ -38,6 +55,13 @@ struct TargetSums {
 /// 1 / variance of each output, 0 where it does not vary (less than rounding of its square would
 /// show). Errors are divided by it: outputs of a few massive activations do not decide alone.
 at::Tensor inverse_variance(const TargetSums& sums);
+
+/// What the outputs Y = (X + E) V0 of a dense projection sum up to.
+TargetSums target_of(const InputSums& sums, const at::Tensor& v0_KD);
+/// Q = X^T W E V0 of each fold: what V0 leaves of that Y when it reads X.
+std::array<at::Tensor, 2> residuals(const InputSums& sums, const at::Tensor& v0_KD);
+/// relative_error of V0 there.
+double relative_error(const InputSums& sums, const TargetSums& target, const at::Tensor& v0_KD);
 
 /// D(l) = (H + l diag(H))^-1 Q. The penalty is in each input's own power, so that the result does
 /// not depend on its scale. An input that is always zero gets no row of D but zeros. Nothing where

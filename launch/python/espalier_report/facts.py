@@ -15,7 +15,7 @@ PHASES = {
     "rank": "choosing what falls",
     "slice": "cutting the weights",
     "save": "writing the commit",
-    "refit": "solving o_proj and down_proj anew",
+    "refit": "solving matrices anew",
     "evaluate": "evaluations",
 }
 
@@ -157,7 +157,7 @@ def refit_words(run):
     if kept:
         text += f", the guard kept {kept} as they were"
     if matrices:
-        widths = [half.tokens_per_width for half in matrices]
+        widths = [matrix.tokens_per_width for matrix in matrices]
         text += f". On {refit.tokens:,} tokens, {min(widths):.1f} to {max(widths):.1f}"
         text += " for each input that a matrix has left"
     return text + "."
@@ -167,18 +167,18 @@ def matrices_table(run):
     """[(layer, matrix, inputs left, tokens for each, ridge, error before, after, what became of it)]"""
     words = {"refitted": "refitted", "dense": "kept", "obs": "kept as updated", "empty": "no input"}
     rows = []
-    for half in run.refit.halves:
-        name = {"attention": "o_proj", "mlp": "down_proj"}[half.kind]
+    for matrix in run.refit.all_matrices:
         numbers = ("–",) * 4
-        if half.outcome != "empty":
-            after = "–" if half.error_after is None else f"{half.error_after:.4f}"
+        if matrix.outcome != "empty":
+            after = "–" if matrix.error_after is None else f"{matrix.error_after:.4f}"
             numbers = (
-                f"{half.tokens_per_width:.1f}",
-                f"{half.ridge:g}",
-                f"{half.error_before:.4f}",
+                f"{matrix.tokens_per_width:.1f}",
+                f"{matrix.ridge:g}",
+                f"{matrix.error_before:.4f}",
                 after,
             )
-        rows.append((str(half.layer), name, f"{half.width:,}", *numbers, words[half.outcome]))
+        told = (str(matrix.layer), matrix.name, f"{matrix.width:,}")
+        rows.append((*told, *numbers, words[matrix.outcome]))
     return rows
 
 

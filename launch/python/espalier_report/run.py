@@ -12,6 +12,7 @@ from . import files
 from .files import Arrays, Facts, damaged
 
 KINDS = ("attention", "mlp")
+OUTPUT_MATRICES = {"attention": "o_proj", "mlp": "down_proj"}
 OUTCOMES = ("refitted", "dense", "obs", "empty")
 MEASURES = {  # value of prune.measure: (member of a line of metrics.jsonl, words)
     "structures": ("sparsity_structures", "structures"),
@@ -63,11 +64,11 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Half:
-    """What became of one o_proj or down_proj in the refit."""
+class Matrix:
+    """What became of one matrix in the refit."""
 
     layer: int
-    kind: str
+    name: str
     outcome: str
     width: int  # inputs that are left
     tokens_per_width: float
@@ -81,7 +82,7 @@ class Refit:
     """The refit of the newest plan."""
 
     tokens: int
-    halves: list
+    all_matrices: list
     perplexity: dict  # {name: value} of the refitted model
     accuracy: dict  # {(name, metric): (value, standard error or None)}
     seconds: dict  # {phase: seconds}
@@ -89,11 +90,11 @@ class Refit:
     @property
     def matrices(self):
         """Those that have inputs."""
-        return [half for half in self.halves if half.outcome != "empty"]
+        return [matrix for matrix in self.all_matrices if matrix.outcome != "empty"]
 
     @property
     def refitted(self):
-        return sum(half.outcome == "refitted" for half in self.halves)
+        return sum(matrix.outcome == "refitted" for matrix in self.all_matrices)
 
 
 @dataclass
@@ -363,27 +364,43 @@ def refit_of(values, states, path):
     facts = Facts(values, path)
     if facts.text("plan_digest") != states[-1].plan_digest:
         return None
-    halves = [half_of(half, number, path) for number, half in enumerate(facts.list("halves"), 1)]
+    halves = [matrices_of(half, number, path) for number, half in enumerate(facts.list("halves"), 1)]
     return Refit(
         tokens=facts.count("tokens", Facts),
-        halves=halves,
+        all_matrices=[matrix for half in halves for matrix in half],
         perplexity=facts.numbers("perplexity"),
         accuracy=shares_of(facts)["accuracy"],
         seconds=facts.numbers("seconds"),
     )
 
 
-def half_of(values, number, path):
+def matrices_of(values, number, path):
+    """Of one half, in the order in which they were solved."""
+    where = f"entry {number} of halves"
     if not isinstance(values, dict):
-        raise damaged(path, f"entry {number} of halves is no object")
-    row = Facts(values, path, f"entry {number} of halves: ")
-    kind, outcome = row.text("kind"), row.text("outcome")
-    if kind not in KINDS or outcome not in OUTCOMES:
-        raise damaged(path, f"entry {number} of halves: kind {kind}, outcome {outcome}")
+        raise damaged(path, f"{where} is no object")
+    row = Facts(values, path, f"{where}: ")
+    kind, layer = row.text("kind"), row.count("layer", Facts)
+    projections = values.get("projections", {})
+    if kind not in KINDS or not isinstance(projections, dict):
+        raise damaged(path, f"{where}: kind {kind}, projections {projections}")
+    return [
+        *(matrix_of(facts, layer, name, f"{where}, {name}", path) for name, facts in projections.items()),
+        matrix_of(values, layer, OUTPUT_MATRICES[kind], where, path),
+    ]
+
+
+def matrix_of(values, layer, name, where, path):
+    if not isinstance(values, dict):
+        raise damaged(path, f"{where} is no object")
+    row = Facts(values, path, f"{where}: ")
+    outcome = row.text("outcome")
+    if outcome not in OUTCOMES:
+        raise damaged(path, f"{where}: outcome {outcome}")
     after = values.get("error_after")
-    return Half(
-        layer=row.count("layer", Facts),
-        kind=kind,
+    return Matrix(
+        layer=layer,
+        name=name,
         outcome=outcome,
         width=row.count("width", Facts),
         tokens_per_width=row.number("tokens_per_width", Facts),

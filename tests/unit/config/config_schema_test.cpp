@@ -75,6 +75,7 @@ const std::map<std::string, std::string> kOtherValues{
     {"refit.domains[].weight", "2.5"},
     {"refit.domains[].objective", "sft"},
     {"refit.sequences", "7"},
+    {"refit.matrices", "all"},
     {"refit.ridge", "0.25"},
     {"refit.shrink_to", "obs"},
     {"execution.order", "sample_major"},

@@ -60,13 +60,16 @@ double counted(const ModelConfig& config, const ModelWidths& kept, const RefitCo
 
 TEST(RefitFlops, AreWhatIsDispatched) {
   for (const ModelFamily family : {ModelFamily::llama, ModelFamily::qwen3})
-    for (const bool moments : {false, true}) {
+    for (const auto& [moments, matrices] :
+         {std::pair(false, RefitMatrices::outputs), std::pair(true, RefitMatrices::outputs),
+          std::pair(false, RefitMatrices::all), std::pair(true, RefitMatrices::all)}) {
       const ModelConfig config = testing::small_config(family);
       // Layer 1 without heads, layer 2 without channels.
       const ModelWidths kept = testing::random_widths(config, 2);
       RefitConfig settings;
       settings.shrink_to = moments ? ShrinkTo::obs : ShrinkTo::dense;
-      RefitWork work{dense_widths(config), kept, 0, 0, moments};
+      settings.matrices = matrices;
+      RefitWork work{dense_widths(config), kept, 0, 0, moments, matrices};
       const double found = counted(config, kept, settings, work.computed_tokens, work.tokens);
       EXPECT_GT(work.computed_tokens, work.tokens);
       EXPECT_EQ(work.tokens, 3 * kTokens + 3 * 5);
@@ -93,13 +96,21 @@ TEST(RefitFlops, SolutionsByHand) {
   kept.layers[0].channels = {0, 3, 4};
   const auto D = static_cast<double>(config.hidden);
   const double factor = 27.0 / 3, solution = 2 * 9 * D;
-  RefitWork work{dense_widths(config), kept, 10, 10, false};
+  RefitWork work{dense_widths(config), kept, 10, 10, false, RefitMatrices::outputs};
   EXPECT_DOUBLE_EQ(refit_flops(config, work).ridge.solutions, 2 * (factor + solution));
   EXPECT_DOUBLE_EQ(refit_flops(config, work).solution.solutions, factor + solution);
   EXPECT_EQ(refit_flops(config, work).solution.products, 0);
   work.moments = true;
   EXPECT_DOUBLE_EQ(refit_flops(config, work).solution.solutions, 2 * (factor + solution));
-  EXPECT_EQ(refitted_elements(config, kept), 3 * config.hidden);
+  EXPECT_EQ(refitted_elements(config, kept, RefitMatrices::outputs), 3 * config.hidden);
+  // The gate and up of the one half that has units: D inputs, 3 outputs each.
+  EXPECT_EQ(refitted_elements(config, kept, RefitMatrices::all), 3 * 3 * config.hidden);
+  work.moments = false;
+  work.matrices = RefitMatrices::all;
+  const RefitFlops flops = refit_flops(config, work);
+  EXPECT_DOUBLE_EQ(flops.solution.solutions,
+                   factor + solution + 2 * (D * D * D / 3 + 2 * D * D * 3));
+  EXPECT_DOUBLE_EQ(flops.sums, 20 * 3 * (3 + D) + 60 * D * D);
 }
 
 }  // namespace

@@ -89,6 +89,65 @@ TEST(RefitSolve, ErrorsAreThoseOfTheTokensOneByOne) {
   }
 }
 
+/// The sums over a projection's inputs say the same as those over its outputs, token by token.
+TEST(RefitSolve, ProjectionsNeedNoOutputs) {
+  const at::Tensor v0_KD = drawn(kInputs, kOutputs, 40);
+  Data data;
+  std::array<at::Tensor, 2> e_NK;
+  InputSums whole;
+  const auto zeros = [](std::int64_t rows) { return at::zeros({rows, kInputs}, at::kDouble); };
+  const std::array<Range, 2> shares{Range{0, 3}, Range{3, kInputs}};
+  std::array<InputSums, 2> sums;
+  for (std::size_t s = 0; s < 2; ++s) {
+    for (NormalEquations& fold : sums[s].folds)
+      fold = {zeros(shares[s].size()), zeros(shares[s].size())};
+    sums[s].difference_KK = zeros(shares[s].size());
+    sums[s].dense_K = at::zeros({kInputs}, at::kDouble);
+  }
+  for (std::size_t f = 0; f < 2; ++f) {
+    data.x_NK[f] = drawn(30, kInputs, 41 + 10 * f);
+    e_NK[f] = 0.3 * drawn(30, kInputs, 42 + 10 * f) + 0.1;
+    data.w_N[f] = drawn(30, 1, 43 + 10 * f).abs().flatten() + 0.1;
+    data.y_ND[f] = at::matmul(data.x_NK[f] + e_NK[f], v0_KD);
+    for (std::size_t s = 0; s < 2; ++s)
+      add_inputs(sums[s], f, shares[s], data.x_NK[f], e_NK[f], data.w_N[f].unsqueeze(1));
+  }
+  for (std::size_t f = 0; f < 2; ++f)
+    whole.folds[f] = {at::cat({sums[0].folds[f].h_KK, sums[1].folds[f].h_KK}),
+                      at::cat({sums[0].folds[f].c_KD, sums[1].folds[f].c_KD})};
+  whole.difference_KK = at::cat({sums[0].difference_KK, sums[1].difference_KK});
+  whole.dense_K = sums[0].dense_K;
+  whole.weight = sums[0].weight;
+
+  const TargetSums target = target_of(whole, v0_KD), wanted = data.target();
+  expect_close(target.y_D, wanted.y_D, 1e-12);
+  expect_close(target.square_D, wanted.square_D, 1e-12);
+  EXPECT_NEAR(target.weight, wanted.weight, 1e-12);
+  EXPECT_NEAR(relative_error(whole, target, v0_KD), data.error({v0_KD, v0_KD}), 1e-10);
+  const Folds folds = data.folds();
+  const auto q_KD = residuals(whole, v0_KD), others_KD = residuals(folds, v0_KD);
+  for (std::size_t f = 0; f < 2; ++f) expect_close(q_KD[f], others_KD[f], 1e-10);
+  const at::Tensor d0 = ridge_solution(whole.folds[0], q_KD[0], 0.1).value();
+  const at::Tensor d1 = ridge_solution(whole.folds[1], q_KD[1], 0.1).value();
+  EXPECT_NEAR(held_out_change(whole.folds, q_KD, target, 0.1),
+              data.error({v0_KD + d1, v0_KD + d0}) - data.error({v0_KD, v0_KD}), 1e-10);
+}
+
+TEST(RefitSolve, ProjectionsThatReadTheSameStayAsTheyAre) {
+  InputSums sums;
+  const at::Tensor x_NK = drawn(20, kInputs, 50), zeros_NK = at::zeros_like(x_NK);
+  for (NormalEquations& fold : sums.folds)
+    fold = {at::zeros({kInputs, kInputs}, at::kDouble), at::zeros({kInputs, kInputs}, at::kDouble)};
+  sums.difference_KK = at::zeros({kInputs, kInputs}, at::kDouble);
+  sums.dense_K = at::zeros({kInputs}, at::kDouble);
+  for (std::size_t f = 0; f < 2; ++f)
+    add_inputs(sums, f, {0, kInputs}, x_NK, zeros_NK, at::ones({20, 1}, at::kDouble));
+  const at::Tensor v0_KD = drawn(kInputs, kOutputs, 51);
+  const TargetSums target = target_of(sums, v0_KD);
+  EXPECT_EQ(relative_error(sums, target, v0_KD), 0);
+  EXPECT_EQ(held_out_change(sums.folds, residuals(sums, v0_KD), target, 1e-5), 0);
+}
+
 TEST(RefitSolve, WithoutPenaltyTheTruthIsFound) {
   const at::Tensor v_KD = drawn(kInputs, kOutputs, 4);
   Data data = data_of(30, 0, 5, v_KD);
