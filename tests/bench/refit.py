@@ -116,7 +116,14 @@ class Bench(cheapest.Bench):
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         evaluated = [row["seconds"].get("evaluate", 0) for row in rows]
         return run, {"dense": rows[0]["perplexity"], "perplexity": rows[-1]["perplexity"], "evaluate": evaluated[-1],
-                     "processor": seconds - sum(evaluated)}
+                     "processor": seconds - sum(evaluated), "export": self.export(run, "--no-refit")}
+
+    def export(self, run, *options):
+        """Processor seconds of writing the model."""
+        out = self.folder / "export"
+        _, seconds = self.call("export", run, "--out", out, *options)
+        shutil.rmtree(out)
+        return seconds
 
     def refit(self, run, found, rows, shrink_to, matrices):
         _, seconds = self.call("resume", run, "--set", "refit.enabled=true", "--set", f"refit.sequences={rows}",
@@ -125,7 +132,7 @@ class Bench(cheapest.Bench):
         each = [m for half in record["halves"] for m in (half, *half.get("projections", {}).values())]
         widths = [m["tokens_per_width"] for m in each if m["outcome"] != "empty"]
         return {"perplexity": record["perplexity"], "tokens": record["tokens"], "matrices": record["matrices"],
-                "per_width": (min(widths), max(widths)), "processor": seconds - found["evaluate"]}
+                "per_width": (min(widths), max(widths)), "processor": seconds - found["evaluate"], "export": self.export(run)}
 
 
 def line(name, seeds, domains):
@@ -138,7 +145,7 @@ def line(name, seeds, domains):
         cells += [f"{mean('tokens'):.0f}", f"{min(least):.1f} to {max(most):.0f}", kept]
     else:
         cells += ["", "", ""]
-    return f"| {name} | " + " | ".join(cells) + f" | {mean('processor'):.1f} |"
+    return f"| {name} | " + " | ".join(cells) + f" | {mean('processor'):.1f} | {mean('export'):.1f} |"
 
 
 def rounding_text(results):
@@ -196,8 +203,8 @@ def main():
     mean = math.exp(statistics.fmean(math.log(v) for v in dense.values()))
     print(f"{bench.model.name}, {a.target:.0%} of the decoder parameters, {a.rows} rows of {a.window} tokens per domain for the order, "
           f"{a.seeds} seeds; dense " + ", ".join(f"{d} {v:.2f}" for d, v in dense.items()) + f", geometric mean {mean:.2f}.\n")
-    print("| way | " + " | ".join(bench.domains) + " | geometric mean | tokens | for each input | matrices kept | processor, s |")
-    print("|---|" + "---|" * (len(bench.domains) + 5))
+    print("| way | " + " | ".join(bench.domains) + " | geometric mean | tokens | for each input | matrices kept | processor, s | its export, s |")
+    print("|---|" + "---|" * (len(bench.domains) + 6))
     for name, seeds in results.items():
         print(line(name, seeds, bench.domains))
     if a.unrounded:
