@@ -3,24 +3,20 @@
 #include <algorithm>
 #include <chrono>
 #include <limits>
-#include <set>
 #include <utility>
 
 #include <ATen/ATen.h>
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
 #include "espalier/core/error.h"
 #include "espalier/core/fault.h"
 #include "espalier/core/hash.h"
-#include "espalier/core/log.h"
 #include "espalier/core/stop.h"
-#include "espalier/core/text.h"
-#include "espalier/model/gate.h"
 #include "espalier/model/tensor_ops.h"
-#include "espalier/score/score_lists.h"
 #include "espalier/score/unit_sums.h"
+#include "score_tables.h"
 #include "scored_units.h"
+#include "skipped_batches.h"
 
 namespace espalier {
 namespace {
@@ -41,6 +37,7 @@ class Pass {
         grid_(grid),
         hooks_(hooks),
         units_(model, request.unit, request.scored),
+        skips_(grid, request.iteration, request.max_skipped),
         loss_(data_.domains().size(), 0.0),
         real_tokens_(data_.domains().size(), 0.0) {
     options_.criterion = request.importance.criterion;
@@ -71,15 +68,21 @@ class Pass {
     const Clock::time_point begin = Clock::now();
     grid_.data().control().all_reduce_sum(std::span<double>(loss_));
     grid_.data().control().all_reduce_sum(std::span<std::int64_t>(&tokens_, 1));
-    pass.table = finished_table();
-    pass.of_domains = tables_of_domains();
-    if (request_.means) pass.means = feature_means();
+    const ScoreTables tables(model_, data_, request_, units_, *statistics_,
+                             grid_.tensor().control());
+    pass.table = tables.combined(rows_, has_row_per_domain(), loss_, tokens_);
+    if (request_.each_domain)
+      pass.of_domains = tables.of_domains(has_row_per_domain() ? rows_ : alone_, loss_, tokens_);
+    if (request_.means) {
+      ESPALIER_CHECK(means_.has_value(), "means are asked of a criterion that sums no features");
+      pass.means = tables.means(*means_);
+    }
     seconds_["reduce"] += seconds_since(begin);
     pass.seconds = seconds_;
     pass.statistics_bytes = statistics_bytes_;
     pass.boundary_bytes = boundary_bytes_;
     pass.continued_layers = continued_layers_;
-    pass.skipped = std::move(skipped_);
+    pass.skipped = skips_.skipped();
     pass.repeated_halves = repeated_halves_;
     return pass;
   }
@@ -170,7 +173,7 @@ class Pass {
           statistics_->enter(batch.domain);
           BackwardPass pass = observed(batch.batch);
           repeated_halves_ = std::max(repeated_halves_, pass.repeated_halves);
-          if (!pass.problems.empty()) return skipped_or(current, std::move(pass.problems));
+          if (!pass.problems.empty()) return skips_.note(current, std::move(pass.problems));
           account(batch, pass.nll_N);
           return Problems();
         },
@@ -241,7 +244,7 @@ class Pass {
       rounds.loss([](std::size_t) {},
                   [&](std::size_t k, TokenLosses losses) {
                     if (!losses.problems.empty())
-                      return skipped_or(rounds.number_of(k), std::move(losses.problems));
+                      return skips_.note(rounds.number_of(k), std::move(losses.problems));
                     account_loss(batches[k], losses.nll_N);
                     return Problems();
                   });
@@ -256,7 +259,7 @@ class Pass {
   bool finish_layer(std::int64_t layer, const std::vector<MicroBatch>& order, LayerRounds& rounds) {
     Problems problems;
     for (const LayerwisePass::Broken& broken : rounds.broken())
-      problems.add(skipped_or(rounds.number_of(broken.micro_batch), Problems({broken.problem})));
+      problems.add(skips_.note(rounds.number_of(broken.micro_batch), Problems({broken.problem})));
     agree(grid_.world(), "calibrate", problems);
     if (left_out(order)) return false;
     finish_layers({layer, layer + 1});
@@ -283,48 +286,9 @@ class Pass {
     return {std::move(losses.nll_N), 0, std::move(losses.problems)};
   }
 
-  /// Sums that hold something of a broken micro-batch are worth nothing, so the traversal goes on
-  /// only to find the others. A rank that found more than may be skipped fails at once.
-  bool may_skip() const {
-    return static_cast<std::int64_t>(skipped_.size() + broken_.size()) < request_.max_skipped;
-  }
-
-  /// Keeps a broken micro-batch for left_out() where it may be skipped, else says what is wrong.
-  Problems skipped_or(std::int64_t micro_batch, Problems problems) {
-    if (may_skip()) {
-      broken_.push_back({micro_batch, std::move(problems)});
-      return {};
-    }
-    if (request_.max_skipped > 0) problems.add(too_many(skipped_.size() + broken_.size() + 1));
-    return problems;
-  }
-
-  Problem too_many(std::size_t count) const {
-    return {ExitCode::bad_content,
-            fmt::format("{} of iteration {} have values that are not finite",
-                        counted(count, "micro-batch", "micro-batches"), request_.iteration),
-            fmt::format("calibration.max_skipped = {}", request_.max_skipped),
-            "Look at what they have in common, or allow more.", ""};
-  }
-
-  /// Whether micro-batches of this order were broken on any rank: then they are out of the data,
-  /// and the pass begins anew. Collective.
+  /// Takes what was broken out of the data; the pass then begins anew. Collective.
   bool left_out(const std::vector<MicroBatch>& order) {
-    if (request_.max_skipped == 0) return false;
-    std::vector<std::int64_t> mine;
-    std::string why;
-    for (const Broken& broken : broken_) {
-      mine.push_back(broken.micro_batch);
-      why += broken.problems.list().front().message() + "\n";
-    }
-    std::vector<std::int64_t> all = grid_.world().gather(mine);
-    std::sort(all.begin(), all.end());
-    all.erase(std::unique(all.begin(), all.end()), all.end());  // tensor ranks found the same
-    if (all.empty()) return false;
-    const std::vector<std::string> told = grid_.world().gather_text(why);
-    exclude(order, all);
-    if (grid_.is_root()) warn_of_skipped(all.size(), told);
-    broken_.clear();
+    if (!skips_.leave_out(data_, order)) return false;
     rows_.clear();
     alone_.clear();
     continued_.reset();
@@ -335,49 +299,6 @@ class Pass {
     finished_layers_ = continued_layers_ = begun_traversals_ = 0;
     standing_ = Standing::nowhere;
     return true;
-  }
-
-  void exclude(const std::vector<MicroBatch>& order, const std::vector<std::int64_t>& numbers) {
-    std::vector<MicroBatch> batches;
-    for (const std::int64_t j : numbers) {
-      batches.push_back(order[static_cast<std::size_t>(j)]);
-      skipped_.push_back(
-          {data_.domains()[batches.back().domain].name, data_.rows_of(batches.back())});
-    }
-    data_.exclude(batches);
-    Problems problems;
-    for (const Broken& broken : broken_)
-      if (static_cast<std::int64_t>(skipped_.size()) > request_.max_skipped)
-        problems.add(broken.problems);
-    if (grid_.is_root()) add_what_cannot_go_on(problems);
-    agree(grid_.world(), "calibrate", problems);
-  }
-
-  void add_what_cannot_go_on(Problems& problems) const {
-    if (static_cast<std::int64_t>(skipped_.size()) > request_.max_skipped)
-      problems.add(too_many(skipped_.size()));
-    for (const DomainDraw& domain : data_.domains())
-      if (domain.rows.empty())
-        problems.add(ExitCode::bad_content,
-                     fmt::format("no sequence of domain '{}' is left", domain.name),
-                     "all of its micro-batches were skipped",
-                     "Use a wider model.dtype, or look at the domain's tokens.");
-  }
-
-  void warn_of_skipped(std::size_t count, const std::vector<std::string>& told) const {
-    log::warning("iteration {} begins anew without the sequences of {}", request_.iteration,
-                 counted(count, "micro-batch that is", "micro-batches that are") + " not finite");
-    for (std::size_t i = skipped_.size() - count; i < skipped_.size(); ++i)
-      log::warning("skipped  domain '{}', rows {}", skipped_[i].domain,
-                   fmt::join(skipped_[i].rows, " "));
-    std::set<std::string> reasons;
-    for (const std::string& text : told)
-      for (std::size_t at = 0; at < text.size();) {
-        const std::size_t end = text.find('\n', at);
-        if (reasons.insert(text.substr(at, end - at)).second)
-          log::warning("skipped  {}", text.substr(at, end - at));
-        at = end + 1;
-      }
   }
 
   bool is_continued_by_this(const PausedPass& paused) const {
@@ -444,7 +365,7 @@ class Pass {
     std::vector<MicroBatch> left_out;
     for (const FinishedLayers::Skipped& skipped : finished.skipped) {
       left_out.push_back({skipped.domain, places_of(skipped)});
-      skipped_.push_back({data_.domains()[skipped.domain].name, skipped.rows});
+      skips_.recall({data_.domains()[skipped.domain].name, skipped.rows});
     }
     data_.exclude(left_out);
     rows_ = own_rows(paused.attention, paused.mlp, values_of());
@@ -499,7 +420,7 @@ class Pass {
     if (request_.means)
       flatten(statistics_->reduced_sums(), sums_of(), finished.reduced_attention,
               finished.reduced_mlp);
-    for (const SkippedBatch& batch : skipped_)
+    for (const SkippedBatch& batch : skips_.skipped())
       finished.skipped.push_back({domain_of(batch.domain), batch.rows});
     paused.finished = std::move(finished);
     throw Paused(stopped.level(), std::move(paused));
@@ -538,7 +459,7 @@ class Pass {
 
   [[noreturn]] void pause(const stop::Stopped& stopped) {
     std::optional<std::vector<UnitSums>> current = statistics_->sums_so_far();
-    const std::int64_t whole = broken_.empty() && skipped_.empty() ? 1 : 0;
+    const std::int64_t whole = skips_.none() ? 1 : 0;
     if (grid_.world().min(whole) == 0) throw stop::Stopped(stopped.level());
     if (!current || done_ == 0) throw stop::Stopped(stopped.level());
     reduce_unit_sums(*current, grid_.data().control());
@@ -651,106 +572,13 @@ class Pass {
         }
   }
 
-  ScoreTable finished_table() {
-    ScoreTable table = described_table();
-    if (has_row_per_domain())
-      table.raw_rows = table.domains;
-    else
-      table.raw_rows.emplace_back("pooled");
-    Scoring scoring{request_.importance.normalization, request_.unit, Combine::pooled, {}};
-    if (has_row_per_domain()) scoring.combine = request_.combine;
-    for (const DomainDraw& domain : data_.domains()) scoring.weights.push_back(domain.weight);
-    fill(table, raw_blocks(rows_), scoring);
-    return table;
-  }
-
-  /// Of each domain by itself, where its values are there. Collective over the tensor group.
-  std::vector<ScoreTable> tables_of_domains() {
-    std::vector<ScoreTable> tables;
-    if (!request_.each_domain) return tables;
-    for (const UnitSums& values : has_row_per_domain() ? rows_ : alone_) {
-      ScoreTable& table = tables.emplace_back(described_table());
-      table.raw_rows = {table.domains[tables.size() - 1]};
-      fill(table, raw_blocks({values}),
-           {request_.importance.normalization, request_.unit, Combine::pooled, {}});
-    }
-    return tables;
-  }
-
-  ScoreTable described_table() const {
-    ScoreTable table;
-    table.criterion = name_of(request_.importance.criterion);
-    table.normalization = name_of(request_.importance.normalization);
-    for (const DomainDraw& domain : data_.domains()) table.domains.push_back(domain.name);
-    table.loss = loss_;
-    table.tokens = tokens_;
-    return table;
-  }
-
-  void fill(ScoreTable& table, const std::vector<RawBlock>& blocks, const Scoring& scoring) const {
-    ScoreLists lists = make_lists(model_.config(), blocks, scoring);
-    table.attention = std::move(lists.attention);
-    table.mlp = std::move(lists.mlp);
-  }
-
-  /// Collective over the tensor group.
-  std::vector<RawBlock> raw_blocks(const std::vector<UnitSums>& rows) const {
-    std::vector<RawBlock> blocks;
-    for (const UnitKind kind : {UnitKind::attention, UnitKind::mlp}) {
-      const std::vector<LayerValues> values =
-          units_.gathered(rows, kind, values_of(), grid_.tensor().control());
-      for (std::int64_t l = 0; l < model_.layers(); ++l) {
-        if (!units_.is_scored(l, kind)) continue;
-        RawBlock& block = blocks.emplace_back(
-            RawBlock{static_cast<std::int32_t>(l), kind, units_.numbers(l, kind), {}, {}});
-        if (kind == UnitKind::attention) block.heads = units_.heads_per_unit(l);
-        for (const LayerValues& row : values)
-          block.values.push_back(
-              statistics_->of_units(kind, row[static_cast<std::size_t>(l)], block.heads));
-      }
-    }
-    return blocks;
-  }
-
-  /// Collective over the tensor group.
-  FeatureMeans feature_means() const {
-    ESPALIER_CHECK(means_.has_value(), "means are asked of a criterion that sums no features");
-    const ModelConfig& config = model_.config();
-    const NumbersOf features = [&](const LayerWidths& widths, UnitKind half) {
-      return gate_entries(widths, half, config);
-    };
-    FeatureMeans means = no_feature_means(config);
-    for (const UnitKind kind : {UnitKind::attention, UnitKind::mlp}) {
-      const std::vector<LayerValues> rows =
-          units_.gathered({*means_}, kind, features, grid_.tensor().control());
-      const std::int64_t width = kind == UnitKind::mlp ? 1 : config.head_dim;
-      for (std::int64_t l = 0; l < model_.layers(); ++l) {
-        const std::vector<double>& values = rows.front()[static_cast<std::size_t>(l)];
-        auto next = values.begin();
-        if (units_.is_scored(l, kind))
-          for (const ShardWidths& shard : model_.shards()) {
-            const LayerWidths& held = shard.widths.layers[static_cast<std::size_t>(l)];
-            for (const std::int32_t unit : kind == UnitKind::mlp ? held.channels : held.query_heads)
-              for (std::int64_t e = 0; e < width; ++e)
-                means.of(kind).at(l, unit * width + e) = *next++;
-          }
-        ESPALIER_CHECK(next == values.end(), "gathered means do not match the shards' features");
-      }
-    }
-    return means;
-  }
-
-  struct Broken {
-    std::int64_t micro_batch = 0;  // place in the traversal's order
-    Problems problems;
-  };
-
   const CausalLM& model_;
   Calibration data_;
   const ScoreRequest& request_;
   const ProcessGrid& grid_;
   const RoundHooks& hooks_;
   ScoredUnits units_;
+  SkippedBatches skips_;
   StatisticsOptions options_;
   std::unique_ptr<Statistics> statistics_;
   std::vector<double> loss_;
@@ -765,11 +593,9 @@ class Pass {
   std::int64_t begun_traversals_ = 0;               // finished when this process began
   Standing standing_ = Standing::nowhere;
   std::optional<std::vector<UnitSums>> reduced_;  // of finished layers, from the paused pass
-  std::vector<UnitSums> rows_;         // values of the table's rows: of each domain, or of all data
-  std::vector<UnitSums> alone_;        // of each domain beside a pooled row
-  std::optional<UnitSums> means_;      // of this rank's entries at the gates
-  std::vector<Broken> broken_;         // of the traversal under way, on this rank
-  std::vector<SkippedBatch> skipped_;  // no longer in the data
+  std::vector<UnitSums> rows_;     // values of the table's rows: of each domain, or of all data
+  std::vector<UnitSums> alone_;    // of each domain beside a pooled row
+  std::optional<UnitSums> means_;  // of this rank's entries at the gates
   std::map<std::string, double> seconds_;
   std::int64_t statistics_bytes_ = 0;
   std::int64_t boundary_bytes_ = 0;
