@@ -15,9 +15,9 @@
 #include "espalier/model/memory.h"
 #include "espalier/model/tensor_ops.h"
 #include "espalier/pipeline/memory_forecast.h"
+#include "espalier/pipeline/metrics_row.h"
 #include "espalier/pipeline/refit_summary.h"
 #include "espalier/pipeline/run_directory.h"
-#include "espalier/pipeline/run_report.h"
 #include "espalier/store/files.h"
 
 namespace espalier {

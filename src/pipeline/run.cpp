@@ -1,7 +1,6 @@
 #include "espalier/pipeline/run.h"
 
 #include <algorithm>
-#include <array>
 #include <chrono>
 #include <map>
 #include <optional>
@@ -14,7 +13,6 @@
 #include "espalier/comm/process_grid.h"
 #include "espalier/core/error.h"
 #include "espalier/core/fault.h"
-#include "espalier/core/host.h"
 #include "espalier/core/json.h"
 #include "espalier/core/log.h"
 #include "espalier/core/paths.h"
@@ -28,6 +26,7 @@
 #include "espalier/pipeline/held_model.h"
 #include "espalier/pipeline/kept_evaluations.h"
 #include "espalier/pipeline/memory_forecast.h"
+#include "espalier/pipeline/metrics_row.h"
 #include "espalier/pipeline/monitor.h"
 #include "espalier/pipeline/overlap_file.h"
 #include "espalier/pipeline/peak_memory.h"
@@ -53,7 +52,8 @@ class PruningRun {
         runtime_(runtime),
         world_(runtime.world()),
         grid_(world_, static_cast<int>(config_.tensor)),
-        monitor_(request.max_seconds) {}
+        monitor_(request.max_seconds),
+        stragglers_(world_) {}
 
   void execute() {
     try {
@@ -435,17 +435,19 @@ class PruningRun {
     const auto begin = std::chrono::steady_clock::now();
     reset_counters();
     const ScorePass pass = score_once(i);
-    const CommCounters tensor = grid_.tensor().counters(), data = grid_.data().counters(),
-                       world = world_.counters();
+    const std::map<std::string, CommCounters> communication{{"tensor", grid_.tensor().counters()},
+                                                            {"data", grid_.data().counters()},
+                                                            {"world", world_.counters()}};
     const Advance step = rank_units(pass.table, i);
     slice(step.plan);
-    warn_of_stragglers(i);
+    stragglers_.warn(i, monitor_.take_busy_seconds());
     record_overlap(pass, i);
     plan_ = step.plan;
     if (means_) keep_means_of_fallen(*means_, pass.means.value(), source_->config, plan_);
     nlohmann::ordered_json row = describe(i);
     row["target"] = target_of(i);
-    add_step(row, pass, step, tensor, data, world);
+    add_step(row, step);
+    add_pass(row, pass, measured(pass), communication);
     add_weights(row);
     losses_.last = pass.table.loss;
     if (losses_.first.empty()) losses_.first = losses_.last;
@@ -630,37 +632,6 @@ class PruningRun {
     fault::hit("slice.exit");
   }
 
-  /// Phases in which every rank has work of its own; what came after slicing was in the iteration
-  /// before. Told once per phase and rank, and again every tenth time.
-  void warn_of_stragglers(std::int64_t iteration) {
-    struct Phase {
-      const char* name;
-      Work work;
-    };
-    static constexpr std::array<Phase, 4> kPhases{{{"load", Work::for_all},
-                                                   {"calibrate", Work::may_be_none},
-                                                   {"slice", Work::for_all},
-                                                   {"evaluate", Work::may_be_none}}};
-    std::map<std::string, double> mine = monitor_.take_busy_seconds();
-    std::vector<double> busy;
-    busy.reserve(kPhases.size());
-    for (const Phase& phase : kPhases) busy.push_back(mine[phase.name]);
-    const std::vector<double> all = world_.gather(busy);
-    for (std::size_t p = 0; p < kPhases.size(); ++p) {
-      std::vector<double> of_phase;
-      for (std::size_t at = p; at < all.size(); at += kPhases.size()) of_phase.push_back(all[at]);
-      const std::optional<Straggler> slow = find_straggler(of_phase, kPhases[p].work);
-      if (!slow || stragglers_[{kPhases[p].name, slow->rank}]++ % 10 != 0) continue;
-      const std::string host = world_.broadcast_text(host_name(), slow->rank);
-      if (grid_.is_root())
-        log::warning(
-            "iteration {}: rank {} on {} was busy {:.1f} times as long in phase {} as the median "
-            "of the others ({:.1f} s, {:.1f} s), which wait for it",
-            iteration, slow->rank, host, slow->ratio(), kPhases[p].name, slow->seconds,
-            slow->median);
-    }
-  }
-
   nlohmann::ordered_json describe(std::int64_t iteration) const {
     return iteration_row(iteration, directory_ ? directory_->attempt() : 0, source_->config, rules_,
                          plan_);
@@ -672,39 +643,20 @@ class PruningRun {
     world_.reset_counters();
   }
 
-  void add_step(nlohmann::ordered_json& row, const ScorePass& pass, const Advance& step,
-                const CommCounters& tensor, const CommCounters& data, const CommCounters& world) {
-    for (std::size_t d = 0; d < pass.table.domains.size(); ++d)
-      row["loss"][pass.table.domains[d]] = pass.table.loss[d];
-    row["margin_at_cut"] = step.margin_at_cut;
-    if (step.rounding)
-      row["rounding"] = {{"importance", step.rounding->importance},
-                         {"free_importance", step.rounding->free_importance}};
-    row["removed_heads"] = step.removed_heads;
-    row["removed_channels"] = step.removed_channels;
-    row["tokens"] = pass.table.tokens;
-    if (pass.continued_tokens > 0) row["continued_tokens"] = pass.continued_tokens;
-    if (pass.continued_layers > 0) row["continued_layers"] = pass.continued_layers;
-    for (const SkippedBatch& batch : pass.skipped)
-      row["skipped"].push_back({{"domain", batch.domain}, {"rows", batch.rows}});
-    row["imbalance"] = imbalance(source_->config, held_->model().shards());
-    row["peak_bytes"] =
-        static_cast<std::int64_t>(world_.max(static_cast<double>(peak_memory(options_.device))));
-    row["weight_bytes"] =
-        static_cast<std::int64_t>(world_.max(static_cast<double>(held_->model().weight_bytes())));
-    row["statistics_bytes"] =
-        static_cast<std::int64_t>(world_.max(static_cast<double>(pass.statistics_bytes)));
-    if (held_->layer_by_layer())
-      row["boundary_bytes"] =
-          static_cast<std::int64_t>(world_.max(static_cast<double>(pass.boundary_bytes)));
-    row["read_bytes"] = static_cast<std::int64_t>(
-        world_.max(static_cast<double>(kernel_bytes_read() - read_before_)));
-    row["repeated_halves"] =
-        static_cast<std::int64_t>(world_.max(static_cast<double>(pass.repeated_halves)));
-    for (const auto& [name, c] :
-         {std::pair("tensor", tensor), std::pair("data", data), std::pair("world", world)})
-      row["communication"][name] = {
-          {"collectives", c.collectives}, {"bytes", c.bytes}, {"seconds", c.seconds}};
+  /// What the ranks measured of the iteration. Collective.
+  PassFacts measured(const ScorePass& pass) {
+    const auto largest = [&](std::int64_t value) {
+      return static_cast<std::int64_t>(world_.max(static_cast<double>(value)));
+    };
+    PassFacts facts;
+    facts.imbalance = imbalance(source_->config, held_->model().shards());
+    facts.peak_bytes = largest(peak_memory(options_.device));
+    facts.weight_bytes = largest(held_->model().weight_bytes());
+    facts.statistics_bytes = largest(pass.statistics_bytes);
+    if (held_->layer_by_layer()) facts.boundary_bytes = largest(pass.boundary_bytes);
+    facts.read_bytes = largest(kernel_bytes_read() - read_before_);
+    facts.repeated_halves = largest(pass.repeated_halves);
+    return facts;
   }
 
   /// The weights that the iteration's pass was made with, where they follow the losses.
@@ -878,7 +830,7 @@ class PruningRun {
   std::vector<CommitPart> parts_;            // of the commit that comes next
   DomainLosses losses_;                      // of earlier passes
   std::optional<HeldModel> held_;
-  std::map<std::pair<std::string, int>, int> stragglers_;  // how often a phase had this rank last
+  Stragglers stragglers_;
   std::int64_t exported_parts_ = 0;
   std::int64_t read_before_ = kernel_bytes_read();  // by this process before the run
 };

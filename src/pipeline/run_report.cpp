@@ -100,44 +100,6 @@ std::string target_text(const PruneConfig& prune, const PruneRules& rules) {
   return text;
 }
 
-nlohmann::ordered_json iteration_row(std::int64_t iteration, int attempt, const ModelConfig& config,
-                                     const PruneRules& rules, const PruningPlan& plan) {
-  const Sparsity sparsity = sparsity_of(config, rules, plan);
-  const ModelWidths widths = widths_of(config, plan);
-  const ParameterCount parameters = count_parameters(config, widths);
-  std::size_t heads = 0, kv_heads = 0, channels = 0;
-  for (const LayerWidths& layer : widths.layers) {
-    heads += layer.query_heads.size();
-    kv_heads += layer.kv_heads.size();
-    channels += layer.channels.size();
-  }
-  return {{"schema", 1},
-          {"iteration", iteration},
-          {"attempt", attempt},
-          {"sparsity_structures", sparsity.structures},
-          {"sparsity_parameters", sparsity.parameters},
-          {"sparsity_total_parameters", sparsity.total_parameters},
-          {"parameters", parameters.total},
-          {"decoder_parameters", parameters.decoder},
-          {"heads_kept", heads},
-          {"kv_heads_kept", kv_heads},
-          {"channels_kept", channels},
-          {"plan_digest", plan.digest()},
-          {"loss", nlohmann::ordered_json::object()},
-          {"perplexity", nlohmann::ordered_json::object()},
-          {"margin_at_cut", 0.0},
-          {"tokens", 0},
-          {"seconds", nlohmann::ordered_json::object()},
-          {"peak_bytes", 0}};
-}
-
-void add_evaluations(nlohmann::ordered_json& row, const std::vector<TaskOutcome>& outcomes) {
-  row["perplexity"] = nlohmann::ordered_json::object();
-  for (const TaskOutcome& outcome : outcomes)
-    row[outcome.kind][outcome.task] =
-        outcome.kind == "perplexity" ? outcome.facts.at("perplexity") : outcome.facts;
-}
-
 void print_start(const Source& source, const RunConfig& config, const PruneRules& rules,
                  const PruningPlan& plan, std::int64_t base_iteration, const ProcessGrid& grid,
                  const ComputeOptions& options, const std::string& sums,

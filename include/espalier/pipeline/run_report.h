@@ -7,7 +7,6 @@
 #include <nlohmann/json.hpp>
 
 #include "espalier/comm/process_grid.h"
-#include "espalier/eval/evaluation.h"
 #include "espalier/pipeline/run_directory.h"
 #include "espalier/pipeline/source.h"
 
@@ -17,14 +16,6 @@ namespace espalier {
 std::string model_text(const ModelConfig& config, const ModelWidths& widths);
 /// "70.0% of structures (heads and channels) in 112 iterations; 4 layers protected".
 std::string target_text(const PruneConfig& prune, const PruneRules& rules);
-
-/// The part of a metrics row that the plan alone determines.
-nlohmann::ordered_json iteration_row(std::int64_t iteration, int attempt, const ModelConfig& config,
-                                     const PruneRules& rules, const PruningPlan& plan);
-
-/// Puts the evaluations of the state into its row: {kind: {name: facts}}, of a perplexity its value
-/// alone.
-void add_evaluations(nlohmann::ordered_json& row, const std::vector<TaskOutcome>& outcomes);
 
 /// What is about to be done: model, target, layout, how sums of tensors cross ranks (`sums`), data,
 /// where it starts.

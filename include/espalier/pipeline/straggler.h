@@ -1,7 +1,13 @@
 #pragma once
 
+#include <cstdint>
+#include <map>
 #include <optional>
 #include <span>
+#include <string>
+#include <utility>
+
+#include "espalier/comm/communicator.h"
 
 namespace espalier {
 
@@ -24,5 +30,20 @@ enum class Work { for_all, may_be_none };
 /// rank is what shows how slow the slowest is. Micro-batches are dealt so that a rank has at most
 /// one more than another, which twice the median allows for.
 std::optional<Straggler> find_straggler(std::span<const double> busy_seconds, Work work);
+
+/// Warns of the ranks that the others wait for, iteration by iteration.
+class Stragglers {
+ public:
+  explicit Stragglers(Communicator& world) : world_(world) {}
+
+  /// `busy_seconds`: of this rank by phase, in the iteration but for what came after slicing, and
+  /// of that in the one before. Rank 0 warns, once per phase and rank, and again every tenth time.
+  /// Collective.
+  void warn(std::int64_t iteration, std::map<std::string, double> busy_seconds);
+
+ private:
+  Communicator& world_;
+  std::map<std::pair<std::string, int>, int> times_;  // that a phase had this rank last
+};
 
 }  // namespace espalier
