@@ -1,5 +1,7 @@
 #include "espalier/model/load.h"
 
+#include <utility>
+
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 
@@ -110,8 +112,24 @@ ModelLoader::ModelLoader(const ModelConfig& config, const ModelWidths& widths,
 
 void ModelLoader::load(std::int64_t step) {
   const int layer = step == model_.layers() ? -1 : static_cast<int>(step);
-  for (const TensorSpec& spec : tensor_catalog(model_.config()))
-    if (spec.layer == layer) load_weight(model_, source_, spec);
+  std::vector<TensorSpec> specs = tensor_catalog(model_.config());
+  std::erase_if(specs, [&](const TensorSpec& spec) { return spec.layer != layer; });
+  // The next tensor is read while this one is looked at.
+  at::Tensor coming;
+  const auto start_reading = [&](const TensorSpec& spec) {
+    TensorSlice slice = slice_for(model_, source_, spec);
+    coming = empty_slice(*source_.reader, spec, slice);
+    return in_background([this, &spec, slice = std::move(slice), room = coming] {
+      fill_slice(*source_.reader, spec, slice, room);
+    });
+  };
+  std::future<void> reading = start_reading(specs.front());
+  for (std::size_t i = 0; i < specs.size(); ++i) {
+    reading.get();
+    const at::Tensor t = std::exchange(coming, {});
+    if (i + 1 < specs.size()) reading = start_reading(specs[i + 1]);
+    take_weight(model_, specs[i], t);
+  }
 }
 
 StreamedLayers::StreamedLayers(CausalLM& model, WeightSource source)

@@ -1,6 +1,10 @@
 #include "espalier/model/tensor_ops.h"
 
+#include <atomic>
+#include <cstdint>
+
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include "espalier/core/error.h"
@@ -149,8 +153,40 @@ at::Tensor take(const at::Tensor& tensor, std::int64_t dim, const IndexRuns& ind
   return tensor.index_select(dim, index);
 }
 
+namespace {
+
+/// Whether no number has all bits of its exponent set, which infinities and NaN have. No tensor of
+/// flags is made: fresh memory costs more than looking.
+template <class Bits>
+bool bits_are_finite(const at::Tensor& tensor, Bits exponent) {
+  const auto* values = static_cast<const Bits*>(tensor.const_data_ptr());
+  std::atomic<bool> finite{true};
+  at::parallel_for(0, tensor.numel(), std::int64_t{1} << 18,
+                   [&](std::int64_t begin, std::int64_t end) {
+                     Bits found = 0;
+                     for (std::int64_t i = begin; i < end; ++i)
+                       found |= static_cast<Bits>((values[i] & exponent) == exponent);
+                     if (found != 0) finite = false;
+                   });
+  return finite;
+}
+
+}  // namespace
+
 bool all_finite(const at::Tensor& tensor) {
   if (tensor.numel() == 0) return true;
+  if (tensor.device().is_cpu() && tensor.is_contiguous()) switch (tensor.scalar_type()) {
+      case at::kDouble:
+        return bits_are_finite<std::uint64_t>(tensor, 0x7ff0000000000000U);
+      case at::kFloat:
+        return bits_are_finite<std::uint32_t>(tensor, 0x7f800000U);
+      case at::kBFloat16:
+        return bits_are_finite<std::uint16_t>(tensor, 0x7f80U);
+      case at::kHalf:
+        return bits_are_finite<std::uint16_t>(tensor, 0x7c00U);
+      default:
+        break;
+    }
   return at::isfinite(tensor).all().item<bool>();
 }
 

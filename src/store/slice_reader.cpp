@@ -1,11 +1,15 @@
 #include "slice_reader.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
+#include <future>
 #include <memory>
+#include <vector>
 
 #include <fmt/format.h>
 
+#include "espalier/core/background.h"
 #include "espalier/core/error.h"
 
 namespace espalier {
@@ -14,6 +18,9 @@ namespace {
 /// Bytes of a gap that may be read along with its neighbours: a call costs about as much.
 constexpr std::int64_t kGap = std::int64_t{64} << 10;
 constexpr auto kMostBytes = static_cast<std::int64_t>(posix::kBlock);
+/// Threads that read a tensor of several blocks: what waits for a disk, or for pages of memory, is
+/// no arithmetic, so it does not matter how many threads that has.
+constexpr std::int64_t kReaders = 4;
 
 /// Runs of one axis that one read covers, in bytes relative to the axis' begin.
 struct Batch {
@@ -156,11 +163,27 @@ void read_slice(const posix::Descriptor& file, const std::filesystem::path& path
       static_cast<std::uint64_t>(bytes) == out.size(),
       fmt::format("{} bytes for a slice of {} bytes of {}", out.size(), bytes, posix::shown(name)));
   if (bytes == 0) return;
-  SliceReader reader(file, path, info, name, out);
-  if (columns.is_all(width))
-    reader.read_rows(rows, width * item);
-  else
-    reader.read_block(rows, columns, item, width * item);
+  const std::int64_t row_bytes = columns.size() * item;
+  const std::int64_t parts = std::min(rows.size(), (bytes + kMostBytes - 1) / kMostBytes);
+  const auto read_part = [&](std::int64_t part) {
+    const Range places = even_cut(rows.size(), static_cast<int>(parts), static_cast<int>(part));
+    SliceReader reader(file, path, info, name,
+                       out.subspan(static_cast<std::size_t>(places.begin * row_bytes),
+                                   static_cast<std::size_t>(places.size() * row_bytes)));
+    if (columns.is_all(width))
+      reader.read_rows(rows.part(places), width * item);
+    else
+      reader.read_block(rows.part(places), columns, item, width * item);
+  };
+  std::atomic<std::int64_t> next{0};
+  const auto read_parts = [&] {
+    for (std::int64_t part = next++; part < parts; part = next++) read_part(part);
+  };
+  std::vector<std::future<void>> others;
+  for (std::int64_t i = 1; i < std::min(parts, kReaders); ++i)
+    others.push_back(in_background(read_parts));
+  read_parts();
+  for (std::future<void>& other : others) other.get();
 }
 
 }  // namespace espalier

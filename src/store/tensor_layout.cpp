@@ -83,6 +83,18 @@ bool IndexRuns::is_all(std::int64_t n) const {
   return size_ == n && (n == 0 || envelope() == Range{0, n});
 }
 
+IndexRuns IndexRuns::part(Range places) const {
+  IndexRuns taken;
+  std::int64_t place = 0;
+  for (const Range run : runs_) {
+    const Range here{std::max(place, places.begin), std::min(place + run.size(), places.end)};
+    if (here.begin < here.end)
+      taken.append({run.begin + here.begin - place, run.begin + here.end - place});
+    place += run.size();
+  }
+  return taken;
+}
+
 std::vector<std::int64_t> IndexRuns::indices() const {
   std::vector<std::int64_t> list;
   list.reserve(static_cast<std::size_t>(size_));

@@ -32,6 +32,8 @@ class IndexRuns {
   Range envelope() const;
   /// True when this is exactly [0, n).
   bool is_all(std::int64_t n) const;
+  /// Those at the places [begin, end) of all in ascending order.
+  IndexRuns part(Range places) const;
   /// Every index, ascending.
   std::vector<std::int64_t> indices() const;
   friend bool operator==(const IndexRuns&, const IndexRuns&) = default;

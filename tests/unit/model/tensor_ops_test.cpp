@@ -1,6 +1,7 @@
 #include "espalier/model/tensor_ops.h"
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -99,6 +100,36 @@ TEST(AllReduce, AGraphThatSavedTheTensorRefusesTheReducedOne) {
     else
       EXPECT_TRUE(at::equal(torch::autograd::grad({y}, {x}, {ones})[0], y)) << type;
   }
+}
+
+TEST(AllFinite, AgreesWithEveryNumberLookedAt) {
+  for (const at::ScalarType type : {at::kFloat, at::kDouble, at::kHalf, at::kBFloat16}) {
+    EXPECT_TRUE(all_finite(at::empty({0}, type)));
+    for (const std::int64_t size : {1, 7, 64, 1 << 19}) {
+      at::Tensor x = at::randn({size}, at::kDouble).to(type);
+      x[size / 2] = -0.0;
+      EXPECT_TRUE(all_finite(x)) << type;
+      // The largest number, and the smallest above 0.
+      for (const double edge :
+           {static_cast<double>(std::numeric_limits<double>::max()), 65504.0, 1e-40, 5e-324}) {
+        x[size / 2] = at::full({}, edge, at::kDouble).to(type);
+        EXPECT_EQ(all_finite(x), at::isfinite(x).all().item<bool>()) << type << " " << edge;
+      }
+      for (const double bad :
+           {std::numeric_limits<double>::infinity(), -std::numeric_limits<double>::infinity(),
+            std::numeric_limits<double>::quiet_NaN()})
+        for (const std::int64_t place : {std::int64_t{0}, size / 2, size - 1}) {
+          at::Tensor y = at::randn({size}, at::kDouble).to(type);
+          y[place] = bad;
+          EXPECT_FALSE(all_finite(y)) << type << " " << bad << " at " << place << " of " << size;
+        }
+    }
+    at::Tensor columns = at::zeros({4, 6}, type);
+    columns[1][5] = std::numeric_limits<double>::infinity();
+    EXPECT_TRUE(all_finite(columns.narrow(1, 0, 5)));
+    EXPECT_FALSE(all_finite(columns.narrow(1, 2, 4)));
+  }
+  EXPECT_TRUE(all_finite(at::arange(5, at::kLong)));
 }
 
 }  // namespace

@@ -456,5 +456,32 @@ TEST(SafetensorsWriter, FullDisk) {
   }
 }
 
+/// What is larger than a block is read by several threads at once.
+TEST(Checkpoint, LargeSlicesAreReadInParts) {
+  const Scratch scratch;
+  constexpr std::int64_t kRows = 37, kColumns = 1 << 20;
+  write_model(scratch / "model.safetensors", {{"big", DType::u8, {kRows, kColumns}}}, 3);
+  const std::vector<std::byte> whole = pattern(kRows * kColumns, 3);
+  const CheckpointReader reader = CheckpointReader::open(scratch.path());
+  std::vector<std::int32_t> some_rows, some_columns;
+  for (std::int32_t row = 1; row < kRows; ++row)
+    if (row % 5 != 0) some_rows.push_back(row);
+  for (std::int32_t column = 7; column < kColumns; column += column % 3 == 0 ? 2 : 1)
+    some_columns.push_back(column);
+  for (const IndexRuns& rows : {IndexRuns::all(kRows), IndexRuns::of_units(some_rows, 1)})
+    for (const IndexRuns& columns : {IndexRuns::all(kColumns), IndexRuns::of({100, kColumns - 5}),
+                                     IndexRuns::of_units(some_columns, 1)}) {
+      std::vector<std::byte> read(static_cast<std::size_t>(rows.size() * columns.size()));
+      reader.read("big", rows, columns, read);
+      std::vector<std::byte> wanted;
+      wanted.reserve(read.size());
+      for (const std::int64_t row : rows.indices())
+        for (const Range run : columns.runs())
+          wanted.insert(wanted.end(), whole.begin() + row * kColumns + run.begin,
+                        whole.begin() + row * kColumns + run.end);
+      EXPECT_TRUE(read == wanted) << rows.size() << " x " << columns.size();
+    }
+}
+
 }  // namespace
 }  // namespace espalier

@@ -183,5 +183,19 @@ TEST(Positions, Table) {
   EXPECT_NE(message.find("unit 4"), std::string::npos) << message;
 }
 
+TEST(IndexRuns, PartsAreTheIndicesAtTheirPlaces) {
+  const std::vector<std::int32_t> units{0, 1, 4, 5, 6, 9};
+  const IndexRuns all = IndexRuns::of_units(units, 3);
+  const std::vector<std::int64_t> indices = all.indices();
+  for (std::int64_t begin = 0; begin <= all.size(); ++begin)
+    for (std::int64_t end = begin; end <= all.size(); ++end) {
+      const IndexRuns part = all.part({begin, end});
+      EXPECT_EQ(part.size(), end - begin);
+      EXPECT_EQ(part.indices(),
+                std::vector<std::int64_t>(indices.begin() + begin, indices.begin() + end));
+    }
+  EXPECT_EQ(all.part({0, all.size()}), all);
+}
+
 }  // namespace
 }  // namespace espalier
