@@ -7,13 +7,13 @@ namespace espalier {
 
 HeldModel::HeldModel(const RunConfig& config, const ProcessGrid& grid, const Source& source,
                      const ModelWidths& widths, const ComputeOptions& options,
-                     const std::filesystem::path& scratch, const RoundHooks& hooks) {
+                     const std::filesystem::path& scratch, const RoundHooks& hooks)
+    : scratch_(config.scratch.value_or(scratch)) {
   fault::hit("load.enter");
   const bool whole = config.order != Order::layer_major;
-  const std::filesystem::path directory = config.scratch.value_or(scratch);
   std::optional<ModelLoader> loader;
   together(grid.world(), "load", [&] {
-    if (!whole && config.boundaries == BoundaryStore::files) require_writable(directory);
+    if (!whole && config.boundaries == BoundaryStore::files) require_writable(scratch_);
     loader.emplace(source.config, widths, source.weights(), options, grid.tensor_size(),
                    grid.tensor_index());
   });
@@ -28,10 +28,15 @@ HeldModel::HeldModel(const RunConfig& config, const ProcessGrid& grid, const Sou
   layers_.emplace(*model_, source.weights());
   BoundariesMaker boundaries = [device = options.device] { return boundaries_in_memory(device); };
   if (config.boundaries == BoundaryStore::files)
-    boundaries = [directory, device = options.device] {
+    boundaries = [directory = scratch_, device = options.device] {
       return boundaries_in_files(directory, device);
     };
   layer_by_layer_ = {&*layers_, std::move(boundaries)};
+}
+
+RefitTarget HeldModel::refit_target() {
+  if (!layers_) return {*model_};
+  return {*model_, &*layers_, scratch_};
 }
 
 void HeldModel::let_go() {

@@ -434,15 +434,14 @@ nlohmann::ordered_json evaluate_family(CommRuntime& runtime, const RunConfig& co
       const ComputeOptions options = chosen.held->model().options();
       chosen.held.reset();
       chosen.held = hold(chosen.decided, grid, chosen.source, size.widths, options, monitor);
-      chosen.held->make_whole(grid);
       monitor.enter("refit");
       std::optional<Refitting> refitting;
       together(grid.world(), "refit", [&] {
         refitting.emplace(RefitSubject{config, chosen.source, size.plan, means, base + 1, last, {}},
                           options.dtype);
       });
-      refitted =
-          refitting->apply(chosen.held->model(), nullptr, true, grid, runtime, monitor.hooks());
+      refitted = refitting->apply(chosen.held->refit_target(), nullptr, true, grid, runtime,
+                                  monitor.hooks());
     } else {
       monitor.enter("slice");
       slice_to(*chosen.held, chosen.source, size.widths, grid);

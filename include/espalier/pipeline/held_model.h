@@ -8,6 +8,7 @@
 #include "espalier/config/run_config.h"
 #include "espalier/model/causal_lm.h"
 #include "espalier/model/load.h"
+#include "espalier/pipeline/refitting.h"
 #include "espalier/pipeline/source.h"
 
 namespace espalier {
@@ -28,6 +29,8 @@ class HeldModel {
   const CausalLM& model() const { return *model_; }
   /// For passes over the model; nothing where all of it is here.
   const std::optional<LayerByLayer>& layer_by_layer() const { return layer_by_layer_; }
+  /// For a refit after which the model is evaluated.
+  RefitTarget refit_target();
 
   /// Before the model's widths change: no layer of a stream is here.
   void let_go();
@@ -35,6 +38,7 @@ class HeldModel {
   void make_whole(const ProcessGrid& grid);
 
  private:
+  std::filesystem::path scratch_;
   std::optional<CausalLM> model_;
   std::optional<StreamedLayers> layers_;
   std::optional<LayerByLayer> layer_by_layer_;
