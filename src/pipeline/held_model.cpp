@@ -1,14 +1,21 @@
 #include "espalier/pipeline/held_model.h"
 
+#include <cstdlib>
+
 #include "espalier/core/fault.h"
 #include "espalier/store/files.h"
 
 namespace espalier {
 
+std::filesystem::path temporary_directory() {
+  const char* named = std::getenv("TMPDIR");
+  return named != nullptr && *named != '\0' ? named : "/tmp";
+}
+
 HeldModel::HeldModel(const RunConfig& config, const ProcessGrid& grid, const Source& source,
                      const ModelWidths& widths, const ComputeOptions& options,
                      const std::filesystem::path& scratch, const RoundHooks& hooks)
-    : scratch_(config.scratch.value_or(scratch)) {
+    : scratch_(config.scratch.value_or(scratch)), names_scratch_(config.scratch.has_value()) {
   fault::hit("load.enter");
   const bool whole = config.order != Order::layer_major;
   std::optional<ModelLoader> loader;
@@ -36,7 +43,9 @@ HeldModel::HeldModel(const RunConfig& config, const ProcessGrid& grid, const Sou
 
 RefitTarget HeldModel::refit_target() {
   if (!layers_) return {*model_};
-  return {*model_, &*layers_, scratch_};
+  // With boundaries in memory nothing asked yet whether this rank sees the run directory.
+  const bool is_there = names_scratch_ || directory_exists(scratch_);
+  return {*model_, &*layers_, is_there ? scratch_ : temporary_directory()};
 }
 
 void HeldModel::let_go() {

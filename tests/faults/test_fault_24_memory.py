@@ -141,6 +141,7 @@ class Plan(Case):
         refit = self.plan("--set", "refit.enabled=true")["refit"]
         layer = 2 * 5120 * 5120 + 2 * 5120 * 1024 + 3 * 5120 * 27648 + 2 * 5120 + 5120 + 2 * 1024
         self.assertEqual(refit["dense_layer_bytes"], 2 * layer)
+        self.assertEqual(refit["pruned_layer_bytes"], 0, "it is held with all of the model")
         self.assertEqual(refit["stream_bytes"], 2 * 8192 * 5120 * 2)
         # Protected layers keep all channels.
         self.assertEqual(refit["sums_bytes"], 8 * (5 * 27648**2 + 8 * 27648 * 5120))
@@ -148,6 +149,13 @@ class Plan(Case):
         half = self.plan("--set", "refit.enabled=true", *open_layers, "--tensor", 2, "--ranks", 4)["refit"]
         self.assertEqual(half["sums_bytes"], 8 * (6 * 13824**2 + 8 * 13824 * 5120))
         self.assertEqual(half["dense_layer_bytes"], layer)
+        by_layer = ("--set", "refit.enabled=true", "--set", "execution.order=layer_major", *open_layers, "--tensor", 2, "--ranks", 4)
+        layers = self.plan(*by_layer)["refit"]
+        # Half of the heads and channels fall, and no KV head that one of them reads.
+        gone = 2 * 5120 * 2560 + 2560 + 3 * 5120 * 13824
+        self.assertEqual(layers["pruned_layer_bytes"], layer - gone)
+        self.assertEqual(layers["total_bytes"], half["total_bytes"] + layer - gone)
+        self.assertIn("; beside what lies outside the layers", run("plan", self.config, *by_layer).out)
         said = run("plan", self.config, "--set", "refit.enabled=true", "--memory", 16, *open_layers)
         self.assertIn("refit    about", said.out)
 

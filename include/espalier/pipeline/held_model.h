@@ -13,12 +13,16 @@
 
 namespace espalier {
 
+/// For what a process keeps that has no run directory.
+std::filesystem::path temporary_directory();
+
 /// The model that a command works on: all of this rank's shard, or what lies outside the layers and
 /// the layers one after the other (execution.order).
 class HeldModel {
  public:
   /// Reads what is to be held. `config` has its order and boundaries decided; `scratch` is where
-  /// boundaries go if it names no place. Collective over grid.world(); throws as take_steps does.
+  /// files go that end with the process, if it names no place. Collective over grid.world(); throws
+  /// as take_steps does.
   HeldModel(const RunConfig& config, const ProcessGrid& grid, const Source& source,
             const ModelWidths& widths, const ComputeOptions& options,
             const std::filesystem::path& scratch, const RoundHooks& hooks);
@@ -39,6 +43,7 @@ class HeldModel {
 
  private:
   std::filesystem::path scratch_;
+  bool names_scratch_;
   std::optional<CausalLM> model_;
   std::optional<StreamedLayers> layers_;
   std::optional<LayerByLayer> layer_by_layer_;
