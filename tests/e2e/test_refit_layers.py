@@ -111,7 +111,7 @@ class Layers(workbench.Case):
 
 
 class Memory(workbench.Case):
-    model = {"layers": 16, "hidden": 256, "heads": 8, "kv_heads": 4, "head_dim": 32, "channels": 1024}
+    model = {"layers": 12, "hidden": 512, "heads": 8, "kv_heads": 4, "head_dim": 64, "channels": 512}
 
     def most_resident(self, pruned, name, how):
         """Bytes of the process that has refitted the last layer."""
@@ -125,16 +125,16 @@ class Memory(workbench.Case):
         return 1024 * kib
 
     def test_one_layer_at_a_time(self):
-        """The model is most of what a process holds; of 16 layers a refit holds one of each model."""
+        """The model is most of what a process holds; of 12 layers a refit holds one of each model."""
         change = {"model": {"path": "model", "dtype": "float64"}, "evaluation": {"perplexity": []}, "export": [],
                   "prune": {"target": 0.1}, "importance": {"criterion": "magnitude"}}
         run_dir = self.folder / "run"
         self.succeeds("run", self.bench.config(**workbench.merged(PRUNED, change)), "--run-dir", run_dir, *FILES)
-        layer = 8 * 0.9 * (3 * 256 * 256 + 3 * 256 * 1024)
+        layer = 8 * 0.9 * (3 * 512 * 512 + 3 * 512 * 512)
         plan = json.loads(self.succeeds("plan", self.bench.folder / "config.yaml", "--set", "refit.enabled=true", *FILES, "--json").out)
         self.assertAlmostEqual(plan["refit"]["pruned_layer_bytes"] / layer, 1, delta=0.02)
         saved = self.most_resident(run_dir, "whole", WHOLE) - self.most_resident(run_dir, "layers", FILES)
-        self.assertGreater(saved, 0.8 * 15 * layer)
+        self.assertGreater(saved, 0.8 * 11 * layer)
 
 
 if __name__ == "__main__":
