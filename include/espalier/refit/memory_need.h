@@ -25,8 +25,8 @@ struct RefitShape {
 };
 
 /// Bytes of tensors that one rank holds at the height of a refit beside the pruned model's shard
-/// (layer by layer: beside what of it lies outside the layers),
-/// with k kept of A inputs of the widest matrix and D outputs.
+/// (layer by layer: beside what of it lies outside the layers), with k kept of A inputs of the
+/// widest matrix and D outputs.
 struct RefitNeed {
   /// One layer of the dense model, this rank's part.
   std::int64_t dense_layer = 0;
