@@ -228,7 +228,7 @@ int command_plan(const CommandOptions& options) {
   if (config.refit.enabled && config.prune.target) {
     const ModelWidths left =
         expected_widths(model, prune_rules(model, config.prune), outline, *config.prune.target);
-    refit = forecast_refit(config, model, left, forecast.pass.dtype, ranks / config.tensor);
+    refit = forecast_refit(choice.config, model, left, forecast.pass.dtype, ranks / config.tensor);
     facts["refit"] = to_json(*refit);
   }
   if (options.json) {
@@ -246,7 +246,7 @@ int command_plan(const CommandOptions& options) {
       output::print("order    {}\n", text);
     if (refit)
       output::print(
-          "refit    about {}, beside what is left of the model{}\n", refit_text(*refit),
+          "refit    about {}{}\n", refit_text(*refit),
           forecast.available > 0 && refit->total() > forecast.available ? ": it may not fit" : "");
     if (forecast.available > 0)
       output::print("         {}\n",

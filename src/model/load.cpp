@@ -133,42 +133,97 @@ void ModelLoader::load(std::int64_t step) {
 }
 
 StreamedLayers::StreamedLayers(CausalLM& model, WeightSource source)
-    : model_(model), source_(std::move(source)), specs_(static_cast<std::size_t>(model.layers())) {
+    : model_(model),
+      source_(std::move(source)),
+      specs_(static_cast<std::size_t>(model.layers())),
+      laid_(static_cast<std::size_t>(model.layers())) {
   for (TensorSpec& spec : tensor_catalog(model.config()))
     if (spec.layer >= 0) specs_[static_cast<std::size_t>(spec.layer)].push_back(std::move(spec));
 }
 
+std::vector<StreamedLayers::Part> StreamedLayers::parts_of(std::int64_t layer) const {
+  const auto l = static_cast<std::size_t>(layer);
+  std::vector<Part> parts;
+  for (const TensorSpec& spec : specs_[l])
+    if (!laid_[l].contains(spec.role))
+      parts.push_back({spec.role, &spec, slice_for(model_, source_, spec)});
+  for (const auto& [role, laid] : laid_[l]) {
+    Part& part = parts.emplace_back();
+    part.role = role;
+    part.laid = &laid;
+  }
+  return parts;
+}
+
+void StreamedLayers::make_room(Part& part) const {
+  part.values = part.laid != nullptr
+                    ? at::empty(part.laid->shape, at::TensorOptions(model_.options().dtype))
+                    : empty_slice(*source_.reader, *part.spec, part.slice);
+}
+
+void StreamedLayers::fill(const Part& part) const {
+  if (part.laid == nullptr) return fill_slice(*source_.reader, *part.spec, part.slice, part.values);
+  overlay_->read(part.laid->offset, {static_cast<std::byte*>(part.values.data_ptr()),
+                                     static_cast<std::size_t>(part.values.nbytes())});
+}
+
+void StreamedLayers::take(std::int64_t layer, const Part& part) {
+  if (part.laid == nullptr) return take_weight(model_, *part.spec, part.values);
+  model_.layer(layer).by_role(part.role) =
+      part.values.to(model_.options().device, model_.options().dtype);
+}
+
 void StreamedLayers::read(std::int64_t layer) {
-  for (const TensorSpec& spec : specs_[static_cast<std::size_t>(layer)])
-    load_weight(model_, source_, spec);
+  for (Part& part : parts_of(layer)) {
+    make_room(part);
+    fill(part);
+    take(layer, part);
+  }
 }
 
 void StreamedLayers::hold(std::int64_t layer, std::optional<std::int64_t> next) {
   for (std::int64_t l = 0; l < model_.layers(); ++l)
     if (l != layer && model_.has_layer(l)) model_.drop_layer(l);
-  std::vector<Coming> came;
+  std::vector<Part> came;
   if (!coming_.empty()) {
     const Problems problems = problems_of([&] { reading_.get(); });
     came = std::exchange(coming_, {});
     problems.throw_if_any();
   }
-  const bool is_this = !came.empty() && came.front().spec->layer == layer;
   if (!model_.has_layer(layer)) {
-    if (is_this)
-      for (const Coming& one : came) take_weight(model_, *one.spec, one.values);
+    if (!came.empty() && coming_layer_ == layer)
+      for (const Part& part : came) take(layer, part);
     else
       read(layer);
   }
   if (!next || *next == layer || *next < 0 || *next >= model_.layers()) return;
-  for (const TensorSpec& spec : specs_[static_cast<std::size_t>(*next)]) {
-    TensorSlice slice = slice_for(model_, source_, spec);
-    at::Tensor room = empty_slice(*source_.reader, spec, slice);
-    coming_.push_back({&spec, std::move(slice), std::move(room)});
-  }
+  coming_layer_ = *next;
+  coming_ = parts_of(*next);
+  for (Part& part : coming_) make_room(part);
   // That thread only reads: the C library keeps what a thread allocates in a heap of its own.
   reading_ = in_background([this] {
-    for (const Coming& one : coming_) fill_slice(*source_.reader, *one.spec, one.slice, one.values);
+    for (const Part& part : coming_) fill(part);
   });
+}
+
+void StreamedLayers::begin_overlay(const std::filesystem::path& directory) {
+  let_go();
+  for (auto& layer : laid_) layer.clear();
+  overlay_ = std::make_unique<ScratchFile>(directory);
+  overlay_bytes_ = 0;
+}
+
+void StreamedLayers::lay_over(std::int64_t layer, const std::vector<TensorRole>& roles) {
+  ESPALIER_CHECK(overlay_ != nullptr && model_.has_layer(layer) && coming_.empty(),
+                 "a layer is laid over while it is here and no other is read");
+  for (const TensorRole role : roles) {
+    const at::Tensor host =
+        model_.layer(layer).by_role(role).to(at::kCPU, model_.options().dtype).contiguous();
+    const auto bytes = static_cast<std::size_t>(host.nbytes());
+    overlay_->write(overlay_bytes_, {static_cast<const std::byte*>(host.const_data_ptr()), bytes});
+    laid_[static_cast<std::size_t>(layer)][role] = {overlay_bytes_, host.sizes().vec()};
+    overlay_bytes_ += bytes;
+  }
 }
 
 void StreamedLayers::hold_all() {

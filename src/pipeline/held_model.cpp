@@ -1,19 +1,26 @@
 #include "espalier/pipeline/held_model.h"
 
+#include <cstdlib>
+
 #include "espalier/core/fault.h"
 #include "espalier/store/files.h"
 
 namespace espalier {
 
+std::filesystem::path temporary_directory() {
+  const char* named = std::getenv("TMPDIR");
+  return named != nullptr && *named != '\0' ? named : "/tmp";
+}
+
 HeldModel::HeldModel(const RunConfig& config, const ProcessGrid& grid, const Source& source,
                      const ModelWidths& widths, const ComputeOptions& options,
-                     const std::filesystem::path& scratch, const RoundHooks& hooks) {
+                     const std::filesystem::path& scratch, const RoundHooks& hooks)
+    : scratch_(config.scratch.value_or(scratch)), names_scratch_(config.scratch.has_value()) {
   fault::hit("load.enter");
   const bool whole = config.order != Order::layer_major;
-  const std::filesystem::path directory = config.scratch.value_or(scratch);
   std::optional<ModelLoader> loader;
   together(grid.world(), "load", [&] {
-    if (!whole && config.boundaries == BoundaryStore::files) require_writable(directory);
+    if (!whole && config.boundaries == BoundaryStore::files) require_writable(scratch_);
     loader.emplace(source.config, widths, source.weights(), options, grid.tensor_size(),
                    grid.tensor_index());
   });
@@ -28,10 +35,17 @@ HeldModel::HeldModel(const RunConfig& config, const ProcessGrid& grid, const Sou
   layers_.emplace(*model_, source.weights());
   BoundariesMaker boundaries = [device = options.device] { return boundaries_in_memory(device); };
   if (config.boundaries == BoundaryStore::files)
-    boundaries = [directory, device = options.device] {
+    boundaries = [directory = scratch_, device = options.device] {
       return boundaries_in_files(directory, device);
     };
   layer_by_layer_ = {&*layers_, std::move(boundaries)};
+}
+
+RefitTarget HeldModel::refit_target() {
+  if (!layers_) return {*model_};
+  // With boundaries in memory nothing asked yet whether this rank sees the run directory.
+  const bool is_there = names_scratch_ || directory_exists(scratch_);
+  return {*model_, &*layers_, is_there ? scratch_ : temporary_directory()};
 }
 
 void HeldModel::let_go() {

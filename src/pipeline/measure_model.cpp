@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cstdlib>
 #include <functional>
 #include <memory>
 #include <numeric>
@@ -118,12 +117,6 @@ ChosenModel choose_model(const RunConfig& config, const ModelChoice& choice) {
     chosen.plan_digest = chosen.source.plan->digest();
   }
   return chosen;
-}
-
-/// For what a command without a run directory keeps between layers.
-fs::path temporary_directory() {
-  const char* named = std::getenv("TMPDIR");
-  return named != nullptr && *named != '\0' ? named : "/tmp";
 }
 
 /// Collective.
@@ -434,15 +427,14 @@ nlohmann::ordered_json evaluate_family(CommRuntime& runtime, const RunConfig& co
       const ComputeOptions options = chosen.held->model().options();
       chosen.held.reset();
       chosen.held = hold(chosen.decided, grid, chosen.source, size.widths, options, monitor);
-      chosen.held->make_whole(grid);
       monitor.enter("refit");
       std::optional<Refitting> refitting;
       together(grid.world(), "refit", [&] {
         refitting.emplace(RefitSubject{config, chosen.source, size.plan, means, base + 1, last, {}},
                           options.dtype);
       });
-      refitted =
-          refitting->apply(chosen.held->model(), nullptr, true, grid, runtime, monitor.hooks());
+      refitted = refitting->apply(chosen.held->refit_target(), nullptr, true, grid, runtime,
+                                  monitor.hooks());
     } else {
       monitor.enter("slice");
       slice_to(*chosen.held, chosen.source, size.widths, grid);

@@ -286,16 +286,22 @@ RefitNeed forecast_refit(const RunConfig& config, const ModelConfig& model,
   shape.moments = config.refit.shrink_to == ShrinkTo::obs;
   shape.matrices = config.refit.matrices;
   shape.stream_tokens = (extent.micro_batches + data_ranks - 1) / data_ranks * extent.tokens;
+  shape.layer_by_layer = config.order == Order::layer_major;
   return refit_need(model, shape);
 }
 
 std::string refit_text(const RefitNeed& need) {
-  return fmt::format("{} GiB a rank: a dense layer {}, streams {}, sums and solving {}",
-                     gib(need.total()), gib(need.dense_layer), gib(need.streams), gib(need.sums));
+  const bool by_layer = need.pruned_layer > 0;
+  return fmt::format(
+      "{} GiB a rank: a dense layer {}, {}streams {}, sums and solving {}; beside {}",
+      gib(need.total()), gib(need.dense_layer),
+      by_layer ? fmt::format("a pruned one {}, ", gib(need.pruned_layer)) : "", gib(need.streams),
+      gib(need.sums), by_layer ? "what lies outside the layers" : "what is left of the model");
 }
 
 nlohmann::ordered_json to_json(const RefitNeed& need) {
   return {{"dense_layer_bytes", need.dense_layer},
+          {"pruned_layer_bytes", need.pruned_layer},
           {"stream_bytes", need.streams},
           {"sums_bytes", need.sums},
           {"total_bytes", need.total()}};

@@ -96,10 +96,11 @@ class RefittedExport {
     std::int64_t sees = 0;
     together(world(), "refit", [&] { sees = directory_exists(store->directory()) ? 1 : 0; });
     const bool everywhere = world().min(sees) != 0;
-    CausalLM model = load();
+    CausalLM model = load_without_layers();
+    StreamedLayers layers(model, family.source.weights());
     monitor_.enter("refit");
     nlohmann::ordered_json record =
-        refitting->apply(model, &*store, everywhere, grid_, runtime_, monitor_.hooks());
+        refitting->apply({model, &layers}, &*store, everywhere, grid_, runtime_, monitor_.hooks());
     monitor_.leave();
     together(world(), "export", [&] {
       if (!grid_.is_root()) return;
@@ -108,20 +109,20 @@ class RefittedExport {
     });
   }
 
-  CausalLM load() {
+  /// No pass follows for which the layers should stay.
+  CausalLM load_without_layers() {
     const Source& source = origin_->family.source;
     monitor_.enter("load");
     fault::hit("load.enter");
-    std::optional<ModelLoader> loader;
+    std::optional<CausalLM> model;
     together(world(), "load", [&] {
-      loader.emplace(source.config, widths_of(source.config, origin_->facts.plan), source.weights(),
-                     options_, grid_.tensor_size(), grid_.tensor_index());
+      ModelLoader loader(source.config, widths_of(source.config, origin_->facts.plan),
+                         source.weights(), options_, grid_.tensor_size(), grid_.tensor_index());
+      loader.load(loader.steps() - 1);
+      model = loader.take();
     });
-    take_steps(
-        world(), "load", loader->steps(), [&](std::int64_t step) { loader->load(step); },
-        monitor_.hooks("parts"));
     fault::hit("load.exit");
-    return loader->take();
+    return std::move(*model);
   }
 
   ExportOutcome write() {

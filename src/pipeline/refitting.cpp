@@ -87,17 +87,31 @@ Json key_facts(const RefitSubject& subject, const Calibration& data, at::ScalarT
   return facts;
 }
 
-/// Biases that stand for what fell, as the export has them.
-void install_biases(CausalLM& model, const RefitSubject& subject, const ModelWidths& kept) {
+TensorRole bias_role(UnitKind kind) {
+  return kind == UnitKind::attention ? TensorRole::o_bias : TensorRole::down_bias;
+}
+
+/// The layer's biases that stand for what fell, as the export has them.
+void install_biases(CausalLM& model, const RefitSubject& subject, const ModelWidths& kept,
+                    std::int64_t layer) {
   const Source& source = subject.source;
-  for (std::int64_t l = 0; l < model.layers(); ++l)
-    for (const UnitKind kind : kHalves) {
-      const std::vector<double> bias =
-          exported_bias(source.reader, source.config, source.widths, kept, l, kind, *subject.means);
-      at::Tensor& place = model.layer(l).by_role(
-          kind == UnitKind::attention ? TensorRole::o_bias : TensorRole::down_bias);
-      place = at::tensor(bias, at::kDouble).to(model.options().device, model.options().dtype);
-    }
+  for (const UnitKind kind : kHalves) {
+    const std::vector<double> bias = exported_bias(source.reader, source.config, source.widths,
+                                                   kept, layer, kind, *subject.means);
+    model.layer(layer).by_role(bias_role(kind)) =
+        at::tensor(bias, at::kDouble).to(model.options().device, model.options().dtype);
+  }
+}
+
+/// The parts of a layer that are not the source's after the refit.
+std::vector<TensorRole> changed_roles(const ModelConfig& config, const RefittedLayer& layer,
+                                      bool biases) {
+  std::vector<TensorRole> roles;
+  for (const TensorSpec& spec : layer_tensors(config, static_cast<int>(layer.layer)))
+    if (layer.matrices.contains(spec.name)) roles.push_back(spec.role);
+  if (biases)
+    for (const UnitKind kind : kHalves) roles.push_back(bias_role(kind));
+  return roles;
 }
 
 /// Of a data rank's micro-batches, padding included.
@@ -114,11 +128,15 @@ void require_refit_memory(const RefitNeed& need, const ComputeOptions& options,
   const std::int64_t available =
       available_memory(options.device) / ranks_on_device(options.device, runtime);
   if (available <= 0 || need.total() <= available) return;
-  throw Error(
-      ExitCode::unsuitable, fmt::format("the refit needs {} beside the model", refit_text(need)),
-      fmt::format("{:.1f} GiB are available", static_cast<double>(available) / (1 << 30)),
-      "Use fewer ranks per node, fewer refit.sequences where the streams are large, or leave "
-      "the refit out (refit.enabled: false).");
+  const char* order =
+      need.pruned_layer > 0
+          ? ""
+          : "execution.order: layer_major, which holds one layer of the pruned model, ";
+  throw Error(ExitCode::unsuitable, fmt::format("the refit needs {}", refit_text(need)),
+              fmt::format("{:.1f} GiB are available", static_cast<double>(available) / (1 << 30)),
+              fmt::format("Use {}fewer ranks per node, fewer refit.sequences where the streams are "
+                          "large, or leave the refit out (refit.enabled: false).",
+                          order));
 }
 
 }  // namespace
@@ -178,31 +196,55 @@ Json Refitting::record(const RefitReport& report) const {
   return record;
 }
 
-Json Refitting::apply(CausalLM& model, RefitStore* store, bool everywhere, const ProcessGrid& grid,
-                      const CommRuntime& runtime, const RoundHooks& hooks) {
+RefitSteps Refitting::steps(const RefitTarget& target) const {
+  CausalLM& model = target.model;
+  StreamedLayers* const layers = target.layers;
+  RefitSteps steps;
+  steps.enter = [this, &model, layers](std::int64_t layer) {
+    if (layers != nullptr) layers->hold(layer);
+    if (subject_.means) install_biases(model, subject_, kept_, layer);
+  };
+  if (layers == nullptr) return steps;
+  const bool is_read_again = !target.overlay.empty();
+  steps.leave = [this, &model, layers, is_read_again](const RefittedLayer& layer) {
+    if (is_read_again)
+      layers->lay_over(layer.layer,
+                       changed_roles(model.config(), layer, subject_.means.has_value()));
+    layers->let_go();
+  };
+  return steps;
+}
+
+Json Refitting::apply(const RefitTarget& target, RefitStore* store, bool everywhere,
+                      const ProcessGrid& grid, const CommRuntime& runtime,
+                      const RoundHooks& hooks) {
   const RefitConfig& settings = subject_.config.refit;
+  const ComputeOptions& options = target.model.options();
   together(grid.world(), "refit", [&] {
+    if (target.layers != nullptr) target.layers->let_go();
     const RefitShape shape{.source = subject_.source.widths,
                            .kept = kept_,
                            .tensor = grid.tensor_size(),
-                           .dtype = model.options().dtype,
+                           .dtype = options.dtype,
                            .moments = settings.shrink_to == ShrinkTo::obs,
                            .matrices = settings.matrices,
-                           .stream_tokens = stream_tokens(data_, grid.data_size())};
-    require_refit_memory(refit_need(subject_.source.config, shape), model.options(), runtime);
-    if (subject_.means) install_biases(model, subject_, kept_);
+                           .stream_tokens = stream_tokens(data_, grid.data_size()),
+                           .layer_by_layer = target.layers != nullptr};
+    require_refit_memory(refit_need(subject_.source.config, shape), options, runtime);
+    if (!target.overlay.empty()) target.layers->begin_overlay(target.overlay);
     if (grid.is_root()) {
       tell();
       if (store != nullptr) store->prepare();
     }
   });
-  RefitRequest request{subject_.config.refit, subject_.source.weights(), kept_, {}};
+  RefitRequest request{subject_.config.refit, subject_.source.weights(), kept_, {}, {}};
+  request.steps = steps(target);
   request.keeper.everywhere = everywhere;
   if (store != nullptr) {
     request.keeper.recall = [store](std::int64_t layer) { return store->recall(layer); };
     request.keeper.keep = [store](const RefittedLayer& layer) { store->keep(layer); };
   }
-  return record(refit(model, data_, request, grid, hooks));
+  return record(refit(target.model, data_, request, grid, hooks));
 }
 
 Json finished_refit(const fs::path& run, const std::string& plan_digest) {
@@ -256,10 +298,10 @@ void RefitRecords::look(const Refitting* refitting) {
   }
 }
 
-Json RefitRecords::apply(Refitting& refitting, CausalLM& model, const ProcessGrid& grid,
+Json RefitRecords::apply(Refitting& refitting, const RefitTarget& target, const ProcessGrid& grid,
                          const CommRuntime& runtime, const RoundHooks& hooks) {
   RefitStore store(layers_, key_);
-  return refitting.apply(model, &store, everywhere_, grid, runtime, hooks);
+  return refitting.apply(target, &store, everywhere_, grid, runtime, hooks);
 }
 
 void RefitRecords::finish(Json record, const std::vector<TaskOutcome>& after,

@@ -353,9 +353,8 @@ class PruningRun {
       load();
       monitor_.enter("refit");
     }
-    held_->make_whole(grid_);
     nlohmann::ordered_json record =
-        records.apply(*refitting, held_->model(), grid_, runtime_, monitor_.hooks());
+        records.apply(*refitting, held_->refit_target(), grid_, runtime_, monitor_.hooks());
     std::vector<TaskOutcome> outcomes;
     if (!make_evaluations(config_.evaluation).empty()) {
       monitor_.enter("evaluate");
@@ -404,8 +403,8 @@ class PruningRun {
     const ModelConfig& model = source_->config;
     const ModelWidths left =
         expected_widths(model, rules_, outline_run(config_, model), *config_.prune.target);
-    const RefitNeed need = forecast_refit(config_, model, left, options_.dtype, grid_.data_size());
-    log::info("refit    about {}, beside what is left of the model", refit_text(need));
+    const RefitNeed need = forecast_refit(decided_, model, left, options_.dtype, grid_.data_size());
+    log::info("refit    about {}", refit_text(need));
     if (available > 0 && need.total() > available)
       log::warning("refit    may not fit: {:.1f} GiB are free for each rank now",
                    static_cast<double>(available) / (1 << 30));

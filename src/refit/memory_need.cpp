@@ -61,6 +61,10 @@ RefitNeed refit_need(const ModelConfig& config, const RefitShape& shape) {
     need.dense_layer =
         std::max(need.dense_layer,
                  layer_elements(config, shape.source, static_cast<int>(l)) / shape.tensor * entry);
+    if (shape.layer_by_layer)
+      need.pruned_layer =
+          std::max(need.pruned_layer,
+                   layer_elements(config, shape.kept, static_cast<int>(l)) / shape.tensor * entry);
   }
   return need;
 }

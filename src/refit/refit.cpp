@@ -161,6 +161,7 @@ class Refit {
     together(world(), "refit", [&] {
       for (const TensorSpec& spec : layer_tensors(model_.config(), static_cast<int>(l)))
         load_weight(dense_, request_.source, spec);
+      if (request_.steps.enter) request_.steps.enter(l);
     });
     RefittedLayer layer{l, {}, {}};
     if (before) {
@@ -181,6 +182,7 @@ class Refit {
     tell(layer);
     report_.facts.insert(report_.facts.end(), layer.facts.begin(), layer.facts.end());
     dense_.layer(l) = LayerWeights();
+    if (request_.steps.leave) together(world(), "refit", [&] { request_.steps.leave(layer); });
   }
 
   int solver(std::int64_t layer) const {

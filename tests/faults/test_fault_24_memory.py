@@ -141,6 +141,7 @@ class Plan(Case):
         refit = self.plan("--set", "refit.enabled=true")["refit"]
         layer = 2 * 5120 * 5120 + 2 * 5120 * 1024 + 3 * 5120 * 27648 + 2 * 5120 + 5120 + 2 * 1024
         self.assertEqual(refit["dense_layer_bytes"], 2 * layer)
+        self.assertEqual(refit["pruned_layer_bytes"], 0, "it is held with all of the model")
         self.assertEqual(refit["stream_bytes"], 2 * 8192 * 5120 * 2)
         # Protected layers keep all channels.
         self.assertEqual(refit["sums_bytes"], 8 * (5 * 27648**2 + 8 * 27648 * 5120))
@@ -152,6 +153,13 @@ class Plan(Case):
         eighth = (*open_layers[:-1], "prune.target=0.875")
         every = self.plan("--set", "refit.enabled=true", "--set", "refit.matrices=all", *eighth)["refit"]
         self.assertEqual(every["sums_bytes"], 8 * (8 * 5120**2 + 8 * 5120 * 3456))
+        by_layer = ("--set", "refit.enabled=true", "--set", "execution.order=layer_major", *open_layers, "--tensor", 2, "--ranks", 4)
+        layers = self.plan(*by_layer)["refit"]
+        # Half of the heads and channels fall, and no KV head that one of them reads.
+        gone = 2 * 5120 * 2560 + 2560 + 3 * 5120 * 13824
+        self.assertEqual(layers["pruned_layer_bytes"], layer - gone)
+        self.assertEqual(layers["total_bytes"], half["total_bytes"] + layer - gone)
+        self.assertIn("; beside what lies outside the layers", run("plan", self.config, *by_layer).out)
         said = run("plan", self.config, "--set", "refit.enabled=true", "--memory", 16, *open_layers)
         self.assertIn("refit    about", said.out)
 

@@ -1,7 +1,10 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
 #include <future>
+#include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
@@ -9,6 +12,7 @@
 
 #include "espalier/model/causal_lm.h"
 #include "espalier/store/safetensors.h"
+#include "espalier/store/scratch_file.h"
 
 namespace espalier {
 
@@ -87,21 +91,43 @@ class StreamedLayers {
   /// Afterwards no layer is here. Before the model's widths change.
   void let_go();
 
+  /// From here on lay_over() is there, and what was laid over before is forgotten: it lies in a
+  /// file without a name in `directory`. Throws as store/files.h says.
+  void begin_overlay(const std::filesystem::path& directory);
+  /// The layer, which is here, is read as it is now in these roles, in place of the source's
+  /// tensors or beside them, for as long as its widths stay. Throws as store/files.h says.
+  void lay_over(std::int64_t layer, const std::vector<TensorRole>& roles);
+
  private:
+  /// Where a tensor that is laid over lies in the file: as this rank holds it, in its dtype.
+  struct Laid {
+    std::uint64_t offset = 0;
+    std::vector<std::int64_t> shape;
+  };
+  /// A tensor that is read: of the source, or laid over it.
+  struct Part {
+    TensorRole role = TensorRole::q;
+    const TensorSpec* spec = nullptr;
+    TensorSlice slice{};
+    const Laid* laid = nullptr;
+    at::Tensor values{};
+  };
+
+  std::vector<Part> parts_of(std::int64_t layer) const;
+  void make_room(Part& part) const;
+  void fill(const Part& part) const;
+  void take(std::int64_t layer, const Part& part);
   void read(std::int64_t layer);
   void wait();
 
   CausalLM& model_;
   WeightSource source_;
-  /// A tensor of the next layer, which is being read.
-  struct Coming {
-    const TensorSpec* spec = nullptr;
-    TensorSlice slice;
-    at::Tensor values;
-  };
-
-  std::vector<std::vector<TensorSpec>> specs_;  // of each layer
-  std::vector<Coming> coming_;
+  std::vector<std::vector<TensorSpec>> specs_;    // of each layer
+  std::vector<std::map<TensorRole, Laid>> laid_;  // of each layer
+  std::unique_ptr<ScratchFile> overlay_;
+  std::uint64_t overlay_bytes_ = 0;
+  std::int64_t coming_layer_ = -1;
+  std::vector<Part> coming_;  // of the next layer, which is being read
   std::future<void> reading_;
 };
 

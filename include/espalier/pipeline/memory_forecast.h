@@ -80,12 +80,13 @@ MemoryChoice choose_for_memory(const RunConfig& config, MemoryQuestion question,
 MemoryChoice forecast_run(const RunConfig& config, const ModelConfig& model,
                           std::int64_t data_ranks, std::int64_t available);
 
-/// Of the refit at the end of a run, beside the model that is left, on the widths that are expected
-/// (pipeline/run_outline.h). Token files as in forecast_memory.
+/// Of the refit at the end of a run, on the widths that are expected (pipeline/run_outline.h).
+/// Token files and an order that is `auto` as in forecast_memory.
 RefitNeed forecast_refit(const RunConfig& config, const ModelConfig& model,
                          const ModelWidths& expected, at::ScalarType dtype,
                          std::int64_t data_ranks);
-/// "3.1 GiB a rank: a dense layer 0.9, streams 1.0, sums and solving 1.2".
+/// "3.1 GiB a rank: a dense layer 0.9, streams 1.0, sums and solving 1.2; beside what is left of
+/// the model".
 std::string refit_text(const RefitNeed& need);
 nlohmann::ordered_json to_json(const RefitNeed& need);
 

@@ -35,6 +35,15 @@ struct RefitSubject {
   Inputs inputs;
 };
 
+/// The model that is refitted, cut and loaded as the plan left it, and how it is held.
+struct RefitTarget {
+  CausalLM& model;
+  /// Where its layers come from one after the other; null where all are here.
+  StreamedLayers* layers = nullptr;
+  /// Where `layers` keeps what a refit changes, for passes that follow; empty where none does.
+  std::filesystem::path overlay{};
+};
+
 /// One refit of one plan: its data, its identity, its report.
 class Refitting {
  public:
@@ -50,15 +59,17 @@ class Refitting {
   /// What is worth telling about the data.
   void tell() const;
 
-  /// Gives `model` (loaded as the plan left it) the biases and matrices that the export gets.
-  /// `store` = absent: nothing is kept. `everywhere`: every rank sees the store's directory.
-  /// Returns what refit.json holds of the refit, the same on every rank. Collective; throws as
-  /// refit() does, unsuitable where memory does not suffice.
-  nlohmann::ordered_json apply(CausalLM& model, RefitStore* store, bool everywhere,
+  /// Gives the target the biases and matrices that the export gets; of a target that is held layer
+  /// by layer, none is here afterwards, and they come with them from then on if there is a place
+  /// for the overlay. `store` = absent: nothing is kept. `everywhere`: every rank sees the store's
+  /// directory. Returns what refit.json holds of the refit, the same on every rank. Collective;
+  /// throws as refit() does, unsuitable where memory does not suffice.
+  nlohmann::ordered_json apply(const RefitTarget& target, RefitStore* store, bool everywhere,
                                const ProcessGrid& grid, const CommRuntime& runtime,
                                const RoundHooks& hooks);
 
  private:
+  RefitSteps steps(const RefitTarget& target) const;
   nlohmann::ordered_json record(const RefitReport& report) const;
 
   const RefitSubject subject_;
@@ -89,8 +100,9 @@ class RefitRecords {
   /// All of it is there and whole; the same on every rank.
   bool finished() const { return finished_; }
   /// Refitting::apply with the run's store. Collective.
-  nlohmann::ordered_json apply(Refitting& refitting, CausalLM& model, const ProcessGrid& grid,
-                               const CommRuntime& runtime, const RoundHooks& hooks);
+  nlohmann::ordered_json apply(Refitting& refitting, const RefitTarget& target,
+                               const ProcessGrid& grid, const CommRuntime& runtime,
+                               const RoundHooks& hooks);
   /// Writes refit.json: the record with the evaluations before and after, and the seconds of each
   /// phase since the last line of metrics.jsonl. Rank 0.
   void finish(nlohmann::ordered_json record, const std::vector<TaskOutcome>& after,

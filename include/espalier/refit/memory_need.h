@@ -22,13 +22,18 @@ struct RefitShape {
   RefitMatrices matrices = RefitMatrices::outputs;
   /// Of all micro-batches of a data rank, padding included.
   std::int64_t stream_tokens = 0;
+  /// One layer of the pruned model is here at a time.
+  bool layer_by_layer = false;
 };
 
-/// Bytes of tensors that one rank holds at the height of a refit beside the pruned model's shard,
-/// with k kept of A inputs of the widest matrix and D outputs.
+/// Bytes of tensors that one rank holds at the height of a refit beside the pruned model's shard
+/// (layer by layer: beside what of it lies outside the layers), with k kept of A inputs of the
+/// widest matrix and D outputs.
 struct RefitNeed {
   /// One layer of the dense model, this rank's part.
   std::int64_t dense_layer = 0;
+  /// The same of the pruned model, where it is held layer by layer; else 0.
+  std::int64_t pruned_layer = 0;
   /// Both residual streams [B, T, D] of the rank's micro-batches, in the model's dtype, on the
   /// host.
   std::int64_t streams = 0;
@@ -38,7 +43,7 @@ struct RefitNeed {
   /// (8 D D + 8 D R).
   std::int64_t sums = 0;
 
-  std::int64_t total() const { return dense_layer + streams + sums; }
+  std::int64_t total() const { return dense_layer + pruned_layer + streams + sums; }
 };
 
 /// Pure arithmetic: no tensor is made.

@@ -82,6 +82,15 @@ struct RefitKeeper {
   bool everywhere = true;
 };
 
+/// Called on every rank around the work on each layer, from the bottom up. Not collective; may
+/// throw. Empty = nothing happens there.
+struct RefitSteps {
+  /// Afterwards layer l of the pruned model is here, its biases with it.
+  std::function<void(std::int64_t layer)> enter;
+  /// The layer has its matrices in the model, and is not looked at again.
+  std::function<void(const RefittedLayer& layer)> leave;
+};
+
 struct RefitRequest {
   RefitConfig settings;
   /// The model as it was before its units fell.
@@ -89,6 +98,7 @@ struct RefitRequest {
   /// What is left of it: the widths of the model that is refitted.
   ModelWidths kept;
   RefitKeeper keeper;
+  RefitSteps steps{};
 };
 
 struct RefitReport {
@@ -126,11 +136,13 @@ struct RefitReport {
 /// H and C are summed in float64, from products in float32 or, under model.dtype float64, float64.
 /// Tensor ranks gather X and hold H's rows in shares; then every rank gets H whole, and the ridges
 /// are dealt to all ranks. `model` is changed in place: V is rounded to the stored dtype first. Of
-/// the dense model one layer is held at a time, of the data both streams of this rank's
-/// micro-batches, on the host. Biases must be in `model` already.
+/// its layers only the one at hand must be here, its biases with it, from steps.enter to
+/// steps.leave. Of the dense model one layer is held at a time, of the data both streams of this
+/// rank's micro-batches, on the host.
 ///
 /// Collective over grid.world(). Throws AgreedError: bad_content naming the half where a stream is
-/// not finite; what the keeper throws. Throws stop::Stopped between micro-batches and layers.
+/// not finite; what the keeper and the steps throw. Throws stop::Stopped between micro-batches and
+/// layers.
 RefitReport refit(CausalLM& model, const Calibration& data, const RefitRequest& request,
                   const ProcessGrid& grid, const RoundHooks& hooks);
 
