@@ -1,5 +1,7 @@
 #include "espalier/model/load.h"
 
+#include <chrono>
+
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 
@@ -126,23 +128,28 @@ void StreamedLayers::read(std::int64_t layer) {
 }
 
 void StreamedLayers::hold(std::int64_t layer, std::optional<std::int64_t> next) {
+  const auto begin = std::chrono::steady_clock::now();
   for (std::int64_t l = 0; l < model_.layers(); ++l)
     if (l != layer && model_.has_layer(l)) model_.drop_layer(l);
+  take(layer);
+  if (next && *next != layer && *next >= 0 && *next < model_.layers()) begin_reading(*next);
+  seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+void StreamedLayers::take(std::int64_t layer) {
   std::vector<Coming> came;
   if (!coming_.empty()) {
     const Problems problems = problems_of([&] { reading_.get(); });
     came = std::exchange(coming_, {});
     problems.throw_if_any();
   }
-  const bool is_this = !came.empty() && came.front().spec->layer == layer;
-  if (!model_.has_layer(layer)) {
-    if (is_this)
-      for (const Coming& one : came) take_weight(model_, *one.spec, one.values);
-    else
-      read(layer);
-  }
-  if (!next || *next == layer || *next < 0 || *next >= model_.layers()) return;
-  for (const TensorSpec& spec : specs_[static_cast<std::size_t>(*next)]) {
+  if (model_.has_layer(layer)) return;
+  if (came.empty() || came.front().spec->layer != layer) return read(layer);
+  for (const Coming& one : came) take_weight(model_, *one.spec, one.values);
+}
+
+void StreamedLayers::begin_reading(std::int64_t layer) {
+  for (const TensorSpec& spec : specs_[static_cast<std::size_t>(layer)]) {
     TensorSlice slice = slice_for(model_, source_, spec);
     at::Tensor room = empty_slice(*source_.reader, spec, slice);
     coming_.push_back({&spec, std::move(slice), std::move(room)});

@@ -1,9 +1,16 @@
 #include "espalier/pipeline/held_model.h"
 
+#include <cstdlib>
+
 #include "espalier/core/fault.h"
 #include "espalier/store/files.h"
 
 namespace espalier {
+
+std::filesystem::path temporary_directory() {
+  const char* named = std::getenv("TMPDIR");
+  return named != nullptr && *named != '\0' ? named : "/tmp";
+}
 
 HeldModel::HeldModel(const RunConfig& config, const ProcessGrid& grid, const Source& source,
                      const ModelWidths& widths, const ComputeOptions& options,

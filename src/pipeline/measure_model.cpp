@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cstdlib>
 #include <functional>
 #include <memory>
 #include <numeric>
@@ -118,12 +117,6 @@ ChosenModel choose_model(const RunConfig& config, const ModelChoice& choice) {
     chosen.plan_digest = chosen.source.plan->digest();
   }
   return chosen;
-}
-
-/// For what a command without a run directory keeps between layers.
-fs::path temporary_directory() {
-  const char* named = std::getenv("TMPDIR");
-  return named != nullptr && *named != '\0' ? named : "/tmp";
 }
 
 /// Collective.

@@ -86,8 +86,13 @@ class StreamedLayers {
   void hold_all();
   /// Afterwards no layer is here. Before the model's widths change.
   void let_go();
+  /// What hold() took so far: reading that did not go on beside other work, and what is done with
+  /// weights that were read.
+  double seconds() const { return seconds_; }
 
  private:
+  void take(std::int64_t layer);
+  void begin_reading(std::int64_t layer);
   void read(std::int64_t layer);
   void wait();
 
@@ -103,6 +108,7 @@ class StreamedLayers {
   std::vector<std::vector<TensorSpec>> specs_;  // of each layer
   std::vector<Coming> coming_;
   std::future<void> reading_;
+  double seconds_ = 0;
 };
 
 /// All steps at once. Not collective; wrap in `together`.
