@@ -26,6 +26,12 @@ std::string seconds_text(const Json& seconds) {
   return text;
 }
 
+std::string order_text(const Json& pass) {
+  const std::string order = pass.at("order").get<std::string>();
+  if (!pass.contains("boundaries")) return order;
+  return fmt::format("{}, boundaries in {}", order, pass.at("boundaries").get<std::string>());
+}
+
 std::string pass_text(const Json& pass) {
   const auto number = [&](const char* key) { return pass.at(key).get<double>(); };
   const auto count = [&](const char* key) { return pass.at(key).get<std::int64_t>(); };
@@ -34,8 +40,8 @@ std::string pass_text(const Json& pass) {
       "twice)\n",
       pass.at("criterion").get<std::string>(), counted(count("sequences"), "sequence"),
       counted(count("sequence_tokens"), "token"), counted(count("micro_batch_tokens"), "token"),
-      count("tensor"), count("data"), pass.at("order").get<std::string>(),
-      pass.at("recompute").get<std::string>(), counted(count("repeated_halves"), "half layer"));
+      count("tensor"), count("data"), order_text(pass), pass.at("recompute").get<std::string>(),
+      counted(count("repeated_halves"), "half layer"));
   text +=
       fmt::format("         {:.3f} s, {:.1f} tokens/s; model {}, hardware {} = {:.3f} of gemm\n",
                   number("seconds"), number("tokens_per_s"), rate_text(number("model_flops_per_s")),
@@ -68,10 +74,10 @@ std::string rounded_text(const Json& result) {
       rounded.at("gemm_rate_ratio").get<double>());
   for (const Json& pass : rounded.at("passes")) {
     text += pass_text(pass);
-    text +=
-        fmt::format("ratio    {}: ragged takes {:.3f} x as long; rounded has {:.3f} x the rate\n",
-                    pass.at("criterion").get<std::string>(), pass.at("seconds_ratio").get<double>(),
-                    pass.at("rate_ratio").get<double>());
+    text += fmt::format(
+        "ratio    {}{}: ragged takes {:.3f} x as long; rounded has {:.3f} x the rate\n",
+        pass.at("criterion").get<std::string>(), pass.contains("boundaries") ? ", layer_major" : "",
+        pass.at("seconds_ratio").get<double>(), pass.at("rate_ratio").get<double>());
   }
   return text;
 }
