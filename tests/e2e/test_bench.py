@@ -268,6 +268,11 @@ class OfAConfiguration(workbench.Case):
         self.assertEqual(layered["model_flops"], one["model_flops"])
         # Also the projections of the first layer, whose input has no gradient.
         self.assertEqual(layered["hardware_flops"], one["model_flops"] + 2 * tokens * 4 * layer)
+        # A layer goes forward whole, also where only its MLP is differentiated.
+        done = self.succeeds("bench", config, "--repeat", "1", "--json", "--order", "layer_major", "--set", "prune.kinds=[mlp]",
+                             "--set", "prune.protect.first_layers=1")
+        (layered,) = json.loads(done.out)["passes"]
+        self.assertEqual(layered["hardware_flops"], layered["model_flops"] + 2 * tokens * 3 * layer)
         # What a plan leaves.
         run_dir = self.folder / "run"
         self.succeeds("run", config, "--run-dir", run_dir)
