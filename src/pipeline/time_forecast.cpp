@@ -257,15 +257,22 @@ double ordering_flops(const ModelConfig& model, const PassShape& shape, std::int
   return finished + most();
 }
 
-/// What a pass executes, as far as `rate` counts it: layer by layer every half that is
-/// differentiated runs forward twice.
+/// What a pass executes: layer by layer every half that is differentiated runs forward twice.
 double executed_flops(const RunConfig& config, const LinearFlops& flops, const Rate& rate) {
-  const double twice = flops.needed() + flops.recompute;
-  if (order_of(config) == Order::layer_major) {
-    const bool of_needed = config.importance.criterion == Criterion::obs;
-    return of_needed && rate.order == Order::layer_major ? flops.needed() : twice;
-  }
-  return config.recompute == Recompute::all ? twice : flops.needed() * rate.executed;
+  const bool all_twice =
+      order_of(config) == Order::layer_major || config.recompute == Recompute::all;
+  return all_twice ? flops.needed() + flops.recompute : flops.needed() * rate.executed;
+}
+
+/// A rate of what obs needs, as that of what a pass layer by layer executes.
+void count_repeats(Rate& rate, const ModelConfig& model, PassShape shape, const Load& load) {
+  if (shape.criterion != Criterion::obs || rate.order != Order::layer_major) return;
+  shape.widths = dense_widths(model);
+  shape.tokens = load.tokens;
+  shape.layer_by_layer = true;
+  const LinearFlops flops = linear_flops(model, shape, load.predictions);
+  rate.executed = (flops.needed() + flops.recompute) / flops.needed();
+  rate.flops_per_s *= rate.executed;
 }
 
 /// Traversals of the data in an iteration: criteria whose sums are large have one for each domain
@@ -345,10 +352,19 @@ TimeForecast forecast_time(const RunConfig& config, const ModelConfig& model,
                            const RunOutline& outline, std::int64_t ranks, const fs::path& path) {
   const Json json = parse_json(read_file(path, kMostBenchBytes), path.string());
   const Facts bench(json, path);
-  const Rate rate = rate_of(bench, config, path);
-  const Facts machine = bench.object("machine");
+  const PruneRules rules = prune_rules(model, config.prune);
   TimeForecast time;
   time.order = order_of(config);
+  const Load scoring = load_of(outline.domains, config.calibration.domains);
+  PassShape shape;
+  shape.scored = prunable_halves(model, rules);
+  shape.criterion = config.importance.criterion;
+  shape.unit = config.prune.attention_unit;
+  shape.curvature = with_matrices(config.importance.curvature);
+  shape.layer_by_layer = time.order == Order::layer_major;
+  Rate rate = rate_of(bench, config, path);
+  count_repeats(rate, model, shape, scoring);
+  const Facts machine = bench.object("machine");
   time.flops_per_s = rate.flops_per_s;
   time.basis = fmt::format(
       "{}{} at {} a rank on {}, {} a rank, as {} says", name_of(config.importance.criterion),
@@ -357,17 +373,9 @@ TimeForecast forecast_time(const RunConfig& config, const ModelConfig& model,
       counted(static_cast<std::int64_t>(machine.positive("threads")), "thread"),
       line_text(path.string()));
   add_differences(bench, config, model, rate, outline, time);
-
-  const PruneRules rules = prune_rules(model, config.prune);
-  const Load scoring = load_of(outline.domains, config.calibration.domains);
   const Load evaluating = evaluation_load(config, model.vocabulary, time.notes);
   const std::int64_t data_ranks = ranks / config.tensor;
   const double all_per_s = rate.flops_per_s * static_cast<double>(ranks);
-  PassShape shape;
-  shape.scored = prunable_halves(model, rules);
-  shape.unit = config.prune.attention_unit;
-  shape.curvature = with_matrices(config.importance.curvature);
-  shape.layer_by_layer = time.order == Order::layer_major;
   const auto load_seconds = [&](const ModelWidths& widths, double times) {
     const auto parameters = static_cast<double>(count_parameters(model, widths).decoder);
     const double seconds =

@@ -460,6 +460,9 @@ class Time(workbench.Case):
         rate = bench["refit"]["solving_flops_per_s"]
         self.assertAlmostEqual(time["ordering_seconds"], time["first_ordering_flops"] / rate, places=9)
         self.assertAlmostEqual(time["seconds"], time["scoring_seconds"] + time["ordering_seconds"] + time["evaluation_seconds"], places=9)
+        # Layer by layer two ranks order a layer's heads and channels, and others wait.
+        layered = self.plan(*arguments, "--set", "execution.order=layer_major", "--ranks", "4", measured=measured)
+        self.assertAlmostEqual(layered["first_ordering_flops"] / (4 * max(attention, channels)), 1, places=12)
         # On two ranks one orders the heads of every layer, the other the channels.
         two = self.plan(*arguments, "--ranks", "2", measured=measured)
         self.assertAlmostEqual(two["first_ordering_flops"] / (4 * max(attention, channels)), 1, places=12)
