@@ -262,6 +262,11 @@ void define_bench(CLI::App& app, CommandOptions& o, Commands& commands) {
       ->allow_extra_args(false)
       ->check(CLI::IsMember(criterion_words()))
       ->type_name("NAME,...");
+  bench->add_option("--order", o.orders, "A pass in each (default: CONFIG's, else sample_major)")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->check(CLI::IsMember({"sample_major", "layer_major"}))
+      ->type_name("NAME,...");
   bench->add_option("--recompute", o.recompute, "Default: the faster one")
       ->check(CLI::IsMember({"auto", "all"}));
   bench->add_option("--collectives", o.collectives, "What sums tensors over ranks")

@@ -32,6 +32,7 @@ struct CommandOptions {
   std::vector<std::string> set;
   std::vector<std::string> allow_change;
   std::vector<std::string> criteria;
+  std::vector<std::string> orders;
   std::optional<std::int64_t> tensor;
   std::optional<std::int64_t> iteration;
   std::optional<std::int64_t> layers;

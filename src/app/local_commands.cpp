@@ -222,7 +222,7 @@ int command_plan(const CommandOptions& options) {
   const RunOutline outline = outline_run(config, model);
   std::optional<TimeForecast> time;
   if (!options.bench.empty())
-    time = forecast_time(config, model, outline, forecast.ranks, options.bench);
+    time = forecast_time(choice.config, model, outline, forecast.ranks, options.bench);
   nlohmann::ordered_json facts = to_json(forecast, model);
   std::optional<RefitNeed> refit;
   if (config.refit.enabled && config.prune.target) {

@@ -300,6 +300,7 @@ BenchChoice bench_choice(const CommandOptions& options) {
           options.micro_batch_tokens,
           options.dtype,
           options.criteria,
+          options.orders,
           options.recompute,
           options.collectives,
           options.plan,

@@ -1,5 +1,6 @@
 #include "espalier/model/load.h"
 
+#include <chrono>
 #include <utility>
 
 #include <ATen/ATen.h>
@@ -182,23 +183,29 @@ void StreamedLayers::read(std::int64_t layer) {
 }
 
 void StreamedLayers::hold(std::int64_t layer, std::optional<std::int64_t> next) {
+  const auto begin = std::chrono::steady_clock::now();
   for (std::int64_t l = 0; l < model_.layers(); ++l)
     if (l != layer && model_.has_layer(l)) model_.drop_layer(l);
+  bring(layer);
+  if (next && *next != layer && *next >= 0 && *next < model_.layers()) begin_reading(*next);
+  seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+void StreamedLayers::bring(std::int64_t layer) {
   std::vector<Part> came;
   if (!coming_.empty()) {
     const Problems problems = problems_of([&] { reading_.get(); });
     came = std::exchange(coming_, {});
     problems.throw_if_any();
   }
-  if (!model_.has_layer(layer)) {
-    if (!came.empty() && coming_layer_ == layer)
-      for (const Part& part : came) take(layer, part);
-    else
-      read(layer);
-  }
-  if (!next || *next == layer || *next < 0 || *next >= model_.layers()) return;
-  coming_layer_ = *next;
-  coming_ = parts_of(*next);
+  if (model_.has_layer(layer)) return;
+  if (came.empty() || coming_layer_ != layer) return read(layer);
+  for (const Part& part : came) take(layer, part);
+}
+
+void StreamedLayers::begin_reading(std::int64_t layer) {
+  coming_layer_ = layer;
+  coming_ = parts_of(layer);
   for (Part& part : coming_) make_room(part);
   // That thread only reads: the C library keeps what a thread allocates in a heap of its own.
   reading_ = in_background([this] {

@@ -1,6 +1,13 @@
 #include "espalier/model/random_weights.h"
 
+#include <algorithm>
+#include <map>
+#include <string>
+#include <utility>
+
 #include <ATen/ATen.h>
+
+#include "espalier/model/tensor_ops.h"
 
 namespace espalier {
 namespace {
@@ -20,6 +27,17 @@ bool is_norm(TensorRole role) {
   }
 }
 
+at::Tensor random_weight(const TensorSpec& spec, const std::vector<std::int64_t>& shape,
+                         at::TensorOptions where) {
+  return is_norm(spec.role) ? at::ones(shape, where)
+                            : at::empty(shape, where).normal_(0, kDeviation);
+}
+
+/// The step of a checkpoint that a tensor is written in.
+std::int64_t step_of(const TensorSpec& spec, const ModelConfig& config) {
+  return spec.layer < 0 ? config.layers : spec.layer;
+}
+
 }  // namespace
 
 CausalLM random_causal_lm(const ModelConfig& config, const ModelWidths& widths,
@@ -35,14 +53,34 @@ CausalLM random_causal_lm(const ModelConfig& config, const ModelWidths& widths,
     std::vector<std::int64_t> shape = shape_with(spec, config, mine.widths);
     for (std::size_t axis = 0; axis < shape.size(); ++axis)
       if (spec.axes[axis] == AxisKind::vocabulary) shape[axis] = mine.vocabulary.size();
-    at::Tensor& t = model.tensor(spec);
     // A bias on the output is whole on every rank, and only one rank's counts.
-    if (is_norm(spec.role))
-      t = at::ones(shape, where);
-    else
-      t = at::empty(shape, where).normal_(0, kDeviation);
+    model.tensor(spec) = random_weight(spec, shape, where);
   }
   return model;
+}
+
+RandomCheckpoint::RandomCheckpoint(const ModelConfig& config, const ModelWidths& widths,
+                                   at::ScalarType dtype, const std::filesystem::path& directory)
+    : config_(config), widths_(widths), dtype_(dtype), specs_(tensor_catalog(config)) {
+  std::stable_sort(specs_.begin(), specs_.end(), [&](const TensorSpec& a, const TensorSpec& b) {
+    return step_of(a, config_) < step_of(b, config_);
+  });
+  std::vector<SafetensorsWriter::Entry> entries;
+  entries.reserve(specs_.size());
+  for (const TensorSpec& spec : specs_)
+    entries.push_back({spec.name, to_dtype(dtype_), shape_with(spec, config_, widths_)});
+  writer_.emplace(directory / "model.safetensors", std::move(entries),
+                  std::map<std::string, std::string>{}, WriteScope::other);
+}
+
+void RandomCheckpoint::write(std::int64_t step) {
+  for (const TensorSpec& spec : specs_) {
+    if (step_of(spec, config_) != step) continue;
+    const at::Tensor t =
+        random_weight(spec, shape_with(spec, config_, widths_), at::TensorOptions(dtype_));
+    writer_->write(spec.name, {static_cast<const std::byte*>(t.const_data_ptr()), t.nbytes()});
+  }
+  if (step + 1 == steps()) writer_->finish();
 }
 
 }  // namespace espalier

@@ -124,6 +124,17 @@ std::vector<Criterion> criteria_of(const BenchChoice& choice, const RunConfig& c
   return criteria;
 }
 
+std::vector<Order> orders_of(const BenchChoice& choice, const RunConfig& config) {
+  if (choice.orders.empty())
+    return {config.order == Order::layer_major ? Order::layer_major : Order::sample_major};
+  std::vector<Order> orders;
+  for (const std::string& name : choice.orders) {
+    const Order order = name == "layer_major" ? Order::layer_major : Order::sample_major;
+    if (std::find(orders.begin(), orders.end(), order) == orders.end()) orders.push_back(order);
+  }
+  return orders;
+}
+
 }  // namespace
 
 BenchRequest bench_request(const BenchChoice& choice) {
@@ -135,6 +146,7 @@ BenchRequest bench_request(const BenchChoice& choice) {
   if (!choice.dtype.empty()) request.config.dtype = dtype_from_torch(choice.dtype);
   request.config.collectives = collectives_of(choice, request.config);
   request.criteria = criteria_of(choice, request.config);
+  request.orders = orders_of(choice, request.config);
   const std::int64_t of_files =
       choice.shape.empty() ? sequence_tokens_of(request.config, request.model.vocabulary) : 0;
   request.sequence_tokens =

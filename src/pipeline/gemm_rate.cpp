@@ -23,19 +23,21 @@ struct Map {
   std::int64_t rows = 0;
 };
 
-std::vector<Map> maps_of(const CausalLM& model, std::int64_t rows) {
-  std::vector<Map> maps;
-  const auto add = [&](const at::Tensor& weight, std::int64_t count) {
-    if (weight.numel() > 0 && count > 0) maps.push_back({weight, count});
-  };
-  for (std::int64_t l = 0; l < model.layers(); ++l)
-    for (const TensorRole role : {TensorRole::q, TensorRole::k, TensorRole::v, TensorRole::o,
-                                  TensorRole::gate, TensorRole::up, TensorRole::down})
-      add(model.layer(l).by_role(role), rows);
+void add_map(std::vector<Map>& maps, const at::Tensor& weight, std::int64_t rows) {
+  if (weight.numel() > 0 && rows > 0) maps.push_back({weight, rows});
+}
+
+void add_layer(std::vector<Map>& maps, const CausalLM& model, std::int64_t layer,
+               std::int64_t rows) {
+  for (const TensorRole role : {TensorRole::q, TensorRole::k, TensorRole::v, TensorRole::o,
+                                TensorRole::gate, TensorRole::up, TensorRole::down})
+    add_map(maps, model.layer(layer).by_role(role), rows);
+}
+
+void add_head(std::vector<Map>& maps, const CausalLM& model, std::int64_t rows) {
   const std::int64_t chunk = loss_chunk(model.head_VD().size(0));
   for (std::int64_t begin = 0; begin < rows; begin += chunk)
-    add(model.head_VD(), std::min(chunk, rows - begin));
-  return maps;
+    add_map(maps, model.head_VD(), std::min(chunk, rows - begin));
 }
 
 /// Random rows of every width that is needed, made once.
@@ -83,16 +85,15 @@ void synchronize(at::Device device) {
     c10::impl::VirtualGuardImpl(device.type()).synchronizeDevice(device.index());
 }
 
-GemmSweep sweep_gemms(const CausalLM& model, std::int64_t rows) {
-  const c10::NoGradGuard no_gradient;
-  const at::Device device = model.options().device;
-  const std::vector<Map> maps = maps_of(model, rows);
-  Rows random(at::TensorOptions(model.options().dtype).device(device));
+namespace {
+
+/// All maps in one direction, then in the next.
+void add_products(GemmSweep& sweep, const std::vector<Map>& maps, Rows& random, at::Device device) {
   for (const Map& map : maps) {
     random.prepare(map.rows, map.weight.size(0));
     random.prepare(map.rows, map.weight.size(1));
   }
-  GemmSweep sweep;
+  const double processor = processor_seconds();
   for (const GemmSweep::Direction direction :
        {GemmSweep::forward, GemmSweep::input_gradient, GemmSweep::weight_gradient}) {
     synchronize(device);
@@ -104,9 +105,29 @@ GemmSweep sweep_gemms(const CausalLM& model, std::int64_t rows) {
           2.0 * static_cast<double>(map.rows) * static_cast<double>(map.weight.numel());
     }
     synchronize(device);
-    sweep.seconds[direction] =
+    sweep.seconds[direction] +=
         std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   }
+  sweep.processor_seconds += processor_seconds() - processor;
+}
+
+}  // namespace
+
+GemmSweep sweep_gemms(const CausalLM& model, std::int64_t rows, StreamedLayers* layers) {
+  const c10::NoGradGuard no_gradient;
+  Rows random(at::TensorOptions(model.options().dtype).device(model.options().device));
+  GemmSweep sweep;
+  std::vector<Map> maps;
+  for (std::int64_t l = 0; l < model.layers(); ++l) {
+    if (layers != nullptr) layers->hold(l);
+    add_layer(maps, model, l, rows);
+    if (layers == nullptr) continue;
+    add_products(sweep, maps, random, model.options().device);
+    maps.clear();
+  }
+  if (layers != nullptr) layers->let_go();
+  add_head(maps, model, rows);
+  add_products(sweep, maps, random, model.options().device);
   return sweep;
 }
 

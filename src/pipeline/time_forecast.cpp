@@ -62,6 +62,7 @@ class Facts {
     if (!value.is_object()) not_a_bench(path_, fmt::format("{} is not an object", key));
     return {value, path_};
   }
+  [[noreturn]] void refuse(const std::string& why) const { not_a_bench(path_, why); }
 
  private:
   const Json& member(const char* key) const {
@@ -91,6 +92,9 @@ WideRates wide_rates_of(const Facts& bench) {
 struct Rate {
   double flops_per_s = 0;  // of a rank, recomputed forwards included
   double executed = 1;     // share of what a criterion needs, 1 and more
+  Order order = Order::sample_major;
+  /// Layer by layer: what reading layers took of the pass, for each number that a rank read.
+  double load_seconds_per_parameter = 0;
   std::int64_t tensor = 1;
   std::int64_t sequence_tokens = 0;
 };
@@ -104,31 +108,54 @@ Rate rate_before_ordering(const Facts& pass, double ranks) {
   return rate;
 }
 
-Rate rate_of_pass(const Facts& pass, double ranks) {
-  const double hardware = pass.positive("hardware_flops_per_s");
+/// `load_seconds` of the pass do not grow with the tokens.
+Rate rate_of_pass(const Facts& pass, double ranks, double load_seconds) {
+  const double hardware = pass.positive("hardware_flops_per_s"), seconds = pass.positive("seconds");
+  if (!(load_seconds < seconds)) pass.refuse("load takes longer than the pass");
   Rate rate;
-  rate.flops_per_s = hardware / ranks;
+  rate.flops_per_s = hardware / ranks * seconds / (seconds - load_seconds);
   rate.executed = std::max(1.0, hardware / pass.positive("model_flops_per_s"));
   return rate;
 }
 
-/// The pass of this criterion, of this number of tensor ranks where there is one.
+const char* name_of(Order order) {
+  return order == Order::layer_major ? "layer_major" : "sample_major";
+}
+
+/// What `auto` stands for where nothing decided it.
+Order order_of(const RunConfig& config) {
+  return config.order == Order::layer_major ? Order::layer_major : Order::sample_major;
+}
+
+Rate rate_of(const Facts& pass, Criterion criterion, const Facts& shape) {
+  const double tensor = pass.positive("tensor"), ranks = tensor * pass.positive("data");
+  const bool by_layer = pass.text("order") == name_of(Order::layer_major);
+  const double load = by_layer ? pass.object("seconds_by_phase").positive("load") : 0;
+  Rate rate = criterion == Criterion::obs ? rate_before_ordering(pass, ranks)
+                                          : rate_of_pass(pass, ranks, load);
+  rate.order = by_layer ? Order::layer_major : Order::sample_major;
+  if (by_layer)
+    rate.load_seconds_per_parameter = load / (shape.positive("decoder_parameters") / tensor);
+  rate.tensor = static_cast<std::int64_t>(tensor);
+  rate.sequence_tokens = static_cast<std::int64_t>(pass.positive("sequence_tokens"));
+  return rate;
+}
+
+/// The pass of this criterion; of those that there are, one in this order, then one of this number
+/// of tensor ranks.
 Rate rate_of(const Facts& bench, const RunConfig& config, const fs::path& path) {
   const char* wanted = name_of(config.importance.criterion);
+  const auto closeness = [&](const Rate& rate) {
+    return (rate.order == order_of(config) ? 2 : 0) + (rate.tensor == config.tensor ? 1 : 0);
+  };
   std::optional<Rate> found;
   std::set<std::string> names;
   for (const Json& entry : bench.list("passes")) {
     const Facts pass(entry, path);
     names.insert(line_text(pass.text("criterion")));
     if (pass.text("criterion") != wanted) continue;
-    const double tensor = pass.positive("tensor"), data = pass.positive("data");
-    const bool orders = config.importance.criterion == Criterion::obs;
-    Rate rate =
-        orders ? rate_before_ordering(pass, tensor * data) : rate_of_pass(pass, tensor * data);
-    rate.tensor = static_cast<std::int64_t>(tensor);
-    rate.sequence_tokens = static_cast<std::int64_t>(pass.positive("sequence_tokens"));
-    if (found && found->tensor == config.tensor) continue;
-    found = rate;
+    const Rate rate = rate_of(pass, config.importance.criterion, bench.object("shape"));
+    if (!found || closeness(rate) > closeness(*found)) found = rate;
   }
   if (!found)
     throw Error(ExitCode::config, fmt::format("importance.criterion = {}", wanted),
@@ -145,6 +172,7 @@ struct Load {
   std::int64_t real_tokens = 0;
   std::int64_t predictions = 0;
   std::int64_t micro_batches = 0;
+  std::int64_t data_sets = 0;
 };
 
 Load load_of(const std::vector<DomainOutline>& outlines, const std::vector<DomainConfig>& domains) {
@@ -178,6 +206,7 @@ Load evaluation_load(const RunConfig& config, std::int64_t vocabulary,
       const TokenFile file = TokenFile::open(data.tokens, vocabulary, Counting::every_token);
       load.tokens += file.rows() * file.sequence_tokens();
       load.predictions += file.rows() * (file.sequence_tokens() - 1);
+      ++load.data_sets;
     }
   if (!config.evaluation.exact_match.empty())
     notes.emplace_back("without exact_match, whose answers are as long as the model makes them");
@@ -203,12 +232,15 @@ std::vector<std::int64_t> inputs_of_units(const ModelConfig& model, const LayerW
 }
 
 /// FLOP on the rank that orders most. Scored halves are dealt in their order: as many to a data
-/// rank in turn as it has tensor ranks, one to each.
+/// rank in turn as it has tensor ranks, one to each. Layer by layer those of a layer are dealt when
+/// it is finished, and ranks wait for the slowest before the next.
 double ordering_flops(const ModelConfig& model, const PassShape& shape, std::int64_t tensor,
                       std::int64_t data) {
   std::vector<double> of_rank(static_cast<std::size_t>(tensor * data), 0.0);
   std::size_t next = 0;
-  for (std::int64_t l = 0; l < model.layers; ++l)
+  double finished = 0;
+  const auto most = [&] { return *std::max_element(of_rank.begin(), of_rank.end()); };
+  for (std::int64_t l = 0; l < model.layers; ++l) {
     for (const UnitKind half : {UnitKind::attention, UnitKind::mlp}) {
       if (!is_scored(shape.scored, l, half)) continue;
       const LayerWidths& widths = shape.widths.layers[static_cast<std::size_t>(l)];
@@ -217,7 +249,40 @@ double ordering_flops(const ModelConfig& model, const PassShape& shape, std::int
                           shape.curvature == Curvature::full)
               .all();
     }
-  return *std::max_element(of_rank.begin(), of_rank.end());
+    if (!shape.layer_by_layer) continue;
+    finished += most();
+    std::fill(of_rank.begin(), of_rank.end(), 0.0);
+    next = 0;
+  }
+  return finished + most();
+}
+
+/// What a pass executes: layer by layer every half that is differentiated runs forward twice.
+double executed_flops(const RunConfig& config, const LinearFlops& flops, const Rate& rate) {
+  const bool all_twice =
+      order_of(config) == Order::layer_major || config.recompute == Recompute::all;
+  return all_twice ? flops.needed() + flops.recompute : flops.needed() * rate.executed;
+}
+
+/// A rate of what obs needs, as that of what a pass layer by layer executes.
+void count_repeats(Rate& rate, const ModelConfig& model, PassShape shape, const Load& load) {
+  if (shape.criterion != Criterion::obs || rate.order != Order::layer_major) return;
+  shape.widths = dense_widths(model);
+  shape.tokens = load.tokens;
+  shape.layer_by_layer = true;
+  const LinearFlops flops = linear_flops(model, shape, load.predictions);
+  rate.executed = (flops.needed() + flops.recompute) / flops.needed();
+  rate.flops_per_s *= rate.executed;
+}
+
+/// Traversals of the data in an iteration: criteria whose sums are large have one for each domain
+/// that is not pooled.
+std::int64_t traversals(const RunConfig& config) {
+  const Criterion criterion = config.importance.criterion;
+  const bool large = criterion == Criterion::obs || criterion == Criterion::taylor;
+  return large && config.calibration.combine != Combine::pooled
+             ? static_cast<std::int64_t>(config.calibration.domains.size())
+             : 1;
 }
 
 /// `pass_rate` is of a rank, `left` what the target leaves.
@@ -254,6 +319,14 @@ void add_differences(const Facts& bench, const RunConfig& config, const ModelCon
   if (static_cast<std::int64_t>(shape.positive("hidden")) != model.hidden ||
       static_cast<std::int64_t>(shape.positive("channels")) != model.channels)
     time.notes.emplace_back("measured on a model of other widths");
+  if (rate.order != time.order)
+    time.notes.push_back(fmt::format(
+        "measured {}, the run goes {}{}; measure it with 'espalier bench CONFIG --order {}'",
+        name_of(rate.order), name_of(time.order),
+        time.order == Order::layer_major
+            ? ": every half forward twice is counted, reading layers is not"
+            : "",
+        name_of(time.order)));
   if (rate.tensor != config.tensor)
     time.notes.push_back(fmt::format("measured with {}, the run has {}",
                                      counted(rate.tensor, "tensor rank"), config.tensor));
@@ -279,34 +352,45 @@ TimeForecast forecast_time(const RunConfig& config, const ModelConfig& model,
                            const RunOutline& outline, std::int64_t ranks, const fs::path& path) {
   const Json json = parse_json(read_file(path, kMostBenchBytes), path.string());
   const Facts bench(json, path);
-  const Rate rate = rate_of(bench, config, path);
-  const Facts machine = bench.object("machine");
+  const PruneRules rules = prune_rules(model, config.prune);
   TimeForecast time;
+  time.order = order_of(config);
+  const Load scoring = load_of(outline.domains, config.calibration.domains);
+  PassShape shape;
+  shape.scored = prunable_halves(model, rules);
+  shape.criterion = config.importance.criterion;
+  shape.unit = config.prune.attention_unit;
+  shape.curvature = with_matrices(config.importance.curvature);
+  shape.layer_by_layer = time.order == Order::layer_major;
+  Rate rate = rate_of(bench, config, path);
+  count_repeats(rate, model, shape, scoring);
+  const Facts machine = bench.object("machine");
   time.flops_per_s = rate.flops_per_s;
   time.basis = fmt::format(
-      "{} at {} a rank on {}, {} a rank, as {} says", name_of(config.importance.criterion),
-      rate_text(rate.flops_per_s), line_text(machine.text("name")),
+      "{}{} at {} a rank on {}, {} a rank, as {} says", name_of(config.importance.criterion),
+      rate.order == Order::layer_major ? " layer by layer" : "", rate_text(rate.flops_per_s),
+      line_text(machine.text("name")),
       counted(static_cast<std::int64_t>(machine.positive("threads")), "thread"),
       line_text(path.string()));
   add_differences(bench, config, model, rate, outline, time);
-
-  const PruneRules rules = prune_rules(model, config.prune);
-  const Load scoring = load_of(outline.domains, config.calibration.domains);
   const Load evaluating = evaluation_load(config, model.vocabulary, time.notes);
   const std::int64_t data_ranks = ranks / config.tensor;
   const double all_per_s = rate.flops_per_s * static_cast<double>(ranks);
-  PassShape shape;
-  shape.scored = prunable_halves(model, rules);
-  shape.unit = config.prune.attention_unit;
-  shape.curvature = with_matrices(config.importance.curvature);
+  const auto load_seconds = [&](const ModelWidths& widths, double times) {
+    const auto parameters = static_cast<double>(count_parameters(model, widths).decoder);
+    const double seconds =
+        shape.layer_by_layer ? times * rate.load_seconds_per_parameter * parameters : 0;
+    time.load_seconds += seconds / static_cast<double>(config.tensor);
+    return seconds / static_cast<double>(config.tensor);
+  };
   const auto pass_flops = [&](const ModelWidths& widths) {
     shape.widths = widths;
     shape.criterion = config.importance.criterion;
     shape.tokens = scoring.tokens;
-    const LinearFlops flops = linear_flops(model, shape, scoring.predictions);
-    return config.recompute == Recompute::all ? flops.needed() + flops.recompute
-                                              : flops.needed() * rate.executed;
+    return executed_flops(config, linear_flops(model, shape, scoring.predictions), rate);
   };
+  // A pass that differentiates goes through the layers once more, on the way back.
+  const double way_forward = needs_of(config.importance.criterion) == Needs::gradients ? 0.5 : 1;
   const auto evaluate = [&](const ModelWidths& widths) {
     if (evaluating.tokens == 0) return;
     shape.widths = widths;
@@ -314,7 +398,8 @@ TimeForecast forecast_time(const RunConfig& config, const ModelConfig& model,
     shape.tokens = evaluating.tokens;
     ++time.evaluations;
     time.evaluation_seconds +=
-        linear_flops(model, shape, evaluating.predictions).needed() / all_per_s;
+        linear_flops(model, shape, evaluating.predictions).needed() / all_per_s +
+        load_seconds(widths, way_forward * static_cast<double>(evaluating.data_sets));
   };
   std::optional<WideRates> wide;
   const bool orders = config.importance.criterion == Criterion::obs;
@@ -322,17 +407,16 @@ TimeForecast forecast_time(const RunConfig& config, const ModelConfig& model,
   if (orders || refits) wide = wide_rates_of(bench);
   const auto order = [&](const ModelWidths& widths) {
     shape.widths = widths;
-    // Domains that are not pooled have a pass and an order each.
-    const std::size_t passes =
-        config.calibration.combine == Combine::pooled ? 1 : config.calibration.domains.size();
-    return static_cast<double>(passes) * ordering_flops(model, shape, config.tensor, data_ranks);
+    return static_cast<double>(traversals(config)) *
+           ordering_flops(model, shape, config.tensor, data_ranks);
   };
   ModelWidths widths = dense_widths(model);
   evaluate(widths);
   time.iterations = config.prune.target ? config.prune.iterations : 1;
   for (std::int64_t i = 1; i <= time.iterations; ++i) {
     const double flops = pass_flops(widths);
-    const double seconds = flops / all_per_s * waiting(scoring.micro_batches, data_ranks);
+    const double seconds = flops / all_per_s * waiting(scoring.micro_batches, data_ranks) +
+                           load_seconds(widths, static_cast<double>(traversals(config)));
     if (i == 1) {
       time.first_flops = flops;
       time.first_seconds = seconds;
@@ -364,6 +448,7 @@ Json to_json(const TimeForecast& time) {
             {"scoring_seconds", time.scoring_seconds},
             {"evaluations", time.evaluations},
             {"evaluation_seconds", time.evaluation_seconds},
+            {"order", name_of(time.order)},
             {"first_iteration_flops", time.first_flops},
             {"rank_flops_per_s", time.flops_per_s},
             {"basis", time.basis},
@@ -372,6 +457,7 @@ Json to_json(const TimeForecast& time) {
     json["ordering_seconds"] = time.ordering_seconds;
     json["first_ordering_flops"] = time.first_ordering_flops;
   }
+  if (time.load_seconds > 0) json["load_seconds"] = time.load_seconds;
   if (time.refit) json["refit"] = to_json(*time.refit);
   return json;
 }
@@ -392,6 +478,8 @@ std::string time_text(const TimeForecast& time) {
         duration(time.refit->seconds()), duration(time.refit->streams_seconds),
         duration(time.refit->sums_seconds), duration(time.refit->solving_seconds),
         static_cast<double>(time.refit->written_bytes) / 1e9);
+  if (time.load_seconds > 0)
+    text += fmt::format("         {} of it for reading layers\n", duration(time.load_seconds));
   text += fmt::format("         {}\n", time.basis);
   for (const std::string& note : time.notes) text += fmt::format("         note: {}\n", note);
   return text;

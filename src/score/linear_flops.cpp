@@ -40,6 +40,7 @@ LinearFlops linear_flops(const ModelConfig& config, const PassShape& shape,
   LinearFlops flops;
   const bool differentiates = needs_of(shape.criterion) == Needs::gradients;
   const std::int64_t lowest = differentiates ? lowest_half(shape.scored) : 2 * config.layers;
+  const std::int64_t lowest_again = shape.layer_by_layer ? lowest / 2 * 2 : lowest;
   const double per_weight = 2.0 * static_cast<double>(shape.tokens);
   std::array<TensorRole, 2> reader{};
   std::array<std::vector<TensorRole>, 2> with_gradient;
@@ -58,8 +59,8 @@ LinearFlops linear_flops(const ModelConfig& config, const PassShape& shape,
       const double once =
           per_weight * static_cast<double>(sizes[0]) * static_cast<double>(sizes[1]);
       flops.forward += once;
+      if (half >= lowest_again) flops.recompute += once;
       if (half < lowest) continue;
-      flops.recompute += once;
       // Below the lowest gate nothing asks for a gradient of an input; obs wants none at the gate.
       const auto k = static_cast<std::size_t>(kind);
       const bool reads_lowest_gate = spec.role == reader[k] && shape.criterion != Criterion::obs;

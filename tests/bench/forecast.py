@@ -3,7 +3,7 @@
 
   forecast.py --espalier build/release/bin/espalier [--shapes hidden=256,channels=704,layers=8,heads=8,kv_heads=4,head_dim=32,vocab=1024 ...]
 
-A bench, a plan, a run of one iteration, and that run resumed with a refit. A forecast in processor time is the one on the clock with each
+A bench in both orders of execution; for each of them a plan, a run of one iteration, and that run resumed with a refit. A forecast in processor time is the one on the clock with each
 rate as the bench has it by processor time; what was taken of it is that of the process less that of one that had nothing left to do. On an
 idle machine look at the clock, on one that others use at the processor.
 """
@@ -26,6 +26,7 @@ SHAPES = (
     "hidden=256,channels=704,layers=8,heads=8,kv_heads=4,head_dim=32,vocab=1024",
     "hidden=512,channels=1536,layers=4,heads=8,kv_heads=8,head_dim=64,vocab=2048",
 )
+ORDERS = ("sample_major", "layer_major")
 
 
 class Bench:
@@ -50,14 +51,17 @@ class Bench:
             sys.exit(done.stderr)
         return done.stdout, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    def forecast(self):
+    def measure(self):
+        self.call("bench", self.config, "--criterion", self.a.criterion, "--order", ",".join(self.a.orders),
+                  "--micro-batch-tokens", self.a.micro_batch_tokens, "--repeat", self.a.repeat, "--out", self.folder / "bench.json")
+
+    def forecast(self, order):
         """{work: ({part: seconds on the clock}, {part: of the processor})}."""
         out = self.folder / "bench.json"
-        self.call("bench", self.config, "--criterion", self.a.criterion, "--micro-batch-tokens", self.a.micro_batch_tokens,
-                  "--repeat", self.a.repeat, "--out", out)
-        time = json.loads(self.call("plan", self.config, "--bench", out, "--json", "--set", "refit.enabled=true")[0])["time"]
+        time = json.loads(self.call("plan", self.config, "--bench", out, "--json", "--set", f"execution.order={order}",
+                                    "--set", "refit.enabled=true")[0])["time"]
         bench = json.loads(out.read_text())
-        one, rates = bench["passes"][0], bench["refit"]
+        (one,), rates = [one for one in bench["passes"] if one["order"] == order], bench["refit"]
         share = one["processor_seconds"] / one["seconds"]  # of the pass
         refit, solving = time["refit"], rates["solving_flops_per_processor_s"]
         score = {"passes": time["scoring_seconds"]}, {"passes": time["scoring_seconds"] * share}
@@ -68,10 +72,10 @@ class Bench:
             {"streams": refit["streams_seconds"] * share, "sums": refit["sums_flops"] / rates["sums_flops_per_processor_s"],
              "solving": refit["solving_flops"] / solving})}
 
-    def work(self):
+    def work(self, order):
         """{work: (seconds on the clock, of the processor)} of the run."""
-        run = self.folder / "run"
-        _, score = self.call("--quiet", "run", self.config, "--run-dir", run)
+        run = self.folder / order
+        _, score = self.call("--quiet", "run", self.config, "--run-dir", run, "--set", f"execution.order={order}")
         _, nothing = self.call("--quiet", "resume", run)
         _, refit = self.call("--quiet", "resume", run, "--set", "refit.enabled=true")
         clock = workbench.metrics_of(run)[-1]["seconds"]["calibrate"], json.loads((run / "refit.json").read_text())["seconds"]["refit"]
@@ -83,6 +87,7 @@ def main():
     p.add_argument("--espalier", required=True)
     p.add_argument("--shapes", nargs="+", default=SHAPES)
     p.add_argument("--criterion", default="taylor_gate")
+    p.add_argument("--orders", nargs="+", choices=ORDERS, default=ORDERS)
     p.add_argument("--target", type=float, default=0.5)
     p.add_argument("--rows", type=int, default=64)
     p.add_argument("--length", type=int, default=128)
@@ -92,15 +97,17 @@ def main():
     a.espalier = os.path.abspath(a.espalier)
     print(f"{a.criterion}, {a.rows} rows of {a.length} tokens in micro-batches of {a.micro_batch_tokens}, {a.target:.0%} of the units of every "
           f"layer removed, float32, {os.environ['OMP_NUM_THREADS']} thread.\n")
-    print("| shape | work | seconds of the | forecast | sum | taken | ratio |\n|---|---|---|---|---|---|---|")
+    print("| shape | order | work | seconds of the | forecast | sum | taken | ratio |\n|---|---|---|---|---|---|---|---|")
     for shape in a.shapes:
         with tempfile.TemporaryDirectory() as folder:
             bench = Bench(a, shape, folder)
-            forecast, work = bench.forecast(), bench.work()
-            for name, found in forecast.items():
-                for kind, parts, took in zip(("clock", "processor"), found, work[name], strict=True):
-                    text, total = ", ".join(f"{part} {seconds:.2f}" for part, seconds in parts.items()), sum(parts.values())
-                    print(f"| {shape} | {name} | {kind} | {text} | {total:.2f} | {took:.2f} | {total / took:.2f} |", flush=True)
+            bench.measure()
+            for order in a.orders:
+                forecast, work = bench.forecast(order), bench.work(order)
+                for name, found in forecast.items():
+                    for kind, parts, took in zip(("clock", "processor"), found, work[name], strict=True):
+                        text, total = ", ".join(f"{part} {seconds:.2f}" for part, seconds in parts.items()), sum(parts.values())
+                        print(f"| {shape} | {order} | {name} | {kind} | {text} | {total:.2f} | {took:.2f} | {total / took:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

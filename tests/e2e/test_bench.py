@@ -50,18 +50,19 @@ class OfShapes(unittest.TestCase):
     def measure(self, *arguments, **options):
         return json.loads(self.succeeds("bench", *arguments, "--json", **options).out)
 
-    def check_pass(self, one, gemm):
+    def check_pass(self, one, gemm, order="sample_major"):
         self.assertLessEqual(PASS, set(one))
         tokens = one["sequences"] * one["sequence_tokens"]
         self.assertAlmostEqual(one["tokens_per_s"] * one["seconds"], tokens, delta=1e-9 * tokens)
         self.assertGreaterEqual(one["hardware_flops_per_s"], one["model_flops_per_s"])
         self.assertAlmostEqual(one["gemm_fraction"], one["hardware_flops_per_s"] / one["gemm_flops_per_s"], places=12)
-        self.assertEqual(one["order"], "sample_major")
-        self.assertIn(one["recompute"], ("auto", "all"))
+        self.assertEqual(one["order"], order)
+        self.assertIn(one["recompute"], ("auto", "all") if order == "sample_major" else ("all",))
+        self.assertEqual(one.get("boundaries"), "memory" if order == "layer_major" else None)
         self.assertEqual(one["micro_batch_tokens"] % one["sequence_tokens"], 0)
         self.assertIn(one["seconds"], one["seconds_of_each"])
         phases = one["seconds_by_phase"]
-        self.assertLessEqual({"calibrate", "reduce"}, set(phases))
+        self.assertLessEqual({"calibrate", "reduce"} | ({"load"} if order == "layer_major" else set()), set(phases))
         self.assertAlmostEqual(sum(one["seconds_by_kind"].values()), sum(phases.values()), delta=0.02 * one["seconds"] + 1e-3)
         self.assertGreater(one["peak_bytes"], one["forecast_bytes"] // 2)
         self.assertGreater(gemm, 0)
@@ -117,14 +118,59 @@ class OfShapes(unittest.TestCase):
                 sizes = [one["bytes"] for one in result["collectives"] if one["group"] in groups]
                 self.assertGreaterEqual(len(set(sizes)), 4 if groups else 0)
 
+    def test_counted_is_computed_layer_by_layer(self):
+        for ranks, layout in ((1, ()), (2, ("--tensor", "2")), (2, ())):
+            result = self.measure(
+                "--shape", SHAPE, "--tokens", "80", "--sequence-tokens", "16", "--micro-batch-tokens", "32", "--criterion",
+                "taylor,taylor_gate,flap", "--order", "layer_major,sample_major", "--repeat", "1", *layout, ranks=ranks)
+            self.assertEqual([(one["order"], one["criterion"]) for one in result["passes"]],
+                             [(order, name) for order in ("layer_major", "sample_major") for name in ("taylor", "taylor_gate", "flap")])
+            for one in result["passes"]:
+                with self.subTest(ranks=ranks, layout=layout, order=one["order"], criterion=one["criterion"]):
+                    self.check_pass(one, result["gemm_flops_per_s"], order=one["order"])
+                    needed, again = flops(one["criterion"], 5, 16)
+                    self.assertEqual(one["model_flops"], needed)
+                    if one["order"] == "layer_major":
+                        self.assertEqual(one["hardware_flops"], needed + again)
+                        self.assertEqual(one["repeated_halves"], 2 * LAYERS if again else 0)
+            gemm, models = result["gemm"], 1 if layout else ranks
+            self.assertEqual(gemm["flops"] / gemm["sweeps"], models * 3 * 2 * 32 * (LAYERS * LAYER + HIDDEN * VOCABULARY))
+
+    def test_few_layers_are_held(self):
+        # 12 layers of 16.8 MB: twice their sum for taylor, the weights of two and the sums of one layer by layer.
+        layers, layer = 12, 4 * (2 * 512 * 512 + 2 * 512 * 256 + 3 * 512 * 2048)
+        result = self.measure("--shape", f"hidden=512,channels=2048,layers={layers},heads=8,kv_heads=4,vocabulary=256", "--criterion", "taylor",
+                              "--order", "sample_major,layer_major", "--sequences", "2", "--sequence-tokens", "16", "--micro-batch-tokens", "32",
+                              "--repeat", "1")
+        whole, few = result["passes"]
+        self.assertEqual((whole["order"], few["order"]), ("sample_major", "layer_major"))
+        for kind, least in (("forecast_bytes", 0.95), ("peak_bytes", 0.6)):
+            self.assertGreater(whole[kind] - few[kind], least * (2 * layers - 4) * layer)
+
+    def test_random_weights_do_not_stay(self):
+        arguments = ("bench", "--shape", SHAPE, "--sequences", "2", "--sequence-tokens", "8", "--repeat", "1", "--order", "layer_major")
+        place = {"TMPDIR": str(self.folder)}
+        ends = (
+            (0, "layer_major, boundaries in memory", {"ranks": 2, "extra": place}),
+            (75, "stopped on request", {"extra": {**place, "ESPALIER_FAULT": "point=reduce.exit;action=sigusr1"}}),
+            (74, "espalier-bench-", {"extra": place, "prefix": ["prlimit", "--fsize=50000"]}),
+            (66, "absent", {"extra": {"TMPDIR": str(self.folder / "absent")}}),
+        )
+        for code, says, options in ends:
+            with self.subTest(code):
+                done = workbench.run(*arguments, **options)
+                self.assertEqual(done.code, code, done)
+                self.assertIn(says, done.text)
+                self.assertEqual(list(self.folder.iterdir()), [])
+
     def test_ragged_beside_rounded_widths(self):
         file = self.folder / "widths.json"
         file.write_text("[61, 0, 80]")
         arguments = ("--shape", SHAPE, "--sequences", "4", "--sequence-tokens", "16", "--micro-batch-tokens", "32", "--repeat", "1",
                      "--widths", file, "--width-multiple", "16")
-        for ranks, layout in ((1, ()), (2, ("--tensor", "2"))):
-            with self.subTest(ranks=ranks):
-                result = self.measure(*arguments, *layout, ranks=ranks)
+        for ranks, layout, order in ((1, (), "sample_major"), (2, ("--tensor", "2"), "sample_major"), (1, (), "layer_major")):
+            with self.subTest(ranks=ranks, order=order):
+                result = self.measure(*arguments, *layout, "--order", order, ranks=ranks)
                 rounded = result["rounded"]
                 self.assertEqual(result["shape"]["layer_channels"], [61, 0, 80])
                 self.assertEqual((rounded["multiple"], rounded["channels"]), (16, [64, 0, 80]))
@@ -132,7 +178,7 @@ class OfShapes(unittest.TestCase):
                 self.assertAlmostEqual(rounded["gemm_rate_ratio"], rounded["gemm_flops_per_s"] / result["gemm_flops_per_s"])
                 self.assertEqual([one["criterion"] for one in rounded["passes"]], ["taylor", "taylor_gate"])
                 for one, ragged in zip(rounded["passes"], result["passes"], strict=True):
-                    self.check_pass(one, rounded["gemm_flops_per_s"])
+                    self.check_pass(one, rounded["gemm_flops_per_s"], order)
                     for name in ("micro_batch_tokens", "recompute", "sequences", "tensor"):
                         self.assertEqual(one[name], ragged[name])
                     self.assertAlmostEqual(one["seconds_ratio"], ragged["seconds"] / one["seconds"])
@@ -179,6 +225,7 @@ class OfShapes(unittest.TestCase):
             (("--shape", SHAPE, "--width-multiple", "16"), 64, "--width-multiple without --widths"),
             (("--shape", SHAPE, "--widths", "absent.json"), 66, "absent.json"),
             (("--shape", SHAPE, "--criterion", "sparsegpt"), 64, "--criterion"),
+            (("--shape", SHAPE, "--order", "auto"), 64, "--order"),
             (("--shape", SHAPE, "--set", "device=cpu"), 64, "--set without CONFIG"),
             (("--shape", SHAPE, "--tensor", "2"), 69, "1 rank"),
             (("absent.yaml",), 66, "absent.yaml"),
@@ -213,6 +260,19 @@ class OfAConfiguration(workbench.Case):
         tokens, predictions = 16 * 12, 16 * 11
         head = 2 * predictions * widths["hidden"] * widths["vocabulary"]
         self.assertEqual(one["model_flops"], 2 * tokens * (8 * layer - q - 2 * kv) + 2 * head)
+        # In the order of the configuration, which may keep boundaries in files.
+        done = self.succeeds("bench", config, "--repeat", "1", "--json", "--set", "execution.order=layer_major",
+                             "--set", "execution.boundaries=files", "--set", f"execution.scratch={self.folder}")
+        (layered,) = json.loads(done.out)["passes"]
+        self.assertEqual((layered["order"], layered["boundaries"]), ("layer_major", "files"))
+        self.assertEqual(layered["model_flops"], one["model_flops"])
+        # Also the projections of the first layer, whose input has no gradient.
+        self.assertEqual(layered["hardware_flops"], one["model_flops"] + 2 * tokens * 4 * layer)
+        # A layer goes forward whole, also where only its MLP is differentiated.
+        done = self.succeeds("bench", config, "--repeat", "1", "--json", "--order", "layer_major", "--set", "prune.kinds=[mlp]",
+                             "--set", "prune.protect.first_layers=1")
+        (layered,) = json.loads(done.out)["passes"]
+        self.assertEqual(layered["hardware_flops"], layered["model_flops"] + 2 * tokens * 3 * layer)
         # What a plan leaves.
         run_dir = self.folder / "run"
         self.succeeds("run", config, "--run-dir", run_dir)
@@ -242,25 +302,28 @@ class Time(workbench.Case):
             prune={"target": 0.5, "iterations": 3, "protect": {"first_layers": 0, "last_layers": 0}},
             evaluation={"every": 3, "perplexity": [{"name": "held", "tokens": "long.h5"}]})
         cls.measured = folder / "bench.json"
-        done = workbench.run("bench", cls.config, "--micro-batch-tokens", "512", "--repeat", "1", "--out", cls.measured)
+        done = workbench.run("bench", cls.config, "--micro-batch-tokens", "512", "--order", "sample_major,layer_major", "--out", cls.measured)
         assert done.code == 0, done
 
     def plan(self, *arguments, measured=None):
         return json.loads(self.succeeds("plan", self.config, "--bench", measured or self.measured, "--json", *arguments).out)["time"]
 
     def test_plan_and_run(self):
-        time = self.plan()
-        run_dir = self.folder / "run"
-        self.succeeds("run", self.config, "--run-dir", run_dir)
-        rows = workbench.metrics_of(run_dir)
-        scoring = sum(row["seconds"].get("calibrate", 0) for row in rows)
-        evaluating = sum(row["seconds"].get("evaluate", 0) for row in rows)
-        self.assertEqual((time["iterations"], time["evaluations"]), (3, 2))
-        # On a machine that others use either may be slowed down alone.
-        self.assertLess(time["scoring_seconds"], 3 * scoring)
-        self.assertGreater(time["scoring_seconds"], scoring / 3)
-        self.assertLess(time["evaluation_seconds"], 4 * evaluating)
-        self.assertGreater(time["evaluation_seconds"], evaluating / 4)
+        for order in ("sample_major", "layer_major"):
+            with self.subTest(order):
+                in_order = ("--set", f"execution.order={order}")
+                time = self.plan(*in_order)
+                run_dir = self.folder / order
+                self.succeeds("run", self.config, "--run-dir", run_dir, *in_order)
+                rows = workbench.metrics_of(run_dir)
+                scoring = sum(row["seconds"].get("calibrate", 0) for row in rows)
+                evaluating = sum(row["seconds"].get("evaluate", 0) for row in rows)
+                self.assertEqual((time["iterations"], time["evaluations"], time["order"], time["notes"]), (3, 2, order, []))
+                # On a machine that others use either may be slowed down alone.
+                self.assertLess(time["scoring_seconds"], 3 * scoring)
+                self.assertGreater(time["scoring_seconds"], scoring / 3)
+                self.assertLess(time["evaluation_seconds"], 4 * evaluating)
+                self.assertGreater(time["evaluation_seconds"], evaluating / 4)
 
     def test_arithmetic(self):
         bench = json.loads(self.measured.read_text())
@@ -284,6 +347,51 @@ class Time(workbench.Case):
         self.assertAlmostEqual(five["first_iteration_seconds"], time["first_iteration_seconds"] * 3 / 12, places=9)
         repeated = self.plan("--set", "execution.recompute=all")
         self.assertAlmostEqual(repeated["first_iteration_flops"], needed + forward - head, delta=1e-6 * needed)
+
+    def test_arithmetic_layer_by_layer(self):
+        bench = json.loads(self.measured.read_text())
+        whole, few = bench["passes"]
+        self.assertEqual((whole["order"], few["order"]), ("sample_major", "layer_major"))
+        load = few["seconds_by_phase"]["load"]
+        in_order = ("--set", "execution.order=layer_major")
+        time = self.plan(*in_order)
+        q, kv, mlp = 128 * 128, 128 * 64, 3 * 384 * 128
+        tokens, predictions = 48 * 128, 48 * 127
+        layers, head = 2 * tokens * 4 * (2 * q + 2 * kv + mlp), 2 * predictions * 128 * 512
+        needed = 2 * (layers + head) - 2 * tokens * (q + 2 * kv) + 2 * tokens * 4 * (2 * q + mlp)
+        rate = few["hardware_flops"] / (few["seconds"] - load)
+        self.assertAlmostEqual(time["rank_flops_per_s"] / rate, 1, places=9)
+        self.assertAlmostEqual(time["first_iteration_flops"] / (needed + layers), 1, places=12)
+        # Once for each iteration whatever its tokens, and half of it for each of two evaluations; less where layers are smaller.
+        self.assertAlmostEqual(time["first_iteration_seconds"], (needed + layers) / rate + load, places=9)
+        self.assertGreater(time["load_seconds"], 2 * load)
+        self.assertLess(time["load_seconds"], 4 * load)
+        # All KV heads stay. Beside the matrices two norms, and biases of q, k and v.
+        decoder, half = (4 * (n * (2 * q + mlp) + 2 * kv + 2 * 128 + n * 128 + 2 * 64) for n in (1, 0.5))
+        one = self.plan(*in_order, "--set", "prune.iterations=1")
+        self.assertAlmostEqual(one["load_seconds"] / load, 1 + 0.5 + 0.5 * half / decoder, places=9)
+        two = self.plan(*in_order, "--tensor", "2", "--set", "prune.iterations=1")
+        self.assertAlmostEqual(two["load_seconds"], one["load_seconds"] / 2, places=9)
+        done = self.succeeds("plan", self.config, "--bench", self.measured, *in_order)
+        self.assertRegex(done.out, r"\n         [^\n]* of it for reading layers\n         taylor layer by layer at [0-9.]+ GFLOP/s a rank on ")
+        # Nobody said how much memory there is, so that nothing speaks against the other order.
+        self.assertEqual(self.plan()["order"], "sample_major")
+
+    def test_measured_in_the_other_order(self):
+        bench = json.loads(self.measured.read_text())
+        whole, few = bench["passes"]
+        for only, order in ((whole, "layer_major"), (few, "sample_major")):
+            with self.subTest(order):
+                other = self.folder / f"{order}.json"
+                other.write_text(json.dumps({**bench, "passes": [only]}))
+                time = self.plan("--set", f"execution.order={order}", measured=other)
+                (note,) = time["notes"]
+                self.assertIn(f"measured {only['order']}, the run goes {order}", note)
+                self.assertIn(f"espalier bench CONFIG --order {order}", note)
+                self.assertNotIn("load_seconds", time)
+                # Every half forward twice: in the one because it goes layer by layer, in the other as the bench did.
+                self.assertAlmostEqual(time["first_iteration_flops"] / self.plan("--set", "execution.order=layer_major")["first_iteration_flops"], 1,
+                                       places=2)
 
     def refit_flops(self, tokens, kept_inputs, hidden=128):
         """(of both streams for each weight pair, sums, one ridge, the rest of solving) of a layer with these inputs left."""
@@ -352,6 +460,9 @@ class Time(workbench.Case):
         rate = bench["refit"]["solving_flops_per_s"]
         self.assertAlmostEqual(time["ordering_seconds"], time["first_ordering_flops"] / rate, places=9)
         self.assertAlmostEqual(time["seconds"], time["scoring_seconds"] + time["ordering_seconds"] + time["evaluation_seconds"], places=9)
+        # Layer by layer two ranks order a layer's heads and channels, and others wait.
+        layered = self.plan(*arguments, "--set", "execution.order=layer_major", "--ranks", "4", measured=measured)
+        self.assertAlmostEqual(layered["first_ordering_flops"] / (4 * max(attention, channels)), 1, places=12)
         # On two ranks one orders the heads of every layer, the other the channels.
         two = self.plan(*arguments, "--ranks", "2", measured=measured)
         self.assertAlmostEqual(two["first_ordering_flops"] / (4 * max(attention, channels)), 1, places=12)

@@ -90,6 +90,9 @@ class StreamedLayers {
   void hold_all();
   /// Afterwards no layer is here. Before the model's widths change.
   void let_go();
+  /// What hold() took so far: reading that did not go on beside other work, and what is done with
+  /// weights that were read.
+  double seconds() const { return seconds_; }
 
   /// From here on lay_over() is there, and what was laid over before is forgotten: it lies in a
   /// file without a name in `directory`. Throws as store/files.h says.
@@ -117,6 +120,9 @@ class StreamedLayers {
   void make_room(Part& part) const;
   void fill(const Part& part) const;
   void take(std::int64_t layer, const Part& part);
+  /// After which the layer is here.
+  void bring(std::int64_t layer);
+  void begin_reading(std::int64_t layer);
   void read(std::int64_t layer);
   void wait();
 
@@ -129,6 +135,7 @@ class StreamedLayers {
   std::int64_t coming_layer_ = -1;
   std::vector<Part> coming_;  // of the next layer, which is being read
   std::future<void> reading_;
+  double seconds_ = 0;
 };
 
 /// All steps at once. Not collective; wrap in `together`.

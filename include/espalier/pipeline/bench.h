@@ -33,6 +33,7 @@ struct BenchChoice {
   /// In the words of the configuration.
   std::string dtype;
   std::vector<std::string> criteria;
+  std::vector<std::string> orders;
   std::string recompute;
   std::string collectives;
   /// A plan.h5 of the configuration's model.
@@ -54,8 +55,10 @@ struct BenchRequest {
   ModelWidths widths;
   /// Halves that a run would score.
   ScoredHalves scored;
-  /// One pass each.
+  /// One pass each, in each order.
   std::vector<Criterion> criteria;
+  /// sample_major and layer_major, or one of them.
+  std::vector<Order> orders{Order::sample_major};
   std::int64_t sequences = 16;
   std::int64_t sequence_tokens = 256;
   /// Absent: the fastest of those that are tried, from one sequence up.
@@ -75,8 +78,11 @@ BenchRequest bench_request(const BenchChoice& choice);
 
 /// `espalier bench`: scoring passes by score() over random tokens, on a model whose random weights
 /// are made in memory; beside them the rate of the same matrix products by themselves, in the same
-/// run, before every pass. Returns the object of docs/file-formats.md, the same on every rank.
-/// Collective; throws Error(unsuitable) where the work does not fit into memory.
+/// run, before every pass. Passes that go layer by layer read their layers as a run does, from a
+/// file of random weights of all layers that is written before (in execution.scratch or a temporary
+/// directory, by one rank of every node) and is gone afterwards. Returns the object of
+/// docs/file-formats.md, the same on every rank. Collective; throws Error(unsuitable) where the
+/// work does not fit into memory, Error(write_failed) where that file does not fit on its disk.
 nlohmann::ordered_json run_bench(CommRuntime& runtime, const BenchRequest& request);
 
 /// The same for people.

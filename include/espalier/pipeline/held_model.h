@@ -13,7 +13,8 @@
 
 namespace espalier {
 
-/// For what a process keeps that has no run directory.
+/// Where a command without a run directory keeps what it need not hold in memory, if
+/// execution.scratch names no place: TMPDIR, or /tmp.
 std::filesystem::path temporary_directory();
 
 /// The model that a command works on: all of this rank's shard, or what lies outside the layers and

@@ -36,7 +36,11 @@ struct RefitTime {
 /// (score/linear_flops.h) of every iteration, over the FLOP/s at which a bench made a pass of the
 /// same criterion. In it is scoring, for obs the ordering after every pass, perplexity and multiple
 /// choice, and the refit; loading, saving, exports and generated answers are not.
+///
+/// Layer by layer every half that is differentiated runs forward twice, and layers are read: twice
+/// in a pass, once for an evaluation, for as long as the bench waited for each number.
 struct TimeForecast {
+  Order order = Order::sample_major;
   std::int64_t iterations = 0;
   /// Scoring alone.
   double first_seconds = 0;
@@ -49,6 +53,8 @@ struct TimeForecast {
   /// States that are evaluated, the one before the first iteration and the refitted one among them.
   std::int64_t evaluations = 0;
   double evaluation_seconds = 0;
+  /// In scoring and evaluations: for reading layers.
+  double load_seconds = 0;
   std::optional<RefitTime> refit;
   /// Of the first iteration, over all ranks, recomputed forwards included.
   double first_flops = 0;
@@ -66,7 +72,8 @@ struct TimeForecast {
 /// Of a run on the dense model with so many ranks. Widths shrink by the schedule as if every layer
 /// that may lose units lost the same share of each kind, which is what can be known before. Data
 /// ranks wait for the one with most micro-batches. `execution.recompute: auto` repeats as large a
-/// share as the bench did.
+/// share as the bench did. `auto` of execution.order counts as sample_major. A pass in the run's
+/// order is taken before one in the other, which a note then names.
 ///
 /// Throws Error: bad_content when `bench` is not what `espalier bench --out` writes, config when it
 /// has no pass of this criterion or a token file is not there, with what to do.

@@ -19,6 +19,7 @@ struct LinearFlops {
   /// outputs under full curvature. Their ordering, after the pass, is not in it.
   double statistics = 0;
   /// Forward once more of all halves that are differentiated: what recomputing all of them costs.
+  /// Layer by layer of all their layers, to whose entrances alone the pass goes back.
   double recompute = 0;
 
   /// What the criterion cannot do without: every half runs forward once.

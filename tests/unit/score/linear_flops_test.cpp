@@ -69,6 +69,22 @@ TEST(LinearFlops, FromTheLowestScoredHalfUp) {
   expect(linear_flops(config(), taylor, 9), kForward + kHead, 0, 0, 0);
 }
 
+TEST(LinearFlops, LayersRunAgainWhole) {
+  PassShape taylor = shape(Criterion::taylor);
+  taylor.scored[0] = {false, true};
+  LinearFlops flops = linear_flops(config(), taylor, 9);
+  EXPECT_EQ(flops.recompute, 20 * (144 + 336));
+  const double needed = flops.needed();
+  taylor.layer_by_layer = true;
+  flops = linear_flops(config(), taylor, 9);
+  EXPECT_EQ(flops.recompute, 20 * 2 * 336);
+  EXPECT_EQ(flops.needed(), needed);
+  taylor.scored[0] = {false, false};
+  EXPECT_EQ(linear_flops(config(), taylor, 9).recompute, 20 * 336);
+  taylor.scored = {{false, false}, {false, false}};
+  EXPECT_EQ(linear_flops(config(), taylor, 9).recompute, 0);
+}
+
 TEST(LinearFlops, OfWhatOnlyLooks) {
   for (const Criterion criterion :
        {Criterion::wanda_sp, Criterion::flap, Criterion::magnitude, Criterion::random})
