@@ -83,6 +83,8 @@ bench small-float32 1 --shape hidden=1024,channels=2816,layers=8,heads=16,kv_hea
 bench 7b 1 --shape qwen2.5-7b --layers 8 --dtype bfloat16 --criterion $both --tokens 131072
 bench 7b-2048 1 --shape qwen2.5-7b --layers 8 --dtype bfloat16 --criterion $both --tokens 131072 --sequence-tokens 2048
 bench 32b 1 --shape qwen2.5-32b --layers 8 --dtype bfloat16 --criterion $both --tokens 131072
+# One layer's weights and accumulators at a time: what lets any model be scored exactly on one card.
+bench 32b-layer-major 1 --shape qwen2.5-32b --layers 8 --dtype bfloat16 --criterion taylor --order layer_major --tokens 131072
 
 # The same work over NCCL and through host memory, with the model split and with the data split.
 for ranks in 2 4 8; do

@@ -76,6 +76,7 @@ class GpuCheck(unittest.TestCase):
         self.assertFalse(any(call.startswith("mpirun") for call in calls), calls)
         names = {path.name for path in self.report.iterdir()}
         self.assertLessEqual({"summary.txt", "machine.txt", "tests.log", "bench-7b.json", "bench-7b.log", "bench-32b.json"}, names)
+        self.assertTrue(any("--order layer_major" in call and "bench-32b-layer-major.json" in call for call in calls), calls)
         summary = (self.report / "summary.txt").read_text()
         self.assertIn("1 x NVIDIA Test\n", summary)
         self.assertIn("nccl_test.np2 ... ***Skipped", summary)
