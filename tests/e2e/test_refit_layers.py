@@ -8,7 +8,10 @@ import re
 import shutil
 import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
+TESTS = pathlib.Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(TESTS / "support"), str(TESTS / "oracle")]
+import numpy as np
+import token_files
 import workbench
 from interrupted import frozen
 from workbench import Running, main, run, weights_of
@@ -98,6 +101,30 @@ class Layers(workbench.Case):
                       "--model", self.folder / "small", "--out", out)
         found, expected = (one["perplexity"]["held"]["perplexity"] for one in (json.loads(out.read_text()), points[0][0]))
         self.assertAlmostEqual(found / expected, 1, delta=1e-9)
+
+    def test_answers_are_those_of_the_export(self):
+        """Answers are generated from the whole model, with what was refitted in it."""
+        pruned = self.pruned("pruned", model={"path": "model", "dtype": "float64"})
+        config = self.bench.config("pruned", model={"path": "model", "dtype": "float64"})
+        prompts = np.random.default_rng(3).integers(0, 64, (5, 9)).tolist()
+        pieces = [f"{token:02}.".encode() for token in range(64)]
+        file = self.folder / "prompts.h5"
+        asked = ("--set", f"evaluation.exact_match=[{{name: made, tokens: {file}, max_new_tokens: 6}}]")
+        token_files.write_prompts(file, prompts, ["none"] * 5, pieces, 64)
+        made = []
+        for name, how in (("export", ()), ("plain", ("--no-refit",))):
+            self.succeeds("export", pruned, "--sparsity", 0.35, *(how or ("--refit",)), "--out", self.folder / name)
+            items = self.folder / f"{name}.jsonl"
+            self.succeeds("eval", config, "--model", self.folder / name, *asked, "--items", items)
+            lines = [json.loads(line) for line in items.read_text().splitlines()]
+            made.append([line["tokens"] for line in lines if line["task"] == "made"])
+        self.assertNotEqual(made[0], made[1], "the refit changes no answer, so nothing would be seen")
+        answers = ["".join(f"{token:02}." for token in tokens) for tokens in made[0]]
+        token_files.write_prompts(file, prompts, answers, pieces, 64)
+        out = self.folder / "curve.json"
+        self.succeeds("eval", pruned, "--sparsity", 0.35, "--refit", *FILES, *asked, "--out", out)
+        (point,) = json.loads(out.read_text())["points"]
+        self.assertEqual(point["exact_match"]["made"]["flexible"], 1.0)
 
     def test_no_room_for_what_lies_over_the_source(self):
         pruned = self.pruned("pruned")
