@@ -44,6 +44,24 @@ const Names<Normalization>& normalization_names() {
   return names;
 }
 
+const Names<Order>& order_names() {
+  static const Names<Order> names{{"auto", Order::automatic},
+                                  {"sample_major", Order::sample_major},
+                                  {"layer_major", Order::layer_major}};
+  return names;
+}
+
+const Names<ShrinkTo>& shrink_to_names() {
+  static const Names<ShrinkTo> names{{"dense", ShrinkTo::dense}, {"obs", ShrinkTo::obs}};
+  return names;
+}
+
+const Names<RefitMatrices>& refit_matrices_names() {
+  static const Names<RefitMatrices> names{{"outputs", RefitMatrices::outputs},
+                                          {"all", RefitMatrices::all}};
+  return names;
+}
+
 }  // namespace config_detail
 
 const char* name_of(Objective value) {
@@ -54,6 +72,15 @@ const char* name_of(Criterion value) {
 }
 const char* name_of(Normalization value) {
   return config_detail::name_in(config_detail::normalization_names(), value);
+}
+const char* name_of(Order value) {
+  return config_detail::name_in(config_detail::order_names(), value);
+}
+const char* name_of(ShrinkTo value) {
+  return config_detail::name_in(config_detail::shrink_to_names(), value);
+}
+const char* name_of(RefitMatrices value) {
+  return config_detail::name_in(config_detail::refit_matrices_names(), value);
 }
 
 std::optional<Criterion> criterion_named(std::string_view name) {

@@ -14,5 +14,8 @@ using Names = std::vector<std::pair<const char*, E>>;
 const Names<Objective>& objective_names();
 const Names<Criterion>& criterion_names();
 const Names<Normalization>& normalization_names();
+const Names<Order>& order_names();
+const Names<ShrinkTo>& shrink_to_names();
+const Names<RefitMatrices>& refit_matrices_names();
 
 }  // namespace espalier::config_detail

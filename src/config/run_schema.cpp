@@ -364,7 +364,7 @@ Rows<C> refit_rows() {
           "matrices are in the exports.")),
       free_at_resume(choice_row<C, RefitMatrices>(
           "refit.matrices", [](auto& c) -> auto& { return c.refit.matrices; },
-          {{"outputs", RefitMatrices::outputs}, {"all", RefitMatrices::all}},
+          refit_matrices_names(),
           "What is solved anew. outputs: o_proj and down_proj; all: before each of these also the "
           "q, k, v, gate and up of its half, towards what they give in the dense model.")),
       free_at_resume(list_or_word_row<C, DomainConfig>(
@@ -385,8 +385,7 @@ Rows<C> refit_rows() {
           "matrix that of 1e-5, 1e-4 ... 10 with the least error between two halves of the "
           "sequences.")),
       free_at_resume(choice_row<C, ShrinkTo>(
-          "refit.shrink_to", [](auto& c) -> auto& { return c.refit.shrink_to; },
-          {{"dense", ShrinkTo::dense}, {"obs", ShrinkTo::obs}},
+          "refit.shrink_to", [](auto& c) -> auto& { return c.refit.shrink_to; }, shrink_to_names(),
           "What a matrix is drawn towards, and what it stays if the fit does not pay. dense: the "
           "dense model's columns; obs: these with what fell distributed over them (Optimal Brain "
           "Surgeon), which helps below 50 tokens per kept input.")),
@@ -396,10 +395,7 @@ Rows<C> refit_rows() {
 Rows<C> remaining_rows() {
   return {
       free_at_resume(choice_row<C, Order>(
-          "execution.order", [](auto& c) -> auto& { return c.order; },
-          {{"auto", Order::automatic},
-           {"sample_major", Order::sample_major},
-           {"layer_major", Order::layer_major}},
+          "execution.order", [](auto& c) -> auto& { return c.order; }, order_names(),
           "Order of layers and micro-batches. sample_major: each micro-batch goes through all "
           "layers, which are all in memory. layer_major: all micro-batches go through a layer "
           "before the next, and two layers are in memory at a time. auto: sample_major where the "

@@ -335,7 +335,7 @@ Json BenchPasses::told(Criterion criterion, const PassSetting& setting,
   const GemmTotal& gemm = gemm_.at(rows_at_once(setting));
   const double hardware = median.flops / median.seconds;
   Json pass{{"criterion", espalier::name_of(criterion)},
-            {"order", goes_by_layer() ? "layer_major" : "sample_major"},
+            {"order", espalier::name_of(config_.order)},
             {"recompute", name_of(setting.recompute)},
             {"tensor", grid_.tensor_size()},
             {"data", grid_.data_size()},

@@ -129,7 +129,8 @@ std::vector<Order> orders_of(const BenchChoice& choice, const RunConfig& config)
     return {config.order == Order::layer_major ? Order::layer_major : Order::sample_major};
   std::vector<Order> orders;
   for (const std::string& name : choice.orders) {
-    const Order order = name == "layer_major" ? Order::layer_major : Order::sample_major;
+    const bool by_layer = name == name_of(Order::layer_major);
+    const Order order = by_layer ? Order::layer_major : Order::sample_major;
     if (std::find(orders.begin(), orders.end(), order) == orders.end()) orders.push_back(order);
   }
   return orders;

@@ -200,7 +200,7 @@ std::vector<RunConfig> candidates(const RunConfig& config) {
 }
 
 std::string described(const RunConfig& config) {
-  std::string text = config.order == Order::layer_major ? "layer_major" : "sample_major";
+  std::string text = name_of(config.order);
   if (config.order == Order::layer_major)
     text += config.boundaries == BoundaryStore::files ? ", boundaries in files"
                                                       : ", boundaries in memory";
@@ -381,7 +381,7 @@ nlohmann::ordered_json to_json(const MemoryForecast& forecast, const ModelConfig
       {"working_bytes", need.working},
       {"cache_bytes", need.cache},
       {"boundary_bytes", need.boundaries},
-      {"order", forecast.pass.layer_by_layer ? "layer_major" : "sample_major"},
+      {"order", name_of(forecast.pass.layer_by_layer ? Order::layer_major : Order::sample_major)},
       {"total_bytes", need.total()}};
   if (forecast.available > 0) {
     json["available_bytes"] = forecast.available;

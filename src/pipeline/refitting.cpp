@@ -28,9 +28,6 @@ using Json = nlohmann::ordered_json;
 
 constexpr UnitKind kHalves[] = {UnitKind::attention, UnitKind::mlp};
 
-const char* name_of(ShrinkTo value) { return value == ShrinkTo::obs ? "obs" : "dense"; }
-const char* name_of(RefitMatrices value) { return value == RefitMatrices::all ? "all" : "outputs"; }
-
 Json settings_json(const RefitConfig& config) {
   return {{"matrices", name_of(config.matrices)},
           {"ridge", config.ridge ? Json(*config.ridge) : Json("auto")},

@@ -389,8 +389,7 @@ class PruningRun {
           espalier::choose_for_memory(wanted, question, options_, runtime_, grid_);
       if (choice.fits) {
         if (grid_.is_root())
-          log::info("order    {}, in which its pass was paused",
-                    paused_->finished ? "layer_major" : "sample_major");
+          log::info("order    {}, in which its pass was paused", name_of(wanted.order));
         return choice;
       }
     }

@@ -118,10 +118,6 @@ Rate rate_of_pass(const Facts& pass, double ranks, double load_seconds) {
   return rate;
 }
 
-const char* name_of(Order order) {
-  return order == Order::layer_major ? "layer_major" : "sample_major";
-}
-
 /// What `auto` stands for where nothing decided it.
 Order order_of(const RunConfig& config) {
   return config.order == Order::layer_major ? Order::layer_major : Order::sample_major;

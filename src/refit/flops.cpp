@@ -22,13 +22,16 @@ double matrix_elements(const ModelConfig& config, const ModelWidths& widths, int
 
 constexpr double kFolds = 2;
 
+/// A factor of k x k numbers, and its solution for D columns.
+double solution_flops(double k, double D) { return k * k * k / 3 + 2 * k * k * D; }
+
 /// What is done with the sums of a matrix of k inputs and D outputs.
 void add_solving(RefitFlops& flops, double k, double D) {
-  const double factor = k * k * k / 3, product = 2 * k * k * D;
-  flops.ridge.solutions += kFolds * (factor + product);
+  const double product = 2 * k * k * D;
+  flops.ridge.solutions += kFolds * solution_flops(k, D);
   flops.ridge.products += kFolds * product;
   flops.residuals += 2 * kFolds * product;
-  flops.solution.solutions += factor + product;
+  flops.solution.solutions += solution_flops(k, D);
 }
 
 void add_half(RefitFlops& flops, const ModelConfig& config, const RefitWork& work,
@@ -46,7 +49,7 @@ void add_half(RefitFlops& flops, const ModelConfig& config, const RefitWork& wor
   }
   if (!work.moments) return;
   flops.sums += 2 * N * k * A;
-  flops.solution.solutions += k * k * k / 3 + 2 * k * k * D;
+  flops.solution.solutions += solution_flops(k, D);
   flops.solution.products += 2 * k * A * D;
 }
 

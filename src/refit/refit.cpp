@@ -284,7 +284,7 @@ class Refit {
     const std::vector<TensorSpec> specs = wanted_projections(layer.layer, facts.kind);
     if (specs.empty()) return;
     InputSums sums = sum_inputs(layer.layer, facts.kind);
-    reduce(sums, layer.layer, facts.kind);
+    reduce(sums, not_finite(specs.front(), facts.kind));
     for (const TensorSpec& spec : specs) solve(layer, facts.projections.emplace_back(), spec, sums);
     together(world(), "refit", [&] { install(model_, layer, request_.kept); });
   }
@@ -323,11 +323,11 @@ class Refit {
   }
 
   /// Collective.
-  void reduce(InputSums& sums, std::int64_t l, UnitKind kind) {
+  void reduce(InputSums& sums, const Problem& otherwise) {
     add_up({&sums.dense_K}, sums.weight);
     whole({&sums.folds[0].h_KK, &sums.folds[0].c_KD, &sums.folds[1].h_KK, &sums.folds[1].c_KD,
            &sums.difference_KK},
-          input_rows(), model_.config().hidden, not_finite(l, kind));
+          input_rows(), model_.config().hidden, otherwise);
   }
 
   /// Adds a projection's new matrix, if it gets one, to the layer. Collective.
@@ -418,10 +418,12 @@ class Refit {
     std::vector<at::Tensor*> rows{&sums.folds[0].h_KK, &sums.folds[0].c_KD, &sums.folds[1].h_KK,
                                   &sums.folds[1].c_KD};
     if (wants_moments()) rows.push_back(&sums.moments_KA);
+    const Problem otherwise =
+        not_finite(unit_reader(model_.config(), kind, static_cast<int>(l)), kind);
     Problems problems;
-    if (!all_finite(sums.target.square_D)) problems.add(not_finite(l, kind));
+    if (!all_finite(sums.target.square_D)) problems.add(otherwise);
     agree(world(), "refit", problems);
-    whole(rows, sums.rows, gate_place(model_, l, kind).all, not_finite(l, kind));
+    whole(rows, sums.rows, gate_place(model_, l, kind).all, otherwise);
   }
 
   /// Sums of which every tensor rank has all, over data ranks. Collective.
@@ -446,13 +448,13 @@ class Refit {
     tensor().check();
   }
 
-  Problem not_finite(std::int64_t l, UnitKind kind) const {
+  /// `matrix`: the first of those that are solved from the sums.
+  static Problem not_finite(const TensorSpec& matrix, UnitKind kind) {
     return {ExitCode::bad_content, "the sums of the refit are NaN or infinite",
-            fmt::format("inputs or targets of tensor '{}' are not finite",
-                        unit_reader(model_.config(), kind, static_cast<int>(l)).name),
+            fmt::format("inputs or targets of tensor '{}' are not finite", matrix.name),
             "Use a wider model.dtype (float16 overflows easily), or look at the weights of that "
             "layer and at the refit's data.",
-            fmt::format("{} of layer {}", name_of(kind), l)};
+            fmt::format("{} of layer {}", name_of(kind), matrix.layer)};
   }
 
   DType stored_type(const TensorSpec& spec) const {

@@ -189,6 +189,9 @@ CalibrationConfig refit_data(const RunConfig& config);
 const char* name_of(Objective value);
 const char* name_of(Criterion value);
 const char* name_of(Normalization value);
+const char* name_of(Order value);
+const char* name_of(ShrinkTo value);
+const char* name_of(RefitMatrices value);
 /// The criterion of that name, if there is one.
 std::optional<Criterion> criterion_named(std::string_view name);
 
