@@ -225,10 +225,8 @@ int command_plan(const CommandOptions& options) {
     time = forecast_time(choice.config, model, outline, forecast.ranks, options.bench);
   nlohmann::ordered_json facts = to_json(forecast, model);
   std::optional<RefitNeed> refit;
-  if (config.refit.enabled && config.prune.target) {
-    const ModelWidths left =
-        expected_widths(model, prune_rules(model, config.prune), outline, *config.prune.target);
-    refit = forecast_refit(choice.config, model, left, forecast.pass.dtype, ranks / config.tensor);
+  if (const std::optional<ModelWidths> left = widths_at_refit(config, model)) {
+    refit = forecast_refit(choice.config, model, *left, forecast.pass.dtype, ranks / config.tensor);
     facts["refit"] = to_json(*refit);
   }
   if (options.json) {

@@ -14,6 +14,7 @@
 #include "espalier/core/text.h"
 #include "espalier/model/memory.h"
 #include "espalier/model/tensor_ops.h"
+#include "espalier/pipeline/run_outline.h"
 #include "espalier/pipeline/source.h"
 #include "espalier/score/score.h"
 #include "espalier/store/files.h"
@@ -210,7 +211,21 @@ std::string described(const RunConfig& config) {
   return text;
 }
 
+/// Of the refit at the end, with the model that it is about.
+std::int64_t refit_bytes(const RunConfig& candidate, const MemoryQuestion& question) {
+  if (!question.left) return 0;
+  return forecast_refit(candidate, question.model, *question.left, question.dtype,
+                        question.data_ranks)
+      .total();
+}
+
 }  // namespace
+
+std::optional<ModelWidths> widths_at_refit(const RunConfig& config, const ModelConfig& model) {
+  if (!config.refit.enabled || !config.prune.target) return std::nullopt;
+  return expected_widths(model, prune_rules(model, config.prune), outline_run(config, model),
+                         *config.prune.target);
+}
 
 MemoryChoice choose_for_memory(const RunConfig& config, const MemoryQuestion& question) {
   MemoryChoice choice;
@@ -224,8 +239,10 @@ MemoryChoice choose_for_memory(const RunConfig& config, const MemoryQuestion& qu
         forecast_memory(candidate, question.use, question.model, question.widths, question.scored,
                         question.dtype, question.data_ranks);
     forecast.available = question.available;
-    const std::int64_t need = forecast.need.total();
-    choice.tried.push_back(fmt::format("{} ({} GiB)", described(candidate), gib(need)));
+    const std::int64_t pass = forecast.need.total(), refit = refit_bytes(candidate, question);
+    const std::int64_t need = std::max(pass, refit);
+    choice.tried.push_back(fmt::format("{} ({} GiB{})", described(candidate), gib(pass),
+                                       refit > pass ? ", its refit " + gib(refit) : ""));
     // With room for what is no tensor.
     if (question.available == 0 || memory_for_tensors(need) <= question.available) {
       take(std::move(candidate), std::move(forecast));
@@ -268,10 +285,10 @@ MemoryChoice choose_for_memory(const RunConfig& config, MemoryQuestion question,
 
 MemoryChoice forecast_run(const RunConfig& config, const ModelConfig& model,
                           std::int64_t data_ranks, std::int64_t available) {
-  return choose_for_memory(
-      config, {ConfigUse::run, model, dense_widths(model),
-               prunable_halves(model, prune_rules(model, config.prune)),
-               to_scalar_type(config.dtype.value_or(model.dtype)), data_ranks, available});
+  return choose_for_memory(config, {ConfigUse::run, model, dense_widths(model),
+                                    prunable_halves(model, prune_rules(model, config.prune)),
+                                    to_scalar_type(config.dtype.value_or(model.dtype)), data_ranks,
+                                    available, widths_at_refit(config, model)});
 }
 
 RefitNeed forecast_refit(const RunConfig& config, const ModelConfig& model,
@@ -293,14 +310,16 @@ RefitNeed forecast_refit(const RunConfig& config, const ModelConfig& model,
 std::string refit_text(const RefitNeed& need) {
   const bool by_layer = need.pruned_layer > 0;
   return fmt::format(
-      "{} GiB a rank: a dense layer {}, {}streams {}, sums and solving {}; beside {}",
-      gib(need.total()), gib(need.dense_layer),
+      "{} GiB a rank: a dense layer {}, {}streams {}, sums and solving {}; beside {}, {}",
+      gib(need.beside()), gib(need.dense_layer),
       by_layer ? fmt::format("a pruned one {}, ", gib(need.pruned_layer)) : "", gib(need.streams),
-      gib(need.sums), by_layer ? "what lies outside the layers" : "what is left of the model");
+      gib(need.sums), by_layer ? "what lies outside the layers" : "what is left of the model",
+      gib(need.held));
 }
 
 nlohmann::ordered_json to_json(const RefitNeed& need) {
-  return {{"dense_layer_bytes", need.dense_layer},
+  return {{"held_bytes", need.held},
+          {"dense_layer_bytes", need.dense_layer},
           {"pruned_layer_bytes", need.pruned_layer},
           {"stream_bytes", need.streams},
           {"sums_bytes", need.sums},

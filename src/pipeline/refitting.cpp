@@ -124,7 +124,7 @@ void require_refit_memory(const RefitNeed& need, const ComputeOptions& options,
                           const CommRuntime& runtime) {
   const std::int64_t available =
       available_memory(options.device) / ranks_on_device(options.device, runtime);
-  if (available <= 0 || need.total() <= available) return;
+  if (available <= 0 || need.beside() <= available) return;
   const char* order =
       need.pruned_layer > 0
           ? ""

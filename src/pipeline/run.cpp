@@ -379,9 +379,9 @@ class PruningRun {
 
   /// A pass that was paused goes on in its own order where that fits, whatever else would.
   MemoryChoice choose_for_memory() {
-    const MemoryQuestion question{ConfigUse::run, source_->config,
-                                  widths_of(source_->config, plan_),
-                                  prunable_halves(source_->config, rules_)};
+    MemoryQuestion question{ConfigUse::run, source_->config, widths_of(source_->config, plan_),
+                            prunable_halves(source_->config, rules_)};
+    question.left = widths_at_refit(config_, source_->config);
     if (paused_ && config_.order == Order::automatic) {
       RunConfig wanted = config_;
       wanted.order = paused_->finished ? Order::layer_major : Order::sample_major;
@@ -398,11 +398,10 @@ class PruningRun {
 
   /// The refit looks at its own memory when it begins; hours before that, what may be expected.
   void tell_refit(std::int64_t available) const {
-    if (!config_.refit.enabled) return;
-    const ModelConfig& model = source_->config;
-    const ModelWidths left =
-        expected_widths(model, rules_, outline_run(config_, model), *config_.prune.target);
-    const RefitNeed need = forecast_refit(decided_, model, left, options_.dtype, grid_.data_size());
+    const std::optional<ModelWidths> left = widths_at_refit(config_, source_->config);
+    if (!left) return;
+    const RefitNeed need =
+        forecast_refit(decided_, source_->config, *left, options_.dtype, grid_.data_size());
     log::info("refit    about {}", refit_text(need));
     if (available > 0 && need.total() > available)
       log::warning("refit    may not fit: {:.1f} GiB are free for each rank now",

@@ -8,14 +8,23 @@
 namespace espalier {
 namespace {
 
-std::int64_t layer_elements(const ModelConfig& config, const ModelWidths& widths, int layer) {
-  std::int64_t elements = 0;
-  for (const TensorSpec& spec : layer_tensors(config, layer)) {
+std::int64_t elements(const ModelConfig& config, const ModelWidths& widths,
+                      const std::vector<TensorSpec>& specs) {
+  std::int64_t all = 0;
+  for (const TensorSpec& spec : specs) {
     std::int64_t n = 1;
     for (const std::int64_t extent : shape_with(spec, config, widths)) n *= extent;
-    elements += n;
+    all += n;
   }
-  return elements;
+  return all;
+}
+
+/// What is not let go between two layers.
+std::int64_t held_elements(const ModelConfig& config, const RefitShape& shape) {
+  std::vector<TensorSpec> held = tensor_catalog(config);
+  if (shape.layer_by_layer)
+    std::erase_if(held, [](const TensorSpec& spec) { return spec.layer >= 0; });
+  return elements(config, shape.kept, held);
 }
 
 /// Of a matrix with `kept` of `all` inputs.
@@ -49,6 +58,7 @@ RefitNeed refit_need(const ModelConfig& config, const RefitShape& shape) {
   const auto entry = static_cast<std::int64_t>(c10::elementSize(shape.dtype));
   const auto head = static_cast<std::size_t>(config.head_dim);
   RefitNeed need;
+  need.held = held_elements(config, shape) / shape.tensor * entry;
   need.streams = 2 * shape.stream_tokens * config.hidden * entry;
   for (std::size_t l = 0; l < shape.kept.layers.size(); ++l) {
     const LayerWidths &kept = shape.kept.layers[l], &all = shape.source.layers[l];
@@ -58,13 +68,12 @@ RefitNeed refit_need(const ModelConfig& config, const RefitShape& shape) {
          matrix_sums(config, shape, kept.channels.size(), all.channels.size()),
          projection_sums(config, shape, l, UnitKind::attention),
          projection_sums(config, shape, l, UnitKind::mlp)});
+    const std::vector<TensorSpec> layer = layer_tensors(config, static_cast<int>(l));
     need.dense_layer =
-        std::max(need.dense_layer,
-                 layer_elements(config, shape.source, static_cast<int>(l)) / shape.tensor * entry);
+        std::max(need.dense_layer, elements(config, shape.source, layer) / shape.tensor * entry);
     if (shape.layer_by_layer)
       need.pruned_layer =
-          std::max(need.pruned_layer,
-                   layer_elements(config, shape.kept, static_cast<int>(l)) / shape.tensor * entry);
+          std::max(need.pruned_layer, elements(config, shape.kept, layer) / shape.tensor * entry);
   }
   return need;
 }

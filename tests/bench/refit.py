@@ -5,8 +5,9 @@
 
 A way is a criterion and its number of steps, with no protected layer, once for each seed; every refit is one of the same run, resumed with
 other settings. obs:1:0.1 is obs with that importance.damping. With --mixes prose+math math both order and refit see these domains alone;
-all are measured. With --documents rows begin as a model that was trained on single documents saw them. Rows are per domain; the
-perplexities are those of refit.json, on held-out rows. What was solved is stored in the model's own type; --unrounded does all of it a
+all are measured. With --documents rows begin as a model that was trained on single documents saw them; with --windows a text is one stream of
+windows, its documents in their order and each with an end token behind it, of which the first are held out and the rest drawn from.
+Rows are per domain; the perplexities are those of refit.json, on held-out rows. What was solved is stored in the model's own type; --unrounded does all of it a
 second time on a copy of the model that is stored in float32, with the same values, and says what rounding costs. Processor seconds are
 those of the process less what its evaluations took on the clock: compare them on an idle machine.
 """
@@ -29,9 +30,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import h5py  # noqa: E402
 import numpy  # noqa: E402
 import safetensors.torch  # noqa: E402
+import tokenizers  # noqa: E402
 
 import cheapest  # noqa: E402
 import token_files  # noqa: E402
+from espalier_reproduce import data  # noqa: E402
 
 
 def widened(model, path):
@@ -76,6 +79,8 @@ class Bench(cheapest.Bench):
             sys.exit(f"--mixes {' '.join(sorted(unknown))} (the domains are {' '.join(self.domains)})")
         if a.documents:
             self.drop_short_rows()
+        if a.windows:
+            self.cut_windows(a.texts)
         self.models = {"": self.model}
         if a.unrounded:
             self.models[UNROUNDED] = widened(self.model, self.folder / "float32")
@@ -86,6 +91,15 @@ class Bench(cheapest.Bench):
                 rows = file["tokens"][:]
                 whole = file["length"][:] == rows.shape[1] if "length" in file else numpy.full(len(rows), True)
             token_files.write(path, rows[whole], self.vocabulary)
+
+    def cut_windows(self, texts):
+        tokenizer = tokenizers.Tokenizer.from_file(str(self.model / "tokenizer.json"))
+        end = tokenizer.token_to_id(json.loads((self.model / "tokenizer_config.json").read_text())["eos_token"])
+        for name, file in (text.split("=") for text in texts):
+            ids = [i for text in data.documents(file) for i in (*tokenizer.encode(text, add_special_tokens=False).ids, end)]
+            rows = numpy.array(ids[: len(ids) // self.a.window * self.a.window]).reshape(-1, self.a.window)
+            for part, cut in (("heldout", rows[: self.a.heldout_rows]), ("calibration", rows[self.a.heldout_rows :])):
+                token_files.write(self.folder / f"{name}.{part}.h5", cut, self.vocabulary)
 
     def draw(self, seed):
         """A file per domain in the order of the seed: the scores take its first rows, the refit those behind them."""
@@ -178,9 +192,13 @@ def parse():
     p.add_argument("--window", type=int, default=256)
     p.add_argument("--micro-batch-tokens", type=int, default=2048)
     p.add_argument("--documents", action="store_true", help="a row is the begin of a document, not a cut of packed ones")
+    p.add_argument("--windows", action="store_true", help="with --texts NAME=FILE: the first windows of a text are held out")
     p.add_argument("--unrounded", action="store_true", help="also with the refitted matrices stored in float32")
     p.add_argument("--seeds", type=int, default=2)
-    return p.parse_args()
+    a = p.parse_args()
+    if a.windows and (a.documents or not a.texts or any(text.count("=") != 1 for text in a.texts)):
+        p.error("--windows needs --texts NAME=FILE, and excludes --documents")
+    return a
 
 
 def main():

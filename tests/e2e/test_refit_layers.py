@@ -81,6 +81,22 @@ class Layers(workbench.Case):
                     self.assertEqual(json.loads((layers / "refit.json").read_text())["recalled_layers"], recalled)
                     self.assertEqual(self.made(layers), self.made(whole))
 
+    def test_killed_on_several_ranks(self):
+        """And gone on with by as many, or by others, which hold other shares of what was solved."""
+        pruned = self.pruned("pruned", model={"path": "model", "dtype": "float64"})
+        whole = {layout: self.refitted(pruned, "whole", WHOLE, *layout) for layout in ((1, 1), (2, 1))}
+        for number, (killed, resumed) in enumerate((((2, 1), (2, 1)), ((2, 2), (1, 1)), ((1, 2), (2, 1)))):
+            with self.subTest(f"{killed} then {resumed}"):
+                fault = f"point=refit.kept;rank=0;nth={1 + number % 2};action=kill9"
+                layers = self.refitted(pruned, f"killed-{number}", MEMORY, *killed, fault=fault, code=137)
+                self.resume(layers, FILES, *resumed)
+                self.assertEqual(json.loads((layers / "refit.json").read_text())["recalled_layers"], 1 + number % 2)
+                if killed == resumed:
+                    self.assertEqual(self.made(layers), self.made(whole[resumed]))
+                for found, expected in zip(self.made(layers)[2]["halves"], self.made(whole[resumed])[2]["halves"], strict=True):
+                    self.assertEqual((found["outcome"], found["ridge"]), (expected["outcome"], expected["ridge"]))
+                    self.assertAlmostEqual(found["error_after"], expected["error_after"], delta=1e-8)
+
     def test_smaller_sizes(self):
         """They keep nothing in a run directory."""
         pruned = self.pruned("pruned", model={"path": "model", "dtype": "float64"})

@@ -158,10 +158,25 @@ class Plan(Case):
         # Half of the heads and channels fall, and no KV head that one of them reads.
         gone = 2 * 5120 * 2560 + 2560 + 3 * 5120 * 13824
         self.assertEqual(layers["pruned_layer_bytes"], layer - gone)
-        self.assertEqual(layers["total_bytes"], half["total_bytes"] + layer - gone)
+        outside = 2 * 152064 * 5120 + 5120
+        self.assertEqual((half["held_bytes"], layers["held_bytes"]), (outside + 64 * (layer - gone), outside))
+        self.assertEqual(layers["total_bytes"], half["total_bytes"] - 63 * (layer - gone))
         self.assertIn("; beside what lies outside the layers", run("plan", self.config, *by_layer).out)
         said = run("plan", self.config, "--set", "refit.enabled=true", "--memory", 16, *open_layers)
         self.assertIn("refit    about", said.out)
+
+    def test_the_order_is_one_that_the_refit_has_room_in_too(self):
+        passes = ("--set", "importance.criterion=taylor_gate", "--set", "prune.protect.first_layers=0", "--set",
+                  "prune.protect.last_layers=0", "--set", "prune.target=0.5", "--set", "calibration.micro_batch_tokens=1024")
+        refit = ("--set", "refit.enabled=true")
+        whole = self.plan(*passes, *refit, "--tensor", 8, "--ranks", 8, "--set", "execution.order=sample_major")
+        self.assertGreater(whole["refit"]["total_bytes"], whole["total_bytes"])
+        room = ("--tensor", 8, "--ranks", 8, "--memory", whole["refit"]["total_bytes"] / GIB)
+        self.assertEqual(self.plan(*passes, *room)["order"], "sample_major")
+        chosen = self.plan(*passes, *refit, *room)
+        self.assertEqual((chosen["fits"], chosen["order"]), (True, "layer_major"))
+        self.assertRegex(run("plan", self.config, *passes, *refit, *room).out,
+                         r"order    layer_major, .*would not hold sample_major \([0-9.]+ GiB, its refit [0-9.]+\)")
 
     def test_the_table_of_the_documents(self):
         self.assertEqual(memory_table.table_in_page(), memory_table.table(PROGRAM), "tests/support/memory_table.py --write")

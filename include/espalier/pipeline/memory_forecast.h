@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -50,6 +51,8 @@ struct MemoryQuestion {
   std::int64_t data_ranks = 1;
   /// Bytes for one rank; 0 = unknown, and then everything fits.
   std::int64_t available = 0;
+  /// What a refit at the end will find (widths_at_refit); none: there will be no refit.
+  std::optional<ModelWidths> left{};
 };
 
 /// A configuration with execution.order, execution.boundaries and importance.curvature decided.
@@ -62,12 +65,15 @@ struct MemoryChoice {
   bool fits = false;
 };
 
-/// The first that fits of what `auto` leaves open: full curvature before scalar, then sample_major
-/// before layer_major, then boundaries in memory before files; what needs least where nothing fits.
-/// Pure but for the token files.
+/// Of a run with a refit and a target; not more than an expectation, as expected_widths.
+std::optional<ModelWidths> widths_at_refit(const RunConfig& config, const ModelConfig& model);
+
+/// The first of what `auto` leaves open with which the passes fit, and the refit: full curvature
+/// before scalar, then sample_major before layer_major, then boundaries in memory before files;
+/// what needs least where nothing fits. Pure but for the token files.
 MemoryChoice choose_for_memory(const RunConfig& config, const MemoryQuestion& question);
-/// "layer_major, boundaries in memory (2.1 GiB): 4.0 GiB a rank would not hold sample_major (9.8
-/// GiB)"; empty where the first one fits.
+/// "layer_major, boundaries in memory (2.1 GiB, its refit 2.3): 4.0 GiB a rank would not hold
+/// sample_major (9.8 GiB)"; empty where the first one fits.
 std::string choice_text(const MemoryChoice& choice);
 /// The same for the rank that has least memory, with dtype, data ranks and what is available filled
 /// in; said in the log. Collective over the world of `grid`.
@@ -86,7 +92,7 @@ RefitNeed forecast_refit(const RunConfig& config, const ModelConfig& model,
                          const ModelWidths& expected, at::ScalarType dtype,
                          std::int64_t data_ranks);
 /// "3.1 GiB a rank: a dense layer 0.9, streams 1.0, sums and solving 1.2; beside what is left of
-/// the model".
+/// the model, 7.4".
 std::string refit_text(const RefitNeed& need);
 nlohmann::ordered_json to_json(const RefitNeed& need);
 

@@ -26,10 +26,11 @@ struct RefitShape {
   bool layer_by_layer = false;
 };
 
-/// Bytes of tensors that one rank holds at the height of a refit beside the pruned model's shard
-/// (layer by layer: beside what of it lies outside the layers), with k kept of A inputs of the
+/// Bytes of tensors that one rank holds at the height of a refit, with k kept of A inputs of the
 /// widest matrix and D outputs.
 struct RefitNeed {
+  /// The pruned model's shard; layer by layer what of it lies outside the layers.
+  std::int64_t held = 0;
   /// One layer of the dense model, this rank's part.
   std::int64_t dense_layer = 0;
   /// The same of the pruned model, where it is held layer by layer; else 0.
@@ -43,7 +44,9 @@ struct RefitNeed {
   /// (8 D D + 8 D R).
   std::int64_t sums = 0;
 
-  std::int64_t total() const { return dense_layer + pruned_layer + streams + sums; }
+  /// What comes to what is held when the refit begins.
+  std::int64_t beside() const { return dense_layer + pruned_layer + streams + sums; }
+  std::int64_t total() const { return held + beside(); }
 };
 
 /// Pure arithmetic: no tensor is made.
