@@ -58,7 +58,8 @@ const Names<ShrinkTo>& shrink_to_names() {
 
 const Names<RefitMatrices>& refit_matrices_names() {
   static const Names<RefitMatrices> names{{"outputs", RefitMatrices::outputs},
-                                          {"all", RefitMatrices::all}};
+                                          {"all", RefitMatrices::all},
+                                          {"auto", RefitMatrices::automatic}};
   return names;
 }
 

@@ -366,7 +366,8 @@ Rows<C> refit_rows() {
           "refit.matrices", [](auto& c) -> auto& { return c.refit.matrices; },
           refit_matrices_names(),
           "What is solved anew. outputs: o_proj and down_proj; all: before each of these also the "
-          "q, k, v, gate and up of its half, towards what they give in the dense model.")),
+          "q, k, v, gate and up of its half, towards what they give in the dense model; auto: all "
+          "where there are at least 64 tokens for each hidden input, else outputs.")),
       free_at_resume(list_or_word_row<C, DomainConfig>(
           "refit.domains", [](auto& c) -> auto& { return c.refit.domains; }, domain_rows(),
           "calibration",

@@ -16,6 +16,7 @@
 #include "espalier/model/tensor_ops.h"
 #include "espalier/pipeline/run_outline.h"
 #include "espalier/pipeline/source.h"
+#include "espalier/refit/refit.h"
 #include "espalier/score/score.h"
 #include "espalier/store/files.h"
 
@@ -301,7 +302,8 @@ RefitNeed forecast_refit(const RunConfig& config, const ModelConfig& model,
   shape.tensor = static_cast<int>(config.tensor);
   shape.dtype = dtype;
   shape.moments = config.refit.shrink_to == ShrinkTo::obs;
-  shape.matrices = config.refit.matrices;
+  shape.matrices =
+      chosen_matrices(config.refit.matrices, extent.micro_batches * extent.tokens, model.hidden);
   shape.stream_tokens = (extent.micro_batches + data_ranks - 1) / data_ranks * extent.tokens;
   shape.layer_by_layer = config.order == Order::layer_major;
   return refit_need(model, shape);

@@ -62,10 +62,11 @@ std::string rows_sha256(const DomainDraw& domain) {
   return sha256_hex(std::as_bytes(std::span(domain.rows)));
 }
 
-Json key_facts(const RefitSubject& subject, const Calibration& data, at::ScalarType dtype) {
+Json key_facts(const RefitSubject& subject, const RefitConfig& settings, const Calibration& data,
+               at::ScalarType dtype) {
   Json facts{{"plan_digest", subject.plan.digest()},
              {"means", subject.means ? Json(subject.means->digest()) : Json()},
-             {"settings", settings_json(subject.config.refit)},
+             {"settings", settings_json(settings)},
              {"dtype", std::string(torch_name(to_dtype(dtype)))},
              {"domains", Json::array()},
              {"model", Json::array()}};
@@ -120,6 +121,13 @@ std::int64_t stream_tokens(const Calibration& data, std::int64_t data_ranks) {
   return (tokens + data_ranks - 1) / data_ranks;
 }
 
+/// Of all domains, no padding.
+std::int64_t real_tokens(const Calibration& data) {
+  std::int64_t tokens = 0;
+  for (std::size_t d = 0; d < data.domains().size(); ++d) tokens += data.real_tokens(d);
+  return tokens;
+}
+
 void require_refit_memory(const RefitNeed& need, const ComputeOptions& options,
                           const CommRuntime& runtime) {
   const std::int64_t available =
@@ -139,7 +147,7 @@ void require_refit_memory(const RefitNeed& need, const ComputeOptions& options,
 }  // namespace
 
 Refitting::Refitting(const RefitSubject& subject, at::ScalarType dtype)
-    : subject_(subject), dtype_(dtype) {
+    : subject_(subject), settings_(subject.config.refit), dtype_(dtype) {
   const Calibration::RowsOfFiles taken = scored_rows(subject_);
   data_ = Calibration::draw_apart(refit_data(subject_.config), taken,
                                   subject_.source.config.vocabulary);
@@ -152,7 +160,9 @@ Refitting::Refitting(const RefitSubject& subject, at::ScalarType dtype)
         }));
   }
   kept_ = widths_of(subject_.source.config, subject_.plan);
-  key_ = sha256_hex(std::string_view(json_text(key_facts(subject_, data_, dtype_))));
+  settings_.matrices =
+      chosen_matrices(settings_.matrices, real_tokens(data_), subject_.source.config.hidden);
+  key_ = sha256_hex(std::string_view(json_text(key_facts(subject_, settings_, data_, dtype_))));
 }
 
 std::string Refitting::directory_name() const {
@@ -173,7 +183,7 @@ Json Refitting::record(const RefitReport& report) const {
               {"plan_digest", subject_.plan.digest()},
               {"key", key_},
               {"directory", directory_name()},
-              {"settings", settings_json(subject_.config.refit)},
+              {"settings", settings_json(settings_)},
               {"tokens", report.tokens},
               {"domains", Json::array()},
               {"matrices", Json::object()},
@@ -215,7 +225,6 @@ RefitSteps Refitting::steps(const RefitTarget& target) const {
 Json Refitting::apply(const RefitTarget& target, RefitStore* store, bool everywhere,
                       const ProcessGrid& grid, const CommRuntime& runtime,
                       const RoundHooks& hooks) {
-  const RefitConfig& settings = subject_.config.refit;
   const ComputeOptions& options = target.model.options();
   together(grid.world(), "refit", [&] {
     if (target.layers != nullptr) target.layers->let_go();
@@ -223,8 +232,8 @@ Json Refitting::apply(const RefitTarget& target, RefitStore* store, bool everywh
                            .kept = kept_,
                            .tensor = grid.tensor_size(),
                            .dtype = options.dtype,
-                           .moments = settings.shrink_to == ShrinkTo::obs,
-                           .matrices = settings.matrices,
+                           .moments = settings_.shrink_to == ShrinkTo::obs,
+                           .matrices = settings_.matrices,
                            .stream_tokens = stream_tokens(data_, grid.data_size()),
                            .layer_by_layer = target.layers != nullptr};
     require_refit_memory(refit_need(subject_.source.config, shape), options, runtime);
@@ -234,7 +243,7 @@ Json Refitting::apply(const RefitTarget& target, RefitStore* store, bool everywh
       if (store != nullptr) store->prepare();
     }
   });
-  RefitRequest request{subject_.config.refit, subject_.source.weights(), kept_, {}, {}};
+  RefitRequest request{settings_, subject_.source.weights(), kept_, {}, {}};
   request.steps = steps(target);
   request.keeper.everywhere = everywhere;
   if (store != nullptr) {

@@ -16,6 +16,7 @@
 #include "espalier/prune/plan.h"
 #include "espalier/prune/unit_tensors.h"
 #include "espalier/refit/flops.h"
+#include "espalier/refit/refit.h"
 #include "espalier/refit/solve.h"
 #include "espalier/score/linear_flops.h"
 #include "espalier/score/obs_order.h"
@@ -286,9 +287,11 @@ RefitTime refit_time(const RunConfig& config, const ModelConfig& model, const Mo
                      std::int64_t ranks, double pass_rate, const WideRates& rates) {
   const CalibrationConfig data = refit_data(config);
   const Load load = load_of(outline_domains(data, model), data.domains);
+  const RefitMatrices matrices =
+      chosen_matrices(config.refit.matrices, load.real_tokens, model.hidden);
   const RefitFlops flops =
       refit_flops(model, {dense_widths(model), left, load.tokens, load.real_tokens,
-                          config.refit.shrink_to == ShrinkTo::obs, config.refit.matrices});
+                          config.refit.shrink_to == ShrinkTo::obs, matrices});
   const double longer =
       waiting(load.micro_batches, ranks / config.tensor) / static_cast<double>(ranks);
   const auto ridges = config.refit.ridge ? 1 : static_cast<std::int64_t>(ridge_candidates().size());
@@ -300,8 +303,8 @@ RefitTime refit_time(const RunConfig& config, const ModelConfig& model, const Mo
   time.streams_seconds = flops.streams / pass_rate * longer;
   time.sums_seconds = flops.sums / rates.sums_flops_per_s * longer;
   time.solving_seconds = time.solving_flops / rates.solving_flops_per_s;
-  time.written_bytes = refitted_elements(model, left, config.refit.matrices) *
-                       static_cast<std::int64_t>(size_of(model.dtype));
+  time.written_bytes =
+      refitted_elements(model, left, matrices) * static_cast<std::int64_t>(size_of(model.dtype));
   return time;
 }
 

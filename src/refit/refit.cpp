@@ -72,6 +72,7 @@ class Refit {
     const c10::NoGradGuard no_gradient;
     fault::hit("refit.enter");
     embed();
+    matrices_ = chosen_matrices(request_.settings.matrices, report_.tokens, model_.config().hidden);
     warn_of_few_tokens();
     for (std::int64_t l = 0; l < model_.layers(); ++l) pass_layer(l);
     fault::hit("refit.exit");
@@ -276,7 +277,7 @@ class Refit {
   // ---- projections of a half's input ------------------------------------------------------------
 
   std::vector<TensorSpec> wanted_projections(std::int64_t l, UnitKind kind) const {
-    if (request_.settings.matrices == RefitMatrices::outputs) return {};
+    if (matrices_ == RefitMatrices::outputs) return {};
     return refitted_projections(model_.config(), request_.kept, static_cast<std::size_t>(l), kind);
   }
 
@@ -522,6 +523,7 @@ class Refit {
   std::int64_t count_ = 0;
   std::vector<Streams> streams_;
   RefitReport report_;
+  RefitMatrices matrices_ = RefitMatrices::outputs;
 };
 
 }  // namespace
@@ -560,6 +562,11 @@ const char* matrix_name(TensorRole role) {
       break;
   }
   throw Error(ExitCode::internal, "a refit of a tensor that is no linear map");
+}
+
+RefitMatrices chosen_matrices(RefitMatrices wanted, std::int64_t tokens, std::int64_t hidden) {
+  if (wanted != RefitMatrices::automatic) return wanted;
+  return tokens >= kTokensForProjections * hidden ? RefitMatrices::all : RefitMatrices::outputs;
 }
 
 std::vector<MatrixFacts> each_matrix(const std::vector<RefitFacts>& halves) {

@@ -187,7 +187,7 @@ def parse():
     p.add_argument("--rows", type=int, default=8, help="of the scores, per domain")
     p.add_argument("--refit-rows", type=int, nargs="+", default=[1, 2, 8, 32], help="per domain")
     p.add_argument("--shrink-to", nargs="+", default=["dense"], choices=("dense", "obs"))
-    p.add_argument("--matrices", nargs="+", default=["outputs"], choices=("outputs", "all"))
+    p.add_argument("--matrices", nargs="+", default=["outputs"], choices=("outputs", "all", "auto"))
     p.add_argument("--heldout-rows", type=int, default=48, help="per domain")
     p.add_argument("--window", type=int, default=256)
     p.add_argument("--micro-batch-tokens", type=int, default=2048)

@@ -140,6 +140,24 @@ class Refit(workbench.Case):
 
 
 class EveryMatrix(workbench.Case):
+    def test_the_number_of_tokens_decides(self):
+        """64 for each hidden input; what auto came to is the same refit as that choice itself."""
+        hidden = json.loads((self.bench.model / "config.json").read_text())["hidden_size"]
+        workbench.write_tokens(self.bench.folder / "many.h5", rows=65, length=hidden, seed=7)
+        for name, rows, other, came_to in (("few", 63, "all", "outputs"), ("many", 64, "outputs", "all")):
+            with self.subTest(name):
+                config = self.bench.config(name, **workbench.merged(REFIT, {
+                    "refit": {"domains": [{"name": "many", "tokens": "many.h5"}], "sequences": rows, "ridge": 0.1}, "export": []}))
+                run_dir = self.folder / name
+                self.succeeds("run", config, "--run-dir", run_dir)
+                record = json.loads((run_dir / "refit.json").read_text())
+                self.assertEqual((record["tokens"], record["settings"]["matrices"]), (rows * hidden, came_to))
+                self.assertEqual(any("projections" in half for half in record["halves"]), came_to == "all")
+                said = self.succeeds("resume", run_dir, "--set", f"refit.matrices={came_to}").err
+                self.assertIn("refit    is there already", said)
+                self.succeeds("resume", run_dir, "--set", f"refit.matrices={other}")
+                self.assertEqual(json.loads((run_dir / "refit.json").read_text())["settings"]["matrices"], other)
+
     def test_all_that_is_solved_is_exported_and_told(self):
         workbench.write_tokens(self.bench.folder / "a.h5", rows=12, seed=1)
         config = self.bench.config("every", **workbench.merged(REFIT, {"refit": {"matrices": "all"}}))

@@ -42,7 +42,7 @@ enum class Compensation { none, mean };
 enum class ShrinkTo { dense, obs };
 /// What a refit solves: o_proj and down_proj, or before each of these the q, k, v, gate and up of
 /// its half too.
-enum class RefitMatrices { outputs, all };
+enum class RefitMatrices { outputs, all, automatic };
 enum class Order { automatic, sample_major, layer_major };
 enum class BoundaryStore { automatic, memory, files };
 enum class Recompute { automatic, all };
@@ -118,7 +118,8 @@ struct RefitConfig {
   std::optional<std::vector<DomainConfig>> domains;
   /// Of each domain that does not say it itself; absent = all rows.
   std::optional<std::int64_t> sequences;
-  RefitMatrices matrices = RefitMatrices::outputs;
+  /// `automatic`: by the tokens there are (chosen_matrices in refit/refit.h).
+  RefitMatrices matrices = RefitMatrices::automatic;
   /// Absent = by held-out error.
   std::optional<double> ridge;
   ShrinkTo shrink_to = ShrinkTo::dense;

@@ -73,6 +73,7 @@ class Refitting {
   nlohmann::ordered_json record(const RefitReport& report) const;
 
   const RefitSubject subject_;
+  RefitConfig settings_;  // with the matrices chosen
   at::ScalarType dtype_;
   Calibration data_;
   /// By domain: rows that the scores were taken on, too.

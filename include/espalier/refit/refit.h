@@ -91,6 +91,11 @@ struct RefitSteps {
   std::function<void(const RefittedLayer& layer)> leave;
 };
 
+/// What settings.matrices `auto` comes to: all where there are so many real tokens for each hidden
+/// input, outputs where there are fewer. Another choice stays.
+inline constexpr std::int64_t kTokensForProjections = 64;
+RefitMatrices chosen_matrices(RefitMatrices wanted, std::int64_t tokens, std::int64_t hidden);
+
 struct RefitRequest {
   RefitConfig settings;
   /// The model as it was before its units fell.
@@ -110,7 +115,7 @@ struct RefitReport {
 };
 
 /// Refits every o_proj and down_proj of `model` in closed form, from the bottom up, so that its
-/// residual stream follows the dense model's; with settings.matrices = all, before each of them the
+/// residual stream follows the dense model's; with chosen_matrices() = all, before each of them the
 /// q, k, v, gate and up of its half. Two streams begin at the embedding, x_d of the dense
 /// model and x_p of the pruned one. For each half layer, with X the kept inputs of its output
 /// matrix computed from x_p, y_d the dense half's output on x_d, and b the pruned half's bias:
