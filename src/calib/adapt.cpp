@@ -37,6 +37,23 @@ std::vector<double> adapted_weights(const CalibrationConfig& config, const Domai
   return weights;
 }
 
+nlohmann::ordered_json to_json(const DomainLosses& losses, const CalibrationConfig& config) {
+  nlohmann::ordered_json json = nlohmann::ordered_json::object();
+  for (std::size_t d = 0; d < losses.last.size(); ++d)
+    json[config.domains[d].name] = {{"first", losses.first[d]}, {"last", losses.last[d]}};
+  return json;
+}
+
+DomainLosses losses_from(const nlohmann::ordered_json& json, const CalibrationConfig& config) {
+  DomainLosses losses;
+  for (const DomainConfig& domain : config.domains) {
+    if (!json.contains(domain.name)) return {};
+    losses.first.push_back(json.at(domain.name).at("first").get<double>());
+    losses.last.push_back(json.at(domain.name).at("last").get<double>());
+  }
+  return losses;
+}
+
 CalibrationConfig with_weights(CalibrationConfig config, const std::vector<double>& weights) {
   for (std::size_t d = 0; d < weights.size(); ++d) config.domains[d].weight = weights[d];
   return config;

@@ -230,10 +230,11 @@ std::optional<ModelWidths> widths_at_refit(const RunConfig& config, const ModelC
 
 MemoryChoice choose_for_memory(const RunConfig& config, const MemoryQuestion& question) {
   MemoryChoice choice;
+  std::optional<MemoryChoice> for_passes;  // where the refit has no room in any
   std::optional<std::int64_t> least;
-  const auto take = [&](RunConfig candidate, MemoryForecast forecast) {
-    choice.config = std::move(candidate);
-    choice.forecast = std::move(forecast);
+  // With room for what is no tensor.
+  const auto fits = [&](std::int64_t bytes) {
+    return question.available == 0 || memory_for_tensors(bytes) <= question.available;
   };
   for (RunConfig& candidate : candidates(config)) {
     MemoryForecast forecast =
@@ -241,20 +242,17 @@ MemoryChoice choose_for_memory(const RunConfig& config, const MemoryQuestion& qu
                         question.dtype, question.data_ranks);
     forecast.available = question.available;
     const std::int64_t pass = forecast.need.total(), refit = refit_bytes(candidate, question);
-    const std::int64_t need = std::max(pass, refit);
     choice.tried.push_back(fmt::format("{} ({} GiB{})", described(candidate), gib(pass),
                                        refit > pass ? ", its refit " + gib(refit) : ""));
-    // With room for what is no tensor.
-    if (question.available == 0 || memory_for_tensors(need) <= question.available) {
-      take(std::move(candidate), std::move(forecast));
-      choice.fits = true;
-      return choice;
-    }
-    if (least && *least <= need) continue;
-    least = need;
-    take(std::move(candidate), std::move(forecast));
+    choice.fits = fits(pass);
+    if (!choice.fits && least && *least <= pass) continue;
+    least = pass;
+    choice.config = std::move(candidate);
+    choice.forecast = std::move(forecast);
+    if (choice.fits && fits(refit)) return choice;
+    if (choice.fits && !for_passes) for_passes = choice;
   }
-  return choice;
+  return for_passes ? std::move(*for_passes) : choice;
 }
 
 std::string choice_text(const MemoryChoice& choice) {

@@ -4,7 +4,6 @@
 #include <chrono>
 #include <map>
 #include <optional>
-#include <sstream>
 #include <utility>
 
 #include <fmt/format.h>
@@ -29,6 +28,7 @@
 #include "espalier/pipeline/metrics_row.h"
 #include "espalier/pipeline/monitor.h"
 #include "espalier/pipeline/overlap_file.h"
+#include "espalier/pipeline/pass_boundaries.h"
 #include "espalier/pipeline/peak_memory.h"
 #include "espalier/pipeline/provenance.h"
 #include "espalier/pipeline/refitting.h"
@@ -209,9 +209,12 @@ class PruningRun {
         require_continuation(*source_, plan_, "the run's commit");
       }
       if (!sums.empty()) paused_ = read_sums(Hdf5Reader::from_image(bytes_of(sums), "sums.h5"));
-      losses_ = losses_from(nlohmann::ordered_json::parse(losses));
+      losses_ = losses_from(nlohmann::ordered_json::parse(losses), config_.calibration);
     });
-    if (paused_ && paused_->micro_batches > 0 && paused_->finished) open_boundaries(place);
+    boundaries_.emplace(world_, to_dtype(options_.dtype));
+    if (paused_ && paused_->micro_batches > 0 && paused_->finished &&
+        !boundaries_->open(place, paused_->micro_batches))
+      paused_.reset();
     fault::hit("resume.exit");
     provenance_ = make_provenance(config_, *source_, inputs_, grid_, device_name(options_));
     on_root("open the run directory", [&] {
@@ -227,22 +230,6 @@ class PruningRun {
         log::info("limit    stops in time before {} are over", duration(request_.max_seconds));
     });
     monitor_.leave();
-  }
-
-  /// Every rank reads what its micro-batches need. Collective.
-  void open_boundaries(const fs::path& place) {
-    if (!is_seen_by_all(place)) {
-      if (grid_.is_root())
-        log::warning("the paused pass is done anew: not every rank sees {}", place.string());
-      paused_.reset();
-      return;
-    }
-    together(world_, "resume", [&] { boundaries_.emplace(place, paused_->micro_batches); });
-  }
-  bool is_seen_by_all(const fs::path& place) {
-    std::int64_t sees = 0;
-    together(world_, "resume", [&] { sees = directory_exists(place) ? 1 : 0; });
-    return world_.min(sees) != 0;
   }
 
   /// A commit of a run that compensates has them.
@@ -261,23 +248,6 @@ class PruningRun {
     return there
                ? json_text(directory_->start()->manifest.value("losses", nlohmann::ordered_json()))
                : "{}";
-  }
-  /// Empty where domains have come or gone meanwhile, or none were saved.
-  DomainLosses losses_from(const nlohmann::ordered_json& saved) const {
-    DomainLosses losses;
-    for (const DomainConfig& domain : config_.calibration.domains) {
-      if (!saved.contains(domain.name)) return {};
-      losses.first.push_back(saved.at(domain.name).at("first").get<double>());
-      losses.last.push_back(saved.at(domain.name).at("last").get<double>());
-    }
-    return losses;
-  }
-  nlohmann::ordered_json losses_json(const DomainLosses& losses) const {
-    nlohmann::ordered_json json = nlohmann::ordered_json::object();
-    for (std::size_t d = 0; d < losses.last.size(); ++d)
-      json[config_.calibration.domains[d].name] = {{"first", losses.first[d]},
-                                                   {"last", losses.last[d]}};
-    return json;
   }
 
   /// The cumulative target after iteration `i`.
@@ -462,7 +432,7 @@ class PruningRun {
     if (request.layer_by_layer) request.boundaries = boundary_keeper(i);
     try {
       ScorePass pass = score(held_->model(), drawn(i), request, grid_, score_hooks());
-      boundaries_.reset();
+      boundaries_->close();
       if (request.paused && !pass.continued && grid_.is_root())
         log::warning("the sums of the paused pass are of other work: iteration {} began anew", i);
       if (request.each_domain && pass.of_domains.empty()) pass.of_domains = score_each_domain(i);
@@ -481,45 +451,15 @@ class PruningRun {
 
   /// What lies between two layers goes beside the sums, which commit_pass() writes then.
   BoundaryKeeper boundary_keeper(std::int64_t i) {
-    BoundaryKeeper keeper;
-    keeper.keep = [this, i](const std::vector<StandingBatch>& share) {
-      return keep_boundaries(i, share);
-    };
-    if (boundaries_)
-      keeper.recall = [this](std::int64_t number) { return boundaries_->read(number); };
-    return keeper;
-  }
-
-  bool keep_boundaries(std::int64_t i, const std::vector<StandingBatch>& share) {
-    monitor_.enter("save");
-    std::string place;
-    on_root("save", [&] {
+    BoundaryKeeper keeper = boundaries_->keeper([this, i] {
       directory_->require_lock();
-      place = absolute_path(directory_->commits().prepare(i, directory_->attempt())).string();
+      return directory_->commits().prepare(i, directory_->attempt());
     });
-    place = world_.broadcast_text(place, 0);
-    if (!is_seen_by_all(place)) {
-      if (grid_.is_root()) log::warning("the pass cannot be paused: not every rank sees {}", place);
-      return false;
-    }
-    std::string mine;
-    together(world_, "save", [&] {
-      if (share.empty()) return;
-      const std::string name = boundary_file_name(world_.rank());
-      const BoundaryFile file =
-          write_boundaries(fs::path(place) / name, share, to_dtype(options_.dtype));
-      mine = fmt::format("{} {} {}", name, file.bytes, file.sha256);
-    });
-    parts_.clear();
-    for (const std::string& text : world_.gather_text(mine))
-      if (!text.empty()) parts_.push_back(part_of(text));
-    return true;
-  }
-  static CommitPart part_of(const std::string& text) {
-    CommitPart part;
-    std::istringstream words(text);
-    words >> part.name >> part.bytes >> part.sha256;
-    return part;
+    keeper.keep = [this, keep = std::move(keeper.keep)](const std::vector<StandingBatch>& share) {
+      monitor_.enter("save");
+      return keep(share);
+    };
+    return keeper;
   }
 
   ScoreRequest score_request(std::int64_t i) const {
@@ -590,7 +530,7 @@ class PruningRun {
         facts["traversals"] = pass.finished->traversals;
         facts["layers"] = pass.finished->layers;
       }
-      return Saved{sums_image(pass), {{"pass", facts}}, std::exchange(parts_, {})};
+      return Saved{sums_image(pass), {{"pass", facts}}, boundaries_->take_parts()};
     });
     if (grid_.is_root())
       log::info("iteration {} paused after {} of a pass over the data", pass.iteration,
@@ -667,7 +607,7 @@ class PruningRun {
   void commit(const ScoreTable& scores, const nlohmann::ordered_json& row) {
     save(CommitKind::iteration, plan_.iteration, [&] {
       return Saved{state_image(plan_, scores, means_),
-                   {{"metrics", row}, {"losses", losses_json(losses_)}},
+                   {{"metrics", row}, {"losses", to_json(losses_, config_.calibration)}},
                    {}};
     });
   }
@@ -822,10 +762,9 @@ class PruningRun {
   Inputs inputs_;
   std::optional<RunDirectory> directory_;  // rank 0 only
   nlohmann::ordered_json provenance_;
-  std::optional<PausedPass> paused_;         // continued by the first iteration
-  std::optional<BoundaryFiles> boundaries_;  // of it, where it stands between two layers
-  std::vector<CommitPart> parts_;            // of the commit that comes next
-  DomainLosses losses_;                      // of earlier passes
+  std::optional<PausedPass> paused_;          // continued by the first iteration
+  std::optional<PassBoundaries> boundaries_;  // of passes that are paused between two layers
+  DomainLosses losses_;                       // of earlier passes
   std::optional<HeldModel> held_;
   Stragglers stragglers_;
   std::int64_t exported_parts_ = 0;

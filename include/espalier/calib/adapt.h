@@ -2,6 +2,8 @@
 
 #include <vector>
 
+#include <nlohmann/json.hpp>
+
 #include "espalier/config/run_config.h"
 
 namespace espalier {
@@ -20,6 +22,11 @@ struct DomainLosses {
 /// that their sum stays as configured. Unchanged under `none` and before there are losses. Pure.
 /// Throws Error(internal) for losses of another number of domains.
 std::vector<double> adapted_weights(const CalibrationConfig& config, const DomainLosses& losses);
+
+/// {domain: {first, last}}, of the configuration's domains.
+nlohmann::ordered_json to_json(const DomainLosses& losses, const CalibrationConfig& config);
+/// As to_json writes them; empty where domains have come or gone meanwhile, or none were saved.
+DomainLosses losses_from(const nlohmann::ordered_json& json, const CalibrationConfig& config);
 
 /// The configuration with these weights.
 CalibrationConfig with_weights(CalibrationConfig config, const std::vector<double>& weights);

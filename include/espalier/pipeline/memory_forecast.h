@@ -68,9 +68,10 @@ struct MemoryChoice {
 /// Of a run with a refit and a target; not more than an expectation, as expected_widths.
 std::optional<ModelWidths> widths_at_refit(const RunConfig& config, const ModelConfig& model);
 
-/// The first of what `auto` leaves open with which the passes fit, and the refit: full curvature
-/// before scalar, then sample_major before layer_major, then boundaries in memory before files;
-/// what needs least where nothing fits. Pure but for the token files.
+/// The first of what `auto` leaves open in which the passes fit, and the refit: full curvature
+/// before scalar, then sample_major before layer_major, then boundaries in memory before files.
+/// Where the refit has no room in any, the first in which the passes fit; where these do not, what
+/// needs least. Pure but for the token files.
 MemoryChoice choose_for_memory(const RunConfig& config, const MemoryQuestion& question);
 /// "layer_major, boundaries in memory (2.1 GiB, its refit 2.3): 4.0 GiB a rank would not hold
 /// sample_major (9.8 GiB)"; empty where the first one fits.
