@@ -4,6 +4,7 @@
 
 #include <ATen/ATen.h>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "espalier/core/error.h"
 #include "espalier/core/hash.h"
@@ -310,6 +311,20 @@ Json RefitRecords::apply(Refitting& refitting, const RefitTarget& target, const 
   return refitting.apply(target, &store, everywhere_, grid, runtime, hooks);
 }
 
+namespace {
+
+/// Evaluations whose perplexity rose by more than what draws of the data differ by.
+std::vector<std::string> made_worse(const Json& before, const Json& after) {
+  constexpr double kSpread = 1.02;
+  std::vector<std::string> worse;
+  for (const auto& [name, value] : after.items())
+    if (before.contains(name) && value.get<double>() > kSpread * before[name].get<double>())
+      worse.push_back(name);
+  return worse;
+}
+
+}  // namespace
+
 void RefitRecords::finish(Json record, const std::vector<TaskOutcome>& after,
                           const std::map<std::string, double>& seconds) const {
   directory_->require_lock();
@@ -331,6 +346,13 @@ void RefitRecords::finish(Json record, const std::vector<TaskOutcome>& after,
             record["matrices"]["refitted"].get<std::int64_t>(), matrices_of(record).size(),
             counted(record["tokens"].get<std::int64_t>(), "token"),
             text.empty() ? "" : "; perplexity" + text.substr(1));
+  if (const std::vector<std::string> worse = made_worse(before, record["perplexity"]);
+      !worse.empty())
+    log::warning(
+        "refit    made the model worse on {}: it was fitted on other text, or on too little. "
+        "Write the model without it ('espalier export RUN --no-refit'), or fit it on more rows of "
+        "such text (refit.sequences, refit.domains)",
+        fmt::join(worse, ", "));
 }
 
 std::optional<ExportedRefit> refit_of_run(const fs::path& run, const PruningPlan& plan,

@@ -277,5 +277,29 @@ class Told(workbench.Case):
         self.assertNotIn("refit", self.succeeds("status", self.folder / "run").out.replace(str(self.folder), ""))
 
 
+class Worse(workbench.Case):
+    def test_a_worse_model_is_told(self):
+        """Fitted on one token over and over, matrices pass their guards and the model is of less use for text."""
+        from tokenizers import Tokenizer
+
+        model = workbench.ROOT / "tests/models/tri-domain-qwen2"
+        lines = (model / "text/prose.calibration.jsonl").read_text().splitlines()
+        ids = Tokenizer.from_file(str(model / "tokenizer.json")).encode("\n".join(json.loads(line)["text"] for line in lines)).ids
+        rows = np.array(ids[: 100 * 64]).reshape(100, 64)
+        for name, part in (("text", rows[:20]), ("others", rows[20:80]), ("held", rows[80:]), ("same", np.full((60, 64), rows[0, 0]))):
+            workbench.write_tokens(self.bench.folder / f"{name}.h5", vocab=1024, tokens=part)
+        for name in ("others", "same"):
+            config = self.bench.config(name, **workbench.merged(REFIT, {
+                "model": {"path": str(model), "dtype": "float32"}, "prune": {"iterations": 1, "target": 0.3},
+                "calibration": {"domains": [{"name": "text", "tokens": "text.h5"}], "micro_batch_tokens": 1024},
+                "refit": {"domains": [{"name": "text", "tokens": f"{name}.h5"}]},
+                "evaluation": {"perplexity": [{"name": "held", "tokens": "held.h5"}]}, "export": []}))
+            said = self.succeeds("run", config, "--run-dir", self.folder / name).err
+            record = json.loads((self.folder / name / "refit.json").read_text())
+            before, after = record["perplexity_before"]["held"], record["perplexity"]["held"]
+            self.assertEqual(after > 1.02 * before, name == "same", (before, after))
+            self.assertEqual("refit    made the model worse on held: " in said, name == "same", said)
+
+
 if __name__ == "__main__":
     main()
