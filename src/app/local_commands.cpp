@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <chrono>
 #include <filesystem>
 #include <thread>
@@ -204,6 +205,17 @@ std::optional<Measure> measure_of(const std::string& name) {
   return Measure::total_parameters;
 }
 
+namespace {
+
+/// Whether all token files are there.
+bool knows_rows(const CalibrationConfig& data, const ModelConfig& model) {
+  const std::vector<DomainOutline> domains = outline_domains(data, model);
+  return std::all_of(domains.begin(), domains.end(),
+                     [](const DomainOutline& domain) { return domain.known; });
+}
+
+}  // namespace
+
 int command_plan(const CommandOptions& options) {
   std::vector<std::string> overrides = options.set;
   if (options.tensor) overrides.push_back(fmt::format("parallel.tensor={}", *options.tensor));
@@ -244,7 +256,10 @@ int command_plan(const CommandOptions& options) {
       output::print("order    {}\n", text);
     if (refit)
       output::print(
-          "refit    about {}{}\n", refit_text(*refit),
+          "refit    about {}{}{}\n", refit_text(*refit),
+          knows_rows(refit_data(config), model)
+              ? ""
+              : "; for rows as long as a micro-batch, since token files are not there",
           forecast.available > 0 && refit->total() > forecast.available ? ": it may not fit" : "");
     if (forecast.available > 0)
       output::print("         {}\n",

@@ -164,6 +164,7 @@ class Plan(Case):
         self.assertIn("; beside what lies outside the layers", run("plan", self.config, *by_layer).out)
         said = run("plan", self.config, "--set", "refit.enabled=true", "--memory", 16, *open_layers)
         self.assertIn("refit    about", said.out)
+        self.assertIn("; for rows as long as a micro-batch, since token files are not there", said.out)
 
     def test_the_order_is_one_that_the_refit_has_room_in_too(self):
         passes = ("--set", "importance.criterion=taylor_gate", "--set", "prune.protect.first_layers=0", "--set",
