@@ -351,7 +351,8 @@ class PruningRun {
   MemoryChoice choose_for_memory() {
     MemoryQuestion question{ConfigUse::run, source_->config, widths_of(source_->config, plan_),
                             prunable_halves(source_->config, rules_)};
-    question.left = widths_at_refit(config_, source_->config);
+    together(world_, "look at the memory",
+             [&] { question.left = widths_at_refit(config_, source_->config); });
     if (paused_ && config_.order == Order::automatic) {
       RunConfig wanted = config_;
       wanted.order = paused_->finished ? Order::layer_major : Order::sample_major;
