@@ -145,6 +145,16 @@ void require_refit_memory(const RefitNeed& need, const ComputeOptions& options,
                           order));
 }
 
+/// Evaluations whose perplexity rose by more than what draws of the data differ by.
+std::vector<std::string> made_worse(const Json& before, const Json& after) {
+  constexpr double kSpread = 1.02;
+  std::vector<std::string> worse;
+  for (const auto& [name, value] : after.items())
+    if (before.contains(name) && value.get<double>() > kSpread * before[name].get<double>())
+      worse.push_back(name);
+  return worse;
+}
+
 }  // namespace
 
 Refitting::Refitting(const RefitSubject& subject, at::ScalarType dtype)
@@ -311,20 +321,6 @@ Json RefitRecords::apply(Refitting& refitting, const RefitTarget& target, const 
   return refitting.apply(target, &store, everywhere_, grid, runtime, hooks);
 }
 
-namespace {
-
-/// Evaluations whose perplexity rose by more than what draws of the data differ by.
-std::vector<std::string> made_worse(const Json& before, const Json& after) {
-  constexpr double kSpread = 1.02;
-  std::vector<std::string> worse;
-  for (const auto& [name, value] : after.items())
-    if (before.contains(name) && value.get<double>() > kSpread * before[name].get<double>())
-      worse.push_back(name);
-  return worse;
-}
-
-}  // namespace
-
 void RefitRecords::finish(Json record, const std::vector<TaskOutcome>& after,
                           const std::map<std::string, double>& seconds) const {
   directory_->require_lock();
@@ -349,7 +345,8 @@ void RefitRecords::finish(Json record, const std::vector<TaskOutcome>& after,
   if (const std::vector<std::string> worse = made_worse(before, record["perplexity"]);
       !worse.empty())
     log::warning(
-        "refit    made the model worse on {}: it was fitted on other text, or on too little. "
+        "refit    made the model worse on {}, as it may where it is fitted on other text, or on "
+        "too little. "
         "Write the model without it ('espalier export RUN --no-refit'), or fit it on more rows of "
         "such text (refit.sequences, refit.domains)",
         fmt::join(worse, ", "));

@@ -298,7 +298,7 @@ class Worse(workbench.Case):
             record = json.loads((self.folder / name / "refit.json").read_text())
             before, after = record["perplexity_before"]["held"], record["perplexity"]["held"]
             self.assertEqual(after > 1.02 * before, name == "same", (before, after))
-            self.assertEqual("refit    made the model worse on held: " in said, name == "same", said)
+            self.assertEqual("refit    made the model worse on held, " in said, name == "same", said)
 
 
 if __name__ == "__main__":
