@@ -3,6 +3,10 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
 #include <algorithm>
 #include <fstream>
 #include <limits>
@@ -98,6 +102,21 @@ std::int64_t available_host_memory(const fs::path& root) {
   const std::int64_t kernel = kibibytes ? *kibibytes * 1024 : kUnlimited;
   const std::int64_t least = std::min({kernel, left_in_groups(root), left_of_address_space(root)});
   return least == kUnlimited ? 0 : least;
+}
+
+std::int64_t peak_host_memory(const std::filesystem::path& root) {
+  if (const auto kibibytes = entry_of(root / "proc/self/status", "VmHWM")) return *kibibytes * 1024;
+  rusage usage{};
+  ::getrusage(RUSAGE_SELF, &usage);
+  return static_cast<std::int64_t>(usage.ru_maxrss) * 1024;
+}
+
+void reset_peak_host_memory() { std::ofstream("/proc/self/clear_refs") << "5"; }  // proc(5)
+
+void release_freed_memory() {
+#ifdef __GLIBC__
+  ::malloc_trim(0);
+#endif
 }
 
 }  // namespace espalier

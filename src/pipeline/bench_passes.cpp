@@ -159,13 +159,20 @@ void BenchPasses::place_boundaries() {
     if (!has_room(criterion, smallest().rows)) config_.boundaries = BoundaryStore::files;
 }
 
-void BenchPasses::require_room(Criterion criterion, const PassSetting& setting) {
+MemoryForecast BenchPasses::forecast(Criterion criterion, const PassSetting& setting) const {
   MemoryForecast forecast;
   forecast.pass = shape_of(criterion, rows_at_once(setting));
   forecast.need = need(criterion, setting.rows);
   forecast.sequence = request_.sequence_tokens;
   forecast.boundary_tokens = most_rows() * request_.sequence_tokens;
-  require_memory(std::move(forecast), request_.model, options_, runtime_, grid_);
+  forecast.keeps_graphs = setting.recompute == Recompute::automatic;
+  forecast.available = available_;
+  expect_graphs(forecast, request_.model);
+  return forecast;
+}
+
+void BenchPasses::require_room(Criterion criterion, const PassSetting& setting) {
+  require_memory(forecast(criterion, setting), request_.model, options_, runtime_, grid_);
 }
 
 // ---- measuring ----------------------------------------------------------------------------------
@@ -358,7 +365,7 @@ Json BenchPasses::told(Criterion criterion, const PassSetting& setting,
                                             (gemm.sum.all_flops() / gemm.sum.processor_seconds)},
             {"seconds_of_each", all},
             {"seconds_by_kind", median.by_kind},
-            {"forecast_bytes", need(criterion, setting.rows).total()}};
+            {"forecast_bytes", forecast(criterion, setting).expected()}};
   if (goes_by_layer())
     pass["boundaries"] = config_.boundaries == BoundaryStore::files ? "files" : "memory";
   return pass;

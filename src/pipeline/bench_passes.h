@@ -15,6 +15,7 @@
 #include "espalier/comm/runtime.h"
 #include "espalier/model/work_meter.h"
 #include "espalier/pipeline/bench.h"
+#include "espalier/pipeline/memory_forecast.h"
 #include "espalier/pipeline/monitor.h"
 #include "espalier/score/memory_need.h"
 #include "espalier/score/score.h"
@@ -48,6 +49,7 @@ class BenchPasses {
   MemoryNeed need(Criterion criterion, std::int64_t rows) const;
   bool has_room(Criterion criterion, std::int64_t rows) const;
   void place_boundaries();
+  MemoryForecast forecast(Criterion criterion, const PassSetting& setting) const;
   void require_room(Criterion criterion, const PassSetting& setting);
 
   // Measuring.

@@ -49,7 +49,7 @@ std::string pass_text(const Json& pass) {
   text += fmt::format("         seconds: {}\n", seconds_text(pass.at("seconds_by_phase")));
   if (!pass.at("seconds_by_kind").empty())
     text += fmt::format("         of these: {}\n", seconds_text(pass.at("seconds_by_kind")));
-  text += fmt::format("         memory a rank: at least {} forecast, peak {}\n",
+  text += fmt::format("         memory a rank: {} forecast, peak {}\n",
                       gib(pass.at("forecast_bytes")), gib(pass.at("peak_bytes")));
   return text;
 }

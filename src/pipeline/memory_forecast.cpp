@@ -135,6 +135,16 @@ Error too_little(const MemoryForecast& forecast, const ModelConfig& model, std::
 
 }  // namespace
 
+std::int64_t MemoryForecast::expected() const {
+  return need.total() + need.kept_graphs + (pass.on_cpu ? kBesideTensors : 0);
+}
+
+void expect_graphs(MemoryForecast& forecast, const ModelConfig& model) {
+  if (!forecast.keeps_graphs || forecast.available == 0) return;
+  forecast.pass.spare_bytes = tensors_for_memory(forecast.available - forecast.need.weights);
+  forecast.need = memory_need(model, forecast.pass);
+}
+
 MemoryForecast forecast_memory(const RunConfig& config, ConfigUse use, const ModelConfig& model,
                                const ModelWidths& widths, const ScoredHalves& scored,
                                at::ScalarType dtype, std::int64_t data_ranks) {
@@ -152,6 +162,7 @@ MemoryForecast forecast_memory(const RunConfig& config, ConfigUse use, const Mod
   pass.on_cpu = config.device == DeviceChoice::cpu;
   pass.domains = static_cast<std::int64_t>(config.calibration.domains.size());
   MemoryForecast forecast;
+  forecast.keeps_graphs = config.recompute == Recompute::automatic;
   const auto consider = [&](const Extent& extent) {
     pass.tokens = extent.tokens;
     pass.cached_tokens = extent.cached_tokens;
@@ -284,10 +295,13 @@ MemoryChoice choose_for_memory(const RunConfig& config, MemoryQuestion question,
 
 MemoryChoice forecast_run(const RunConfig& config, const ModelConfig& model,
                           std::int64_t data_ranks, std::int64_t available) {
-  return choose_for_memory(config, {ConfigUse::run, model, dense_widths(model),
-                                    prunable_halves(model, prune_rules(model, config.prune)),
-                                    to_scalar_type(config.dtype.value_or(model.dtype)), data_ranks,
-                                    available, widths_at_refit(config, model)});
+  MemoryChoice choice =
+      choose_for_memory(config, {ConfigUse::run, model, dense_widths(model),
+                                 prunable_halves(model, prune_rules(model, config.prune)),
+                                 to_scalar_type(config.dtype.value_or(model.dtype)), data_ranks,
+                                 available, widths_at_refit(config, model)});
+  expect_graphs(choice.forecast, model);
+  return choice;
 }
 
 RefitNeed forecast_refit(const RunConfig& config, const ModelConfig& model,
@@ -383,7 +397,13 @@ std::string memory_text(const MemoryForecast& forecast) {
                   gib(need.statistics), gib(need.hidden_states), gib(need.working));
   if (need.cache > 0) text += fmt::format(", keys and values {}", gib(need.cache));
   if (need.boundaries > 0) text += fmt::format(", boundaries {}", gib(need.boundaries));
-  return forecast.pass.layer_by_layer ? text + "; layer by layer" : text;
+  if (forecast.pass.layer_by_layer) text += "; layer by layer";
+  if (forecast.expected() == need.total()) return text;
+  return text + fmt::format("; expected {} with {}{}", gib(forecast.expected()),
+                            need.kept_graphs > 0 ? "graphs that are kept" : "",
+                            !forecast.pass.on_cpu  ? ""
+                            : need.kept_graphs > 0 ? " and the program"
+                                                   : "the program");
 }
 
 nlohmann::ordered_json to_json(const MemoryForecast& forecast, const ModelConfig& model) {
@@ -401,7 +421,9 @@ nlohmann::ordered_json to_json(const MemoryForecast& forecast, const ModelConfig
       {"cache_bytes", need.cache},
       {"boundary_bytes", need.boundaries},
       {"order", name_of(forecast.pass.layer_by_layer ? Order::layer_major : Order::sample_major)},
-      {"total_bytes", need.total()}};
+      {"total_bytes", need.total()},
+      {"kept_graph_bytes", need.kept_graphs},
+      {"expected_bytes", forecast.expected()}};
   if (forecast.available > 0) {
     json["available_bytes"] = forecast.available;
     json["fits"] = forecast.fits();
@@ -410,15 +432,16 @@ nlohmann::ordered_json to_json(const MemoryForecast& forecast, const ModelConfig
   return json;
 }
 
-void require_memory(MemoryForecast forecast, const ModelConfig& model,
-                    const ComputeOptions& options, const CommRuntime& runtime,
-                    const ProcessGrid& grid) {
+std::int64_t require_memory(MemoryForecast forecast, const ModelConfig& model,
+                            const ComputeOptions& options, const CommRuntime& runtime,
+                            const ProcessGrid& grid) {
   const std::int64_t sharing = ranks_on_device(options.device, runtime);
   Communicator& world = grid.world();
   forecast.ranks = world.size();
   const std::int64_t mine = available_memory(options.device) / sharing;
   forecast.available = world.min(mine);
   // The rank that has least tells it for all.
+  expect_graphs(forecast, model);
   const std::int64_t rank = world.rank();
   const bool tells = world.min(mine == forecast.available ? rank : world.size()) == rank;
   if (grid.is_root())
@@ -427,6 +450,7 @@ void require_memory(MemoryForecast forecast, const ModelConfig& model,
   together(world, "look at the memory", [&] {
     if (tells && !forecast.fits()) throw too_little(forecast, model, sharing);
   });
+  return forecast.expected();
 }
 
 }  // namespace espalier

@@ -1,7 +1,5 @@
 #include "espalier/pipeline/monitor.h"
 
-#include <sys/resource.h>
-
 #include <algorithm>
 #include <fstream>
 
@@ -143,12 +141,6 @@ std::int64_t kernel_bytes_read() {
   while (file >> name >> value)
     if (name == "rchar:") return value;
   return 0;
-}
-
-std::int64_t peak_memory_bytes() {
-  rusage usage{};
-  ::getrusage(RUSAGE_SELF, &usage);
-  return static_cast<std::int64_t>(usage.ru_maxrss) * 1024;
 }
 
 }  // namespace espalier

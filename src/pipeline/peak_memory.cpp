@@ -1,15 +1,13 @@
 #include "espalier/pipeline/peak_memory.h"
 
-#include <fstream>
-
 #include <c10/core/CachingDeviceAllocator.h>
 
-#include "espalier/pipeline/monitor.h"
+#include "espalier/core/host_memory.h"
 
 namespace espalier {
 
 std::int64_t peak_memory(c10::Device device) {
-  if (device.is_cpu()) return peak_memory_bytes();
+  if (device.is_cpu()) return peak_host_memory();
   const auto stats = c10::getDeviceAllocator(device.type())->getDeviceStats(device.index());
   constexpr auto kAll = static_cast<std::size_t>(c10::CachingAllocator::StatType::AGGREGATE);
   return stats.allocated_bytes[kAll].peak;
@@ -17,7 +15,7 @@ std::int64_t peak_memory(c10::Device device) {
 
 void reset_peak_memory(c10::Device device) {
   if (device.is_cpu())
-    std::ofstream("/proc/self/clear_refs") << "5";  // proc(5): the peak resident set size
+    reset_peak_host_memory();
   else
     c10::getDeviceAllocator(device.type())->resetPeakStats(device.index());
 }

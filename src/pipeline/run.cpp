@@ -342,9 +342,8 @@ class PruningRun {
     MemoryChoice choice = choose_for_memory();
     decided_ = std::move(choice.config);
     on_root("look at the memory", [&] { tell_refit(choice.forecast.available); });
-    forecast_bytes_ = choice.forecast.need.total();
-    espalier::require_memory(std::move(choice.forecast), source_->config, options_, runtime_,
-                             grid_);
+    forecast_bytes_ = espalier::require_memory(std::move(choice.forecast), source_->config,
+                                               options_, runtime_, grid_);
   }
 
   /// A pass that was paused goes on in its own order where that fits, whatever else would.

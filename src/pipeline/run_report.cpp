@@ -393,7 +393,7 @@ void add_memory(log::Block& block, const std::vector<nlohmann::ordered_json>& ro
   if (forecast_bytes == 0 || peak == 0) return;
   constexpr double kGiB = 1073741824.0;
   block.text +=
-      fmt::format("  memory        at least {:.2f} GiB a rank forecast, peak {:.2f} GiB\n",
+      fmt::format("  memory        {:.2f} GiB a rank forecast, peak {:.2f} GiB\n",
                   static_cast<double>(forecast_bytes) / kGiB, static_cast<double>(peak) / kGiB);
   block.facts["memory"] = {{"forecast_bytes", forecast_bytes}, {"peak_bytes", peak}};
 }

@@ -52,20 +52,24 @@ class RankNeed {
     need.statistics += summed_numbers() * pass_.domains * size_of(at::kDouble);
     if (with_outputs()) need.statistics += gram_bytes({0, config_.layers});
     need.cache = cache_bytes();
-    // Inputs of halves are let go on the way back, so the height is where both together are most.
-    const std::int64_t first = with_gradients() ? lowest_half(pass_.scored) : 2 * config_.layers;
-    const auto consider = [&](std::int64_t inputs, std::int64_t working) {
-      const std::int64_t hidden = (inputs + 2) * pass_.tokens * config_.hidden * entry_;
+    // Inputs and graphs of halves are let go on the way back, so the height is where all together
+    // are most.
+    std::int64_t with_graphs = 0;
+    const auto consider = [&](std::int64_t inputs, std::int64_t working, std::int64_t graphs) {
+      const std::int64_t hidden = (inputs + 2) * hidden_bytes();
+      with_graphs = std::max(with_graphs, hidden + working + graphs);
       if (hidden + working <= need.hidden_states + need.working) return;
       need.hidden_states = hidden;
       need.working = working;
     };
-    consider(2 * config_.layers - first, loss_working());
-    for (std::int64_t half = 0; half < 2 * config_.layers; ++half)
-      consider(
-          std::max<std::int64_t>(0, half - first + 1),
-          half % 2 == 0 ? attention_bytes(half / 2, Way::back) : mlp_bytes(half / 2, Way::back));
-    if (with_outputs()) consider(-2, order_working({0, config_.layers}));
+    const std::int64_t first = lowest_differentiated(), halves = 2 * config_.layers;
+    const std::vector<std::int64_t> graphs = graphs_below(pass_.spare_bytes - need.statistics);
+    consider(halves - first, loss_working(), graphs.back());
+    for (std::int64_t half = 0; half < halves; ++half)
+      consider(std::max<std::int64_t>(0, half - first + 1), half_bytes(half, Way::back),
+               graphs[static_cast<std::size_t>(half)]);
+    if (with_outputs()) consider(-2, order_working({0, config_.layers}), 0);
+    need.kept_graphs = with_graphs - need.hidden_states - need.working;
     return need;
   }
 
@@ -94,34 +98,63 @@ class RankNeed {
     for (std::size_t l = 0; l + 1 < all.size(); ++l) {
       const bool has_next = l + 2 < all.size();
       two_layers = std::max(two_layers, all[l].weights + (has_next ? all[l + 1].weights : 0));
-      const auto layer = static_cast<std::int64_t>(l);
-      const std::int64_t gram = with_outputs() ? gram_bytes({layer, layer + 1}) : 0;
-      need.statistics = std::max(need.statistics, all[l].sums + gram);
     }
     need.weights = two_layers + all.back().weights;
-    need.statistics += summed_numbers() * pass_.domains * size_of(at::kDouble);
+    const std::int64_t small_sums = summed_numbers() * pass_.domains * size_of(at::kDouble);
     const std::int64_t lowest = with_gradients() ? lowest_half(pass_.scored) / 2 : config_.layers;
     need.boundaries =
         (config_.layers - lowest + 1) * pass_.boundary_tokens * config_.hidden * entry_;
-    const auto consider = [&](std::int64_t inputs, std::int64_t working) {
-      const std::int64_t hidden = inputs * pass_.tokens * config_.hidden * entry_;
-      if (hidden + working <= need.hidden_states + need.working) return;
+    // Sums of a layer begin on the way back through it, and end with it.
+    const auto consider = [&](std::int64_t inputs, std::int64_t working, std::int64_t sums) {
+      const std::int64_t hidden = inputs * hidden_bytes();
+      if (hidden + working + small_sums + sums <=
+          need.hidden_states + need.working + need.statistics)
+        return;
       need.hidden_states = hidden;
       need.working = working;
+      need.statistics = small_sums + sums;
     };
-    consider(3, loss_working());
+    consider(3, loss_working(), 0);
     for (std::int64_t layer = 0; layer < config_.layers; ++layer) {
       if (layer < lowest) {
-        consider(3, std::max(attention_bytes(layer, Way::forward), mlp_bytes(layer, Way::forward)));
+        consider(3, std::max(attention_bytes(layer, Way::forward), mlp_bytes(layer, Way::forward)),
+                 0);
         continue;
       }
+      const std::int64_t gram = with_outputs() ? gram_bytes({layer, layer + 1}) : 0;
+      const std::int64_t sums = all[static_cast<std::size_t>(layer)].sums + gram;
       // The attention's graph is kept while the MLP goes back, at whose end is its norm.
-      consider(4, std::max(attention_bytes(layer, Way::forward) +
-                               std::max(mlp_bytes(layer, Way::back), norm_back_bytes()),
-                           attention_bytes(layer, Way::back)));
-      if (with_outputs()) consider(0, order_working({layer, layer + 1}));
+      consider(4,
+               std::max(attention_bytes(layer, Way::forward) +
+                            std::max(mlp_bytes(layer, Way::back), norm_back_bytes()),
+                        attention_bytes(layer, Way::back)),
+               sums);
+      if (with_outputs()) consider(0, order_working({layer, layer + 1}), sums);
     }
     return need;
+  }
+
+  std::int64_t lowest_differentiated() const {
+    return with_gradients() ? lowest_half(pass_.scored) : 2 * config_.layers;
+  }
+  /// [B, T, D]
+  std::int64_t hidden_bytes() const { return pass_.tokens * config_.hidden * entry_; }
+
+  /// Bytes of the graphs that are kept of the halves below each, and last of all, where `room` is
+  /// for them, the loss and the inputs of halves: as blockwise_backward does it.
+  std::vector<std::int64_t> graphs_below(std::int64_t room) const {
+    const std::int64_t first = lowest_differentiated(), halves = 2 * config_.layers;
+    room -= loss_working() + (halves - first + 2) * hidden_bytes();
+    std::vector<std::int64_t> below(static_cast<std::size_t>(first + 1), 0);
+    std::int64_t largest = 0;
+    for (std::int64_t half = first; half < halves; ++half) {
+      const std::int64_t graph = graph_bytes(half);
+      largest = std::max(largest, graph);
+      const bool kept = room >= graph + largest;
+      if (kept) room -= graph;
+      below.push_back(below.back() + (kept ? graph : 0));
+    }
+    return below;
   }
 
   bool with_weight_gradients() const { return pass_.criterion == Criterion::taylor; }
@@ -283,6 +316,28 @@ class RankNeed {
   /// What a half takes while it runs forward, or most on its way back, if it goes that way.
   enum class Way { forward, back };
 
+  /// The graph of a half that waits for its way back, with its output.
+  std::int64_t graph_bytes(std::int64_t half) const {
+    const LayerWidths& layer = widths(half / 2);
+    if (half % 2 == 1) return mlp_bytes(half / 2, Way::forward) + hidden_bytes();
+    const auto heads = static_cast<std::int64_t>(layer.query_heads.size());
+    const auto kv_heads = static_cast<std::int64_t>(layer.kv_heads.size());
+    // Rotated q and k, v and the output; q and k as they came out of their products, for their
+    // weights or their norms.
+    const std::int64_t kept = 2 * (heads + kv_heads) * config_.head_dim * entry_;
+    const std::int64_t mapped =
+        config_.qk_norm || with_weight_gradients()
+            ? (heads + kv_heads) * config_.head_dim * (config_.qk_norm ? normed_entry() : entry_)
+            : 0;
+    return norm_bytes() + pass_.tokens * (kept + mapped) + hidden_bytes();
+  }
+  /// Of q or k before its norm, and that in float32 where the model is narrower.
+  std::int64_t normed_entry() const { return keeps_wide_copies() ? entry_ + 4 : entry_; }
+
+  std::int64_t half_bytes(std::int64_t half, Way way) const {
+    return half % 2 == 0 ? attention_bytes(half / 2, way) : mlp_bytes(half / 2, way);
+  }
+
   /// Rotated q and k, v, the output and its contiguous copy; where q and k are normed, what they
   /// were before, and that in float32 where the model is narrower; going back a gradient of each.
   std::int64_t attention_bytes(std::int64_t layer, Way way) const {
@@ -292,9 +347,8 @@ class RankNeed {
     const std::int64_t mapped = with_weight_gradients() ? heads + kv_heads : 0;
     const std::int64_t kept = (3 * heads + 2 * kv_heads + mapped) * config_.head_dim;
     const int arrays = with_gradients() && way == Way::back ? 2 : 1;
-    const std::int64_t normed = config_.qk_norm ? (heads + kv_heads) * config_.head_dim *
-                                                      (keeps_wide_copies() ? entry_ + 4 : entry_)
-                                                : 0;
+    const std::int64_t normed =
+        config_.qk_norm ? (heads + kv_heads) * config_.head_dim * normed_entry() : 0;
     return std::max(norm_bytes() + pass_.tokens * (entry_ * kept * arrays + normed),
                     observed_bytes(layer, UnitKind::attention));
   }

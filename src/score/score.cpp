@@ -11,6 +11,7 @@
 #include "espalier/core/error.h"
 #include "espalier/core/fault.h"
 #include "espalier/core/hash.h"
+#include "espalier/core/host_memory.h"
 #include "espalier/core/stop.h"
 #include "espalier/model/tensor_ops.h"
 #include "espalier/score/unit_sums.h"
@@ -55,6 +56,7 @@ class Pass {
 
   ScorePass run() {
     ScorePass pass;
+    release_freed_memory();  // of reading the weights or of the last iteration
     work_ = work_of(model_, data_, request_);
     if (request_.paused && is_continued_by_this(*request_.paused)) {
       continue_from(*request_.paused);

@@ -18,6 +18,7 @@ from workbench import PROGRAM, Case, Running, main, run, write_tokens
 
 GIB = 2**30
 FORECAST = r"memory   at least ([\d.]+) GiB a rank: .*; ([\d.]+) GiB free for each of (\d) rank"
+END = r"memory +([\d.]+) GiB a rank forecast, peak ([\d.]+) GiB"
 REFUSAL = r"not enough memory on \S+: a rank needs ([\d.]+) GiB and can have ([\d.]+) \(exit 69\)"
 
 
@@ -87,6 +88,52 @@ class MemoryEstimate(Case):
         refused = run("eval", long, prefix=["prlimit", f"--as={int(size + 0.2 * need * GIB)}"])
         self.assertEqual(refused.code, 69, refused)
         self.assertRegex(refused.err, REFUSAL)
+
+
+class Forecast(Case):
+    """What is said before a run is what it takes."""
+
+    model = {"layers": 8, "hidden": 512, "heads": 8, "kv_heads": 4, "head_dim": 64, "channels": 2048, "vocab": 4096}
+
+    def config(self, name, **execution):
+        write_tokens(self.bench.folder / "rows.h5", rows=8, length=128, vocab=4096, seed=1)
+        return self.bench.config(
+            name,
+            model={"path": "model", "dtype": "float32"},
+            calibration={"domains": [{"name": "rows", "tokens": "rows.h5"}], "micro_batch_tokens": 512},
+            importance={"criterion": "taylor"},
+            prune={"target": 0.2, "iterations": 1},
+            evaluation={"perplexity": []},
+            execution=execution,
+        )
+
+    def test_it_is_what_the_run_takes(self):
+        # What the process that starts a program once took is not the program's.
+        del (bytearray(b"x") * 2**30)[:]
+        for order, recompute, ranks in (("sample_major", "all", 1), ("sample_major", "all", 2), ("sample_major", "auto", 1), ("layer_major", "auto", 2)):
+            with self.subTest(order=order, recompute=recompute, ranks=ranks):
+                config = self.config("one", order=order, recompute=recompute)
+                layout = ("--tensor", ranks)
+                result = self.succeeds("run", config, "--run-dir", self.folder / f"{order}-{recompute}-{ranks}", *layout, ranks=ranks)
+                forecast, peak = map(float, re.search(END, result.text).groups())
+                # A process without tensors takes less than what is forecast for it.
+                self.assertLess(abs(forecast - peak), 0.12, result.text)
+                plan = json.loads(self.succeeds("plan", config, "--json", *layout).out)
+                said = float(re.search(r"; expected ([\d.]+) with", result.text)[1])
+                self.assertAlmostEqual(said, forecast, delta=0.06)
+                if recompute == "all":
+                    self.assertAlmostEqual(plan["expected_bytes"] / GIB, forecast, delta=0.006)
+
+    def test_graphs_that_are_kept(self):
+        few, many = (json.loads(self.succeeds("plan", self.config("few", order="sample_major"), "--memory", gib, "--json").out) for gib in (0.8, 8))
+        self.assertEqual(few["total_bytes"], many["total_bytes"])
+        self.assertLess(few["kept_graph_bytes"], many["kept_graph_bytes"])
+        for plan in (few, many):
+            self.assertEqual(plan["expected_bytes"], plan["total_bytes"] + plan["kept_graph_bytes"] + 2**28)
+        text = self.succeeds("plan", self.config("few", order="sample_major"), "--memory", 8).out
+        self.assertRegex(text, r"; expected [\d.]+ with graphs that are kept and the program; micro-batches")
+        text = self.succeeds("plan", self.config("none", recompute="all", order="sample_major"), "--memory", 8).out
+        self.assertRegex(text, r"; expected [\d.]+ with the program; micro-batches")
 
 
 class Plan(Case):

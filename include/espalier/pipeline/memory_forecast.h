@@ -30,7 +30,12 @@ struct MemoryForecast {
   std::int64_t ranks = 1;
   /// Of all micro-batches of a data rank.
   std::int64_t boundary_tokens = 0;
+  /// `execution.recompute: auto`.
+  bool keeps_graphs = false;
 
+  /// What a process will have taken at the height of the pass, with the graphs that it will keep
+  /// where `available` is known: on a CPU of resident memory, on a GPU of tensors.
+  std::int64_t expected() const;
   bool fits() const { return available == 0 || need.total() <= available; }
 };
 
@@ -103,15 +108,19 @@ nlohmann::ordered_json to_json(const RefitNeed& need);
 /// room for what is no tensor (memory_for_tensors).
 std::vector<std::string> fitting_changes(const MemoryForecast& forecast, const ModelConfig& model);
 
-/// "6.1 GiB a rank: weights 2.1, sums of gradients 2.1, hidden states 1.2, working set 0.7".
+/// Fills in what `available` leaves for graphs, beside the weights. For `recompute: auto`.
+void expect_graphs(MemoryForecast& forecast, const ModelConfig& model);
+
+/// "6.1 GiB a rank: weights 2.1, sums of gradients 2.1, hidden states 1.2, working set 0.7;
+/// expected 8.4 with graphs that are kept and the program".
 std::string memory_text(const MemoryForecast& forecast);
 nlohmann::ordered_json to_json(const MemoryForecast& forecast, const ModelConfig& model);
 
 /// Before anything large is made: says what the pass needs and what there is, and refuses what
-/// cannot fit on some rank: Error(unsuitable) with the changes that would. Collective over the
-/// world of `grid`.
-void require_memory(MemoryForecast forecast, const ModelConfig& model,
-                    const ComputeOptions& options, const CommRuntime& runtime,
-                    const ProcessGrid& grid);
+/// cannot fit on some rank: Error(unsuitable) with the changes that would. Returns what is expected
+/// of a rank. Collective over the world of `grid`.
+std::int64_t require_memory(MemoryForecast forecast, const ModelConfig& model,
+                            const ComputeOptions& options, const CommRuntime& runtime,
+                            const ProcessGrid& grid);
 
 }  // namespace espalier

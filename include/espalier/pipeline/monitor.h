@@ -71,9 +71,6 @@ class Monitor {
 std::string progress_line(const std::string& phase, std::int64_t done, std::int64_t total,
                           const std::string& unit, double seconds, std::size_t columns);
 
-/// Largest resident memory of this process so far, bytes.
-std::int64_t peak_memory_bytes();
-
 /// Bytes this process has read through system calls so far, as the kernel counts them
 /// (/proc/self/io); 0 where the kernel does not tell.
 std::int64_t kernel_bytes_read();

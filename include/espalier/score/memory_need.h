@@ -36,20 +36,22 @@ struct PassShape {
   bool layer_by_layer = false;
   /// Of all micro-batches of a data rank, as far as their boundaries are in this memory.
   std::int64_t boundary_tokens = 0;
+  /// What the rank may take to keep graphs, with its statistics (ScoreRequest::spare_bytes).
+  std::int64_t spare_bytes = 0;
   /// Slots of keys and values that a generation keeps, of all rows together; 0 = none is kept.
   std::int64_t cached_tokens = 0;
 };
 
-/// Bytes of tensors that one rank holds at the height of a pass that keeps no graphs
-/// (`execution.recompute: all`): the least that the pass needs. What LibTorch, MPI and the
-/// allocator take beside tensors is not in it.
+/// Bytes of tensors that one rank holds at the height of a pass. What LibTorch, MPI and the
+/// allocator take beside tensors is not in it (kBesideTensors).
 struct MemoryNeed {
   /// The rank's slices of all tensors; layer by layer those of two layers and of what lies outside.
   std::int64_t weights = 0;
   /// taylor: a sum per scored weight; gate criteria: a float64 per unit and domain; wanda_sp and
   /// flap: one or two per entry at the gates and domain. obs: a matrix of the inputs of every
   /// scored o_proj and down_proj, and of their outputs' gradients under full curvature. Layer by
-  /// layer, the sums per weight and the matrices are those of one layer.
+  /// layer, the sums per weight and the matrices are those of one layer, and none where the loss is
+  /// the height: they begin behind it.
   std::int64_t statistics = 0;
   /// [B, T, D] in the model's dtype, in full on every tensor rank: the input of every half layer
   /// from the lowest scored one up, and two more under way; layer by layer, of the halves at hand.
@@ -64,7 +66,10 @@ struct MemoryNeed {
   /// Layer by layer: [B, T, D] of every micro-batch at the entrance of every layer from the lowest
   /// scored one up, and on its way back.
   std::int64_t boundaries = 0;
+  /// What graphs that are kept because there is room for them add to the height.
+  std::int64_t kept_graphs = 0;
 
+  /// The least that the pass needs: without graphs that are kept (`execution.recompute: all`).
   std::int64_t total() const {
     return weights + statistics + hidden_states + working + cache + boundaries;
   }

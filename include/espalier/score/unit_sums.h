@@ -41,14 +41,23 @@ std::vector<double> column_sums(const CausalLM& model, std::int64_t layer, UnitK
 std::vector<double> entries_to_units(const CausalLM& model, AttentionUnit unit, std::int64_t layer,
                                      UnitKind half, const std::vector<double>& entries);
 
-/// Sums, per unit of one half, the values that `of_role` gives for every scored tensor (same shape
-/// as the weight): rows of q, k, v, gate and up, columns of o and down. Under multi-head attention
-/// head h takes k and v rows h. `problems` receives every tensor of the half with a sum that is
-/// not finite (bad_content).
+/// Some rows (axis 0) or columns (axis 1) of a matrix.
+struct Lines {
+  std::int64_t axis;
+  Range range;
+  /// Shares the storage.
+  at::Tensor of(const at::Tensor& weight) const;
+};
+/// One value for each number of these lines of a weight, in their shape.
+using ValuesOfWeight = std::function<at::Tensor(TensorRole, const Lines&)>;
+
+/// Sums in float64, per unit of one half, the values of every scored tensor: rows of q, k, v, gate
+/// and up, columns of o and down. Under multi-head attention head h takes k and v rows h. Asks for
+/// some lines at a time, so that nothing of a tensor's size lies beside it. `problems` receives
+/// every tensor of the half with a sum that is not finite (bad_content).
 std::vector<double> sum_over_unit_tensors(const CausalLM& model, AttentionUnit unit,
                                           std::int64_t layer, UnitKind half,
-                                          const std::function<at::Tensor(TensorRole)>& of_role,
-                                          Problems& problems);
+                                          const ValuesOfWeight& values_of, Problems& problems);
 
 /// Adds every row up over the ranks of `data`, all in one collective. Collective.
 void reduce_unit_sums(std::span<UnitSums> rows, Communicator& data);

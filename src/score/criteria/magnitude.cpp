@@ -23,8 +23,8 @@ class Magnitude final : public WithoutData {
           sums[static_cast<std::size_t>(layer)][static_cast<std::size_t>(half)] =
               sum_over_unit_tensors(
                   model(), unit(), layer, half,
-                  [&](TensorRole role) {
-                    return model().layer(layer).by_role(role).to(wide).abs();
+                  [&](TensorRole role, const Lines& lines) {
+                    return lines.of(model().layer(layer).by_role(role)).to(wide).abs();
                   },
                   problems);
     problems.throw_if_any();

@@ -110,9 +110,9 @@ class WeightGradients final : public Statistics {
     for_each_scored(layers, [&](std::int64_t layer, UnitKind half) {
       sums[static_cast<std::size_t>(layer)][static_cast<std::size_t>(half)] = sum_over_unit_tensors(
           model(), unit(), layer, half,
-          [&](TensorRole role) {
-            return weight_times_gradient(model().layer(layer).by_role(role),
-                                         gradient_or_zero(layer, role));
+          [&](TensorRole role, const Lines& lines) {
+            return weight_times_gradient(lines.of(model().layer(layer).by_role(role)),
+                                         lines.of(gradient_or_zero(layer, role)));
           },
           problems);
     });

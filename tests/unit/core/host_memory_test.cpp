@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <fstream>
 #include <string>
+#include <vector>
 
 #include <gtest/gtest.h>
 
@@ -23,6 +24,7 @@ class HostMemory : public ::testing::Test {
     fs::create_directories((root_ / path).parent_path());
     std::ofstream(root_ / path) << text;
   }
+  const fs::path& root() const { return root_.path(); }
   std::int64_t available() const { return available_host_memory(root_.path()); }
 
  private:
@@ -53,6 +55,22 @@ TEST_F(HostMemory, AGroupOfVersionOneLimitsIt) {
 TEST_F(HostMemory, AGroupThatNamesNoFilesLimitsNothing) {
   write("proc/self/cgroup", "0::/gone\nnonsense\n");
   EXPECT_EQ(available(), 800 * 1024);
+}
+
+TEST_F(HostMemory, ThePeakIsThatOfThisProgram) {
+  write("proc/self/status", "Name:\tespalier\nVmPeak:\t  900 kB\nVmHWM:\t     700 kB\n");
+  EXPECT_EQ(peak_host_memory(root()), 700 * 1024);
+}
+
+TEST(HostMemoryHere, ThePeakIsKeptUntilItIsReset) {
+  constexpr std::size_t kBytes = std::size_t{96} << 20;
+  const std::int64_t before = peak_host_memory();
+  std::vector<char>(kBytes, 1);
+  const std::int64_t after = peak_host_memory();
+  EXPECT_GE(after, before);
+  EXPECT_GE(after, static_cast<std::int64_t>(kBytes));
+  reset_peak_host_memory();
+  EXPECT_LE(peak_host_memory(), after);
 }
 
 TEST(HostMemoryHere, IsPositive) { EXPECT_GT(available_host_memory(), 1 << 20); }

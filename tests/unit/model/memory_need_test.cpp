@@ -225,6 +225,27 @@ class KeptGraphsTest : public MemoryNeedTest {
   KeptGraphsTest() : MemoryNeedTest(16, 32) {}
 };
 
+TEST_P(KeptGraphsTest, AreForecast) {
+  pass_.dtype = at::kFloat;
+  for (const Criterion criterion : {Criterion::taylor, Criterion::taylor_gate})
+    for (const ModelWidths& widths : {dense_widths(config_), testing::random_widths(config_, 5)}) {
+      pass_.criterion = criterion;
+      pass_.widths = widths;
+      const Measured least = measure();
+      for (const int eighths : {6, 12, 24, 80}) {
+        const std::int64_t bytes = (least.pass - least.statistics) * eighths / 8;
+        const auto taken =
+            static_cast<double>(-testing::world_group().control().min(-measure(bytes).pass));
+        pass_.spare_bytes = bytes + least.statistics;
+        const MemoryNeed need = memory_need(config_, pass_);
+        EXPECT_EQ(need.kept_graphs > 0, eighths > 8) << what();
+        const auto expected = static_cast<double>(need.total() + need.kept_graphs - need.weights);
+        EXPECT_GT(expected / taken, 0.9) << what() << ", " << eighths << " eighths";
+        EXPECT_LT(expected / taken, 1.06) << what() << ", " << eighths << " eighths";
+      }
+    }
+}
+
 TEST_P(KeptGraphsTest, StayWithinWhatTheyMayTake) {
   pass_.dtype = at::kFloat;
   pass_.criterion = Criterion::taylor_gate;
