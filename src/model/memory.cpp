@@ -43,6 +43,12 @@ std::int64_t available_memory(c10::Device device) {
   return free + stats.reserved_bytes[kAll].current - stats.allocated_bytes[kAll].current;
 }
 
+std::int64_t resident_with_tensors(std::int64_t bytes) {
+  constexpr std::int64_t kProgram = std::int64_t{192} << 20;
+  constexpr std::int64_t kHeap = std::int64_t{1} << 30;
+  return kProgram + bytes + std::min(bytes, kHeap) / 8;
+}
+
 std::int64_t memory_for_tensors(std::int64_t bytes) {
   const std::int64_t small = std::min(bytes, kSmallPass);
   return kBesideTensors + bytes + small / 2 + (bytes - small) / 8;

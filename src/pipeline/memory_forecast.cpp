@@ -136,7 +136,8 @@ Error too_little(const MemoryForecast& forecast, const ModelConfig& model, std::
 }  // namespace
 
 std::int64_t MemoryForecast::expected() const {
-  return need.total() + need.kept_graphs + (pass.on_cpu ? kBesideTensors : 0);
+  const std::int64_t tensors = need.total() + need.kept_graphs;
+  return pass.on_cpu ? resident_with_tensors(tensors) : tensors;
 }
 
 void expect_graphs(MemoryForecast& forecast, const ModelConfig& model) {
@@ -280,9 +281,11 @@ MemoryChoice choose_for_memory(const RunConfig& config, MemoryQuestion question,
   question.data_ranks = grid.data_size();
   question.available =
       grid.world().min(available_memory(options.device) / ranks_on_device(options.device, runtime));
+  RunConfig here = config;  // where the device is known
+  here.device = options.device.is_cpu() ? DeviceChoice::cpu : DeviceChoice::cuda;
   MemoryChoice choice;
-  together(grid.world(), "look at the memory",
-           [&] { choice = choose_for_memory(config, question); });
+  together(grid.world(), "look at the memory", [&] { choice = choose_for_memory(here, question); });
+  choice.config.device = config.device;
   if (!grid.is_root()) return choice;
   if (const std::string text = choice_text(choice); !text.empty()) log::info("order    {}", text);
   const bool chose_curvature = config.importance.criterion == Criterion::obs &&

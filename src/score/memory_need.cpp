@@ -94,42 +94,43 @@ class RankNeed {
   MemoryNeed layer_by_layer() const {
     MemoryNeed need;
     const std::vector<Tensors> all = tensors();
-    std::int64_t two_layers = 0;
-    for (std::size_t l = 0; l + 1 < all.size(); ++l) {
-      const bool has_next = l + 2 < all.size();
-      two_layers = std::max(two_layers, all[l].weights + (has_next ? all[l + 1].weights : 0));
-    }
-    need.weights = two_layers + all.back().weights;
+    // The one at hand and the one that is read beside it.
+    const auto weights = [&](std::int64_t layer, std::int64_t next) {
+      const auto of = [&](std::int64_t l) { return all[static_cast<std::size_t>(l)].weights; };
+      const bool is_layer = next >= 0 && next < config_.layers;
+      return all.back().weights + of(layer) + (is_layer ? of(next) : 0);
+    };
     const std::int64_t small_sums = summed_numbers() * pass_.domains * size_of(at::kDouble);
     const std::int64_t lowest = with_gradients() ? lowest_half(pass_.scored) / 2 : config_.layers;
     need.boundaries =
         (config_.layers - lowest + 1) * pass_.boundary_tokens * config_.hidden * entry_;
     // Sums of a layer begin on the way back through it, and end with it.
-    const auto consider = [&](std::int64_t inputs, std::int64_t working, std::int64_t sums) {
+    const auto consider = [&](std::int64_t held, std::int64_t inputs, std::int64_t working,
+                              std::int64_t sums) {
       const std::int64_t hidden = inputs * hidden_bytes();
-      if (hidden + working + small_sums + sums <=
-          need.hidden_states + need.working + need.statistics)
+      if (held + hidden + working + small_sums + sums <=
+          need.weights + need.hidden_states + need.working + need.statistics)
         return;
+      need.weights = held;
       need.hidden_states = hidden;
       need.working = working;
       need.statistics = small_sums + sums;
     };
-    consider(3, loss_working(), 0);
+    consider(weights(config_.layers - 1, -1), 3, loss_working(), 0);
     for (std::int64_t layer = 0; layer < config_.layers; ++layer) {
-      if (layer < lowest) {
-        consider(3, std::max(attention_bytes(layer, Way::forward), mlp_bytes(layer, Way::forward)),
-                 0);
-        continue;
-      }
+      consider(weights(layer, layer + 1), 3,
+               std::max(attention_bytes(layer, Way::forward), mlp_bytes(layer, Way::forward)), 0);
+      if (layer < lowest) continue;
       const std::int64_t gram = with_outputs() ? gram_bytes({layer, layer + 1}) : 0;
       const std::int64_t sums = all[static_cast<std::size_t>(layer)].sums + gram;
       // The attention's graph is kept while the MLP goes back, at whose end is its norm.
-      consider(4,
+      const std::int64_t held = weights(layer, layer > lowest ? layer - 1 : -1);
+      consider(held, 4,
                std::max(attention_bytes(layer, Way::forward) +
                             std::max(mlp_bytes(layer, Way::back), norm_back_bytes()),
                         attention_bytes(layer, Way::back)),
                sums);
-      if (with_outputs()) consider(0, order_working({layer, layer + 1}), sums);
+      if (with_outputs()) consider(held, 0, order_working({layer, layer + 1}), sums);
     }
     return need;
   }

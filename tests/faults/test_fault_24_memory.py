@@ -8,6 +8,7 @@ message offers is made, under the same limit; an allocation fails on one rank, a
 import json
 import pathlib
 import re
+import shutil
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
@@ -95,10 +96,11 @@ class Forecast(Case):
 
     model = {"layers": 8, "hidden": 512, "heads": 8, "kv_heads": 4, "head_dim": 64, "channels": 2048, "vocab": 4096}
 
-    def config(self, name, **execution):
+    def config(self, name, device="cpu", **execution):
         write_tokens(self.bench.folder / "rows.h5", rows=8, length=128, vocab=4096, seed=1)
         return self.bench.config(
             name,
+            device=device,
             model={"path": "model", "dtype": "float32"},
             calibration={"domains": [{"name": "rows", "tokens": "rows.h5"}], "micro_batch_tokens": 512},
             importance={"criterion": "taylor"},
@@ -110,13 +112,14 @@ class Forecast(Case):
     def test_it_is_what_the_run_takes(self):
         # What the process that starts a program once took is not the program's.
         del (bytearray(b"x") * 2**30)[:]
+        device = "cpu" if shutil.which("nvidia-smi") else "auto"
         for order, recompute, ranks in (("sample_major", "all", 1), ("sample_major", "all", 2), ("sample_major", "auto", 1), ("layer_major", "auto", 2)):
             with self.subTest(order=order, recompute=recompute, ranks=ranks):
-                config = self.config("one", order=order, recompute=recompute)
+                config = self.config("one", device if recompute == "auto" else "cpu", order=order, recompute=recompute)
                 layout = ("--tensor", ranks)
                 result = self.succeeds("run", config, "--run-dir", self.folder / f"{order}-{recompute}-{ranks}", *layout, ranks=ranks)
                 forecast, peak = map(float, re.search(END, result.text).groups())
-                # A process without tensors takes less than what is forecast for it.
+                # What the heap keeps is a guess that counts for something beside so small a model.
                 self.assertLess(abs(forecast - peak), 0.12, result.text)
                 plan = json.loads(self.succeeds("plan", config, "--json", *layout).out)
                 said = float(re.search(r"; expected ([\d.]+) with", result.text)[1])
@@ -129,7 +132,8 @@ class Forecast(Case):
         self.assertEqual(few["total_bytes"], many["total_bytes"])
         self.assertLess(few["kept_graph_bytes"], many["kept_graph_bytes"])
         for plan in (few, many):
-            self.assertEqual(plan["expected_bytes"], plan["total_bytes"] + plan["kept_graph_bytes"] + 2**28)
+            tensors = plan["total_bytes"] + plan["kept_graph_bytes"]
+            self.assertEqual(plan["expected_bytes"], tensors + tensors // 8 + 192 * 2**20)
         text = self.succeeds("plan", self.config("few", order="sample_major"), "--memory", 8).out
         self.assertRegex(text, r"; expected [\d.]+ with graphs that are kept and the program; micro-batches")
         text = self.succeeds("plan", self.config("none", recompute="all", order="sample_major"), "--memory", 8).out

@@ -16,6 +16,11 @@ std::int64_t available_memory(c10::Device device);
 /// and what the allocator cannot give back (230 MiB were seen on a CPU).
 inline constexpr std::int64_t kBesideTensors = std::int64_t{256} << 20;
 
+/// What a CPU process that holds tensors of `bytes` is expected to have resident: the program and
+/// its libraries (190 MiB were seen), and what the C library's heap keeps free between blocks,
+/// which grew with the tensors up to about an eighth of a GiB. Pure.
+std::int64_t resident_with_tensors(std::int64_t bytes);
+
 /// Memory that a process should have for tensors of `bytes`: kBesideTensors, an eighth more, and
 /// for the first 2 GiB of tensors half as much again instead: the C library keeps blocks below 32
 /// MiB, which small passes are made of, in one heap, with holes of 44 % of the tensors where that

@@ -45,7 +45,8 @@ struct PassShape {
 /// Bytes of tensors that one rank holds at the height of a pass. What LibTorch, MPI and the
 /// allocator take beside tensors is not in it (kBesideTensors).
 struct MemoryNeed {
-  /// The rank's slices of all tensors; layer by layer those of two layers and of what lies outside.
+  /// The rank's slices of all tensors; layer by layer those of what lies outside, of the layer at
+  /// hand and of the one that is read beside it.
   std::int64_t weights = 0;
   /// taylor: a sum per scored weight; gate criteria: a float64 per unit and domain; wanda_sp and
   /// flap: one or two per entry at the gates and domain. obs: a matrix of the inputs of every

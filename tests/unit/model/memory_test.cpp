@@ -37,6 +37,8 @@ TEST(TorchErrors, MemoryThatRanOutIsNamedWhoeverNoticed) {
 
 TEST(Memory, TensorsLeaveRoomForWhatIsNone) {
   constexpr std::int64_t kGiB = std::int64_t{1} << 30;
+  EXPECT_EQ(resident_with_tensors(kGiB / 2), kGiB / 2 + kGiB / 16 + (192 << 20));
+  EXPECT_EQ(resident_with_tensors(10 * kGiB), 10 * kGiB + kGiB / 8 + (192 << 20));
   EXPECT_EQ(memory_for_tensors(0), kBesideTensors);
   EXPECT_EQ(memory_for_tensors(kGiB), kBesideTensors + kGiB + kGiB / 2);
   EXPECT_EQ(memory_for_tensors(10 * kGiB), kBesideTensors + 12 * kGiB);
