@@ -250,7 +250,8 @@ int command_plan(const CommandOptions& options) {
     output::print("layout   {} = tensor {} x data {}, {}, {}\n", counted(forecast.ranks, "rank"),
                   config.tensor, forecast.ranks / config.tensor, facts["dtype"].get<std::string>(),
                   name_of(config.importance.criterion));
-    output::print("memory   at least {}; micro-batches of {}\n", memory_text(forecast),
+    output::print("memory   at least {}{}; micro-batches of {}\n", memory_text(forecast),
+                  expected_text(forecast),
                   counted(facts["micro_batch_tokens"].get<std::int64_t>(), "token"));
     if (const std::string text = choice_text(choice); !text.empty())
       output::print("order    {}\n", text);

@@ -400,13 +400,15 @@ std::string memory_text(const MemoryForecast& forecast) {
                   gib(need.statistics), gib(need.hidden_states), gib(need.working));
   if (need.cache > 0) text += fmt::format(", keys and values {}", gib(need.cache));
   if (need.boundaries > 0) text += fmt::format(", boundaries {}", gib(need.boundaries));
-  if (forecast.pass.layer_by_layer) text += "; layer by layer";
-  if (forecast.expected() == need.total()) return text;
-  return text + fmt::format("; expected {} with {}{}", gib(forecast.expected()),
-                            need.kept_graphs > 0 ? "graphs that are kept" : "",
-                            !forecast.pass.on_cpu  ? ""
-                            : need.kept_graphs > 0 ? " and the program"
-                                                   : "the program");
+  return forecast.pass.layer_by_layer ? text + "; layer by layer" : text;
+}
+
+std::string expected_text(const MemoryForecast& forecast) {
+  std::vector<std::string> with;
+  if (forecast.need.kept_graphs > 0) with.emplace_back("graphs that are kept");
+  if (forecast.pass.on_cpu) with.emplace_back("the program");
+  if (with.empty()) return {};
+  return fmt::format("; expected {} with {}", gib(forecast.expected()), fmt::join(with, " and "));
 }
 
 nlohmann::ordered_json to_json(const MemoryForecast& forecast, const ModelConfig& model) {
@@ -448,8 +450,8 @@ std::int64_t require_memory(MemoryForecast forecast, const ModelConfig& model,
   const std::int64_t rank = world.rank();
   const bool tells = world.min(mine == forecast.available ? rank : world.size()) == rank;
   if (grid.is_root())
-    log::info("memory   at least {}; {} GiB free for each of {}", memory_text(forecast),
-              gib(forecast.available), counted(sharing, "rank"));
+    log::info("memory   at least {}{}; {} GiB free for each of {}", memory_text(forecast),
+              expected_text(forecast), gib(forecast.available), counted(sharing, "rank"));
   together(world, "look at the memory", [&] {
     if (tells && !forecast.fits()) throw too_little(forecast, model, sharing);
   });

@@ -111,9 +111,10 @@ std::vector<std::string> fitting_changes(const MemoryForecast& forecast, const M
 /// Fills in what `available` leaves for graphs, beside the weights. For `recompute: auto`.
 void expect_graphs(MemoryForecast& forecast, const ModelConfig& model);
 
-/// "6.1 GiB a rank: weights 2.1, sums of gradients 2.1, hidden states 1.2, working set 0.7;
-/// expected 8.4 with graphs that are kept and the program".
+/// "6.1 GiB a rank: weights 2.1, sums of gradients 2.1, hidden states 1.2, working set 0.7".
 std::string memory_text(const MemoryForecast& forecast);
+/// "; expected 8.4 with graphs that are kept and the program"; empty where nothing comes beside.
+std::string expected_text(const MemoryForecast& forecast);
 nlohmann::ordered_json to_json(const MemoryForecast& forecast, const ModelConfig& model);
 
 /// Before anything large is made: says what the pass needs and what there is, and refuses what
