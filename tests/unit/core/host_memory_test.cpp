@@ -1,9 +1,11 @@
 #include "espalier/core/host_memory.h"
 
+#include <sys/mman.h>
+
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <string>
-#include <vector>
 
 #include <gtest/gtest.h>
 
@@ -63,14 +65,18 @@ TEST_F(HostMemory, ThePeakIsThatOfThisProgram) {
 }
 
 TEST(HostMemoryHere, ThePeakIsKeptUntilItIsReset) {
+  // Mapped by hand: no allocator keeps it when it is given back.
   constexpr std::size_t kBytes = std::size_t{96} << 20;
+  void* pages = ::mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  ASSERT_NE(pages, MAP_FAILED);
+  std::memset(pages, 1, kBytes);
+  ASSERT_EQ(::munmap(pages, kBytes), 0);
   const std::int64_t before = peak_host_memory();
-  std::vector<char>(kBytes, 1);
-  const std::int64_t after = peak_host_memory();
-  EXPECT_GE(after, before);
-  EXPECT_GE(after, static_cast<std::int64_t>(kBytes));
+  EXPECT_GE(before, static_cast<std::int64_t>(kBytes));
   reset_peak_host_memory();
-  EXPECT_LE(peak_host_memory(), after);
+  const std::int64_t after = peak_host_memory();
+  if (after == before) GTEST_SKIP() << "this kernel does not reset the peak";
+  EXPECT_LT(after, before - static_cast<std::int64_t>(kBytes / 2));
 }
 
 TEST(HostMemoryHere, IsPositive) { EXPECT_GT(available_host_memory(), 1 << 20); }
