@@ -102,6 +102,20 @@ TEST(AllReduce, AGraphThatSavedTheTensorRefusesTheReducedOne) {
   }
 }
 
+TEST(FiniteFlag, IsOfTheSumInFloat32OrWider) {
+  for (const at::ScalarType type : {at::kFloat, at::kBFloat16, at::kHalf, at::kDouble}) {
+    // Their sum is beyond float16, whose values are summed wider.
+    const at::Tensor values = at::full({64, 33}, 60000.0, type);
+    EXPECT_TRUE(finite_flag(values).item<bool>()) << at::toString(type);
+    for (const double bad :
+         {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
+      at::Tensor broken = values.clone();
+      broken[63][32] = bad;
+      EXPECT_FALSE(finite_flag(broken).item<bool>()) << at::toString(type) << " " << bad;
+    }
+  }
+}
+
 TEST(AllFinite, AgreesWithEveryNumberLookedAt) {
   for (const at::ScalarType type : {at::kFloat, at::kDouble, at::kHalf, at::kBFloat16}) {
     EXPECT_TRUE(all_finite(at::empty({0}, type)));
